@@ -1,0 +1,225 @@
+"""The configuration: one frozen object, section by section, every key with its unit and default.
+
+The defaults here are the only ones. `conf/*.yaml` and the command line override them (see
+`jobs.cli`), and `jobs.cli` renders this module as `--help`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A group of keys. Unknown keys are refused and values cannot be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+
+
+class InputConfig(Section):
+    """Where the pairs come from. One of three shapes, told apart by the keys that are set:
+    long (`path` or `table`), nested (`candidates` names an array column), normalised (`run`).
+    """
+
+    path: str | None = Field(None, description="table of pairs: file, folder or glob [path or URI]")
+    table: str | None = Field(None, description="catalog table of pairs, instead of path [name]")
+    format: str = Field(
+        "auto", description="Spark source: parquet, json, csv, tsv, orc, ... (auto: by file ending)"
+    )
+    options: dict[str, str] = Field(
+        {}, description="options of the Spark reader, KEY=VALUE, may be repeated"
+    )
+    query_id: str = Field("query_id", description="column of the query's id")
+    query: str = Field("query", description="column of the query's text (normalised: or `text`)")
+    doc_id: str = Field("doc_id", description="column of the document's id")
+    doc: str = Field("doc", description="column of the document's text, unless doc_template is set")
+    retrieval_score: str = Field("retrieval_score", description="column of the first stage's score")
+    retrieval_rank: str = Field("retrieval_rank", description="column of the first stage's rank")
+    label: str = Field("label", description="column of the graded relevance")
+    doc_template: str | None = Field(
+        None, description=r"document made of fields, e.g. 'Title: {title}\nAbstract: {abstract}'"
+    )
+    doc_missing: Literal["drop_line", "empty", "reject"] = Field(
+        "drop_line",
+        description="a field that is null or blank: drop a template line with no field left, "
+        "put nothing in its place, or reject the pair",
+    )
+    candidates: str | None = Field(
+        None, description="nested input: array column with one struct per candidate"
+    )
+    corpus: str | None = Field(None, description="normalised input: documents [path or URI]")
+    queries: str | None = Field(None, description="normalised input: queries [path or URI]")
+    run: str | None = Field(
+        None, description="normalised input: TREC run file or table of candidates [path or URI]"
+    )
+    max_reject_rate: Share = Field(
+        0.01, description="rejected rows beyond which the job ends with exit code 3 [share 0-1]"
+    )
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> InputConfig:
+        normalised = [self.corpus, self.queries, self.run]
+        given = [bool(self.path), bool(self.table), any(normalised)]
+        if sum(given) > 1:
+            raise ValueError(
+                "more than one input is given; set only one of input.path, input.table, "
+                "or the three of input.corpus, input.queries and input.run"
+            )
+        if any(normalised) and not all(normalised):
+            raise ValueError(
+                "a normalised input needs input.corpus, input.queries and input.run, all three"
+            )
+        if any(normalised) and self.candidates:
+            raise ValueError("input.candidates belongs to a nested input; remove it or input.run")
+        return self
+
+
+class ModelConfig(Section):
+    """Which cross-encoder, and how it reads a pair."""
+
+    name: str | None = Field(
+        None, description="local folder, hub id, models:/ URI, or `embedded` for the small sample"
+    )
+    revision: str | None = Field(None, description="commit of a hub id [40 hex digits]")
+    max_length: PositiveInt = Field(512, description="longest pair the model is given [tokens]")
+    truncation: Literal["longest_first", "passage"] = Field(
+        "longest_first",
+        description="what is cut of a longer pair: the longer side first (sentence-transformers), "
+        "or the passage only with the query held to 3/4 of max_length (FlagEmbedding)",
+    )
+    precision: Literal["auto", "fp16", "bf16", "fp32"] = Field(
+        "auto",
+        description="number type of the model (auto: fp16 on CUDA, bf16 on CPUs that have the "
+        "instructions, else fp32)",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the task's GPU where Spark gives it one, else the CPU"
+    )
+    backend: Literal["torch"] = Field("torch", description="what runs the model")
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto", description="attention kernel (auto: sdpa where the model has it)"
+    )
+    query_instruction: str = Field("", description="text put before every query")
+    doc_instruction: str = Field("", description="text put before every document")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; off unless you read it"
+    )
+    ship: Literal["path", "archive"] = Field(
+        "path",
+        description="how executors reach the model: a path they share, or an archive sent by Spark",
+    )
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> ModelConfig:
+        if self.max_length < 8:
+            raise ValueError(
+                f"model.max_length={self.max_length} is below 8, which leaves no room for text; "
+                "raise it"
+            )
+        return self
+
+
+class BatchingConfig(Section):
+    """How much is scored at once."""
+
+    max_tokens: PositiveInt = Field(4096, description="padded size of one batch [tokens]")
+    max_pairs: PositiveInt = Field(512, description="rows of one batch [pairs]")
+    window: PositiveInt = Field(
+        8192, description="pairs a worker holds and sorts by length before batching [pairs]"
+    )
+    partitions: Annotated[int, Field(ge=0)] = Field(
+        0, description="scoring tasks (0: from the number of pairs and task slots) [tasks]"
+    )
+
+
+class RankingConfig(Section):
+    """What is kept of each query's order."""
+
+    top_k: PositiveInt | None = Field(None, description="ranks kept per query (unset: all) [rows]")
+    min_score: float | None = Field(None, description="lowest logit kept (unset: all) [logit]")
+    tie_break: Literal["doc_id_desc", "doc_id_asc"] = Field(
+        "doc_id_desc", description="order of equal scores; doc_id_desc is trec_eval's"
+    )
+
+
+class EvaluationConfig(Section):
+    """What the order is measured by. Labels come from input.label unless qrels is set."""
+
+    qrels: str | None = Field(None, description="TREC or BEIR qrels file, or a table [path or URI]")
+    metrics: list[str] = Field(
+        ["nDCG@10", "RR@10", "Success@1", "Judged@10"],
+        description="measures in ir_measures' notation, may be repeated",
+    )
+    baseline: str | None = Field(None, description="ranked table to compare with (jobs.evaluate)")
+    gate: list[str] = Field([], description="rules a result must pass (jobs.evaluate)")
+
+
+class StoreConfig(Section):
+    """Where scores are kept. Runs that share a store share their work."""
+
+    path: str | None = Field(None, description="score store (unset: OUT/scores) [path or URI]")
+
+
+class OutputConfig(Section):
+    """Where results go."""
+
+    path: str | None = Field(None, description="output folder [path or URI]")
+    format: str = Field("parquet", description="Spark sink of the ranked table and the rejects")
+    partitions: Annotated[int, Field(ge=0)] = Field(
+        0, description="files of the ranked table (0: from its size) [files]"
+    )
+
+
+class MlflowConfig(Section):
+    """Tracking. Only the driver talks to it, after the data is written."""
+
+    enabled: bool = Field(True, description="log the run")
+    tracking_uri: str | None = Field(
+        None, description="MLflow server or database (unset: MLFLOW_TRACKING_URI, else mlflow.db)"
+    )
+    experiment: str = Field("spark-rerank", description="experiment's name")
+    run_name: str | None = Field(None, description="run's name (unset: MLflow chooses one)")
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="longest that logging may hold up the end of the job [s]"
+    )
+
+
+class SparkConfig(Section):
+    """The session."""
+
+    master: str = Field("local[*]", description="for a local run; spark-submit's master wins")
+    app_name: str = Field("spark-rerank", description="application's name")
+    settings: dict[str, str] = Field(
+        {}, description="further Spark settings, KEY=VALUE, may be repeated"
+    )
+
+
+class Config(Section):
+    """Everything a command needs to know, resolved once."""
+
+    input: InputConfig = InputConfig()
+    model: ModelConfig = ModelConfig()
+    batching: BatchingConfig = BatchingConfig()
+    ranking: RankingConfig = RankingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    store: StoreConfig = StoreConfig()
+    output: OutputConfig = OutputConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+    spark: SparkConfig = SparkConfig()
+    dry_run: bool = Field(
+        False, description="read and check the input, print its size and lengths, score nothing"
+    )
+
+    @model_validator(mode="after")
+    def _budget_holds_a_pair(self) -> Config:
+        if self.model.max_length > self.batching.max_tokens:
+            raise ValueError(
+                f"model.max_length={self.model.max_length} exceeds "
+                f"batching.max_tokens={self.batching.max_tokens}; raise one or lower the other"
+            )
+        return self

@@ -1,0 +1,25 @@
+"""One Spark session for the whole test run: starting a JVM costs seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pyspark.sql import SparkSession
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """A small local session, stopped when the test run ends."""
+    session = (
+        # Two task slots: enough for rows of one query to come from different tasks.
+        SparkSession.builder.master("local[2]")
+        .appName("spark-rerank-tests")
+        # No port to collide with on a shared machine, and half a second less to start.
+        .config("spark.ui.enabled", "false")
+        # The default of 200 would start 200 tasks for a dozen rows.
+        .config("spark.sql.shuffle.partitions", "2")
+        .getOrCreate()
+    )
+    yield session
+    session.stop()

@@ -1,0 +1,106 @@
+"""The scoring UDF. The only module of `udfs` that imports pyspark.
+
+    from udfs.columns import rerank_udf
+    scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+import numpy as np
+import pandas as pd
+from pyspark import SparkFiles, TaskContext
+from pyspark.sql import Column
+from pyspark.sql.functions import pandas_udf
+
+from udfs.devices import TaskSlot, process_slot
+from udfs.scorer import PairScorer, Scores
+from udfs.spec import ScorerSpec
+from udfs.worker import get_scorer
+
+SCORE_SCHEMA: Final = (
+    "logit float, n_tokens int, truncated boolean, device_ms float, status string"
+)
+NULL_TEXT: Final = "null_text"
+
+Pairs = tuple[pd.Series, pd.Series]
+
+
+def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
+    """An iterator Pandas UDF that scores (query, document) columns.
+
+    On the driver this only wraps `spec`; each Python worker loads the model when its first batch
+    arrives and keeps it for later tasks. The result is a struct column, `SCORE_SCHEMA`: the raw
+    float32 logit (null unless status is `ok`), tokens given to the model, whether the pair was
+    cut, the pair's share of device time [ms], and a status (`ok`, `nonfinite`, `out_of_memory`,
+    `null_text` where a side is null). A probability is the logit's sigmoid.
+
+    The UDF is marked nondeterministic so that Spark does not duplicate it, but Spark may still
+    run it again for an action that runs again: write the result once, then read what was written.
+    """
+
+    def score(batches: Iterator[Pairs]) -> Iterator[pd.DataFrame]:
+        scorer = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
+        for window in _windows(batches, spec.window):
+            yield from _score_window(scorer, window)
+
+    udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
+    return cast("Callable[..., Column]", udf.asNondeterministic())
+
+
+def task_slot() -> TaskSlot:
+    """Cores and GPU of the current Spark task; of the whole process outside of one."""
+    context = TaskContext.get()
+    if context is None:
+        return process_slot()
+    gpu = context.resources().get("gpu")
+    return TaskSlot(cpus=context.cpus(), gpu=gpu.addresses[0] if gpu else None)
+
+
+def _windows(batches: Iterator[Pairs], size: int) -> Iterator[list[Pairs]]:
+    """Collect Arrow batches until they hold `size` pairs, so that like lengths can meet."""
+    window: list[Pairs] = []
+    held = 0
+    for batch in batches:
+        window.append(batch)
+        held += len(batch[0])
+        if held >= size:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
+
+
+def _score_window(scorer: PairScorer, window: list[Pairs]) -> Iterator[pd.DataFrame]:
+    """Score a window as one, and give it back batch by batch in the order of the rows."""
+    queries = pd.concat([query for query, _ in window], ignore_index=True)
+    docs = pd.concat([doc for _, doc in window], ignore_index=True)
+    given = (queries.notna() & docs.notna()).to_numpy()
+    scored = scorer.score(queries[given].tolist(), docs[given].tolist())
+    frame = _to_frame(scored, given)
+    start = 0
+    for query, _ in window:
+        yield frame.iloc[start : start + len(query)]
+        start += len(query)
+    if start != len(frame):
+        raise RuntimeError(f"{len(frame)} rows came in, {start} went out; please report this")
+
+
+def _to_frame(scores: Scores, given: Any) -> pd.DataFrame:
+    """Scores of the given rows, with rows that had no text in their places."""
+    whole = Scores.empty(len(given))
+    whole.status[:] = NULL_TEXT
+    for part in ("logit", "n_tokens", "truncated", "device_ms", "status"):
+        getattr(whole, part)[given] = getattr(scores, part)
+    logit = pd.Series(whole.logit).astype(object).where(np.isfinite(whole.logit), None)
+    return pd.DataFrame(
+        {
+            "logit": logit.astype("Float32"),
+            "n_tokens": whole.n_tokens,
+            "truncated": whole.truncated,
+            "device_ms": whole.device_ms,
+            "status": whole.status,
+        }
+    )

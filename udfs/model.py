@@ -1,0 +1,105 @@
+"""A checkpoint in memory: padded ids in, float32 logits out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs.encode import Batch
+from udfs.spec import Precision, ScorerSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH_NAMES: Final[dict[Precision, str]] = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}
+
+
+class ModelError(RuntimeError):
+    """A checkpoint that loads, but not as the cross-encoder it was taken for."""
+
+
+class TorchModel:
+    """A Hugging Face sequence-classification model with one logit, on one device."""
+
+    def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Take a model that is in evaluation mode and on `device`."""
+        self._model = model
+        self._device = device
+
+    @classmethod
+    def load(
+        cls, path: Path, spec: ScorerSpec, device: torch.device, precision: Precision
+    ) -> TorchModel:
+        """Load weights from safetensors, offline.
+
+        Raises:
+            ModelError: if a weight the model needs is not in the checkpoint, or it has more than
+                one logit.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            str(path),
+            dtype=getattr(torch, _TORCH_NAMES[precision]),
+            attn_implementation=None if spec.attention == "auto" else spec.attention,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+        )
+        model, info = loaded
+        if lacking := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
+            raise ModelError(
+                f"{len(lacking)} weights of {path} are missing or have another shape, first "
+                f"{lacking[0]}; they would be random. Name a complete reranker checkpoint"
+            )
+        if model.config.num_labels != 1:
+            raise ModelError(f"{path} has {model.config.num_labels} labels; one logit is needed")
+        if precision != "fp32":
+            _keep_head_in_float32(model)
+        return cls(model.to(device).eval(), device)
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """float32[B]: one raw logit per row."""
+        import torch
+
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.type_ids is not None:
+            inputs["token_type_ids"] = batch.type_ids
+        with torch.inference_mode():
+            tensors = {key: torch.from_numpy(array) for key, array in inputs.items()}
+            on_device = {key: tensor.to(self._device) for key, tensor in tensors.items()}
+            logits: torch.Tensor = self._model(**on_device).logits
+            result: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
+        return result
+
+
+def _keep_head_in_float32(model: Any) -> None:
+    """Run the last layers in float32, as half precision would merge scores that differ.
+
+    bf16 has 8 bits of mantissa: of 64 pairs only about 10 keep a logit of their own. The head is
+    a thousandth of the work, and float32 weights there keep the order of what the encoder found.
+    """
+    for name, module in model.named_children():
+        if name != model.base_model_prefix:
+            module.float()
+            module.register_forward_pre_hook(_inputs_to_float32)
+
+
+def _inputs_to_float32(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(
+        value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for value in inputs
+    )

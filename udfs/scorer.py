@@ -1,0 +1,201 @@
+"""Pairs in, scores out: encode, forward, finish, with recovery from out-of-memory."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs import devices
+from udfs.batching import plan_batches
+from udfs.encode import Batch, EncodedPairs, PairEncoder
+from udfs.model import TorchModel
+from udfs.spec import ScorerSpec
+
+OK: Final = "ok"
+NONFINITE: Final = "nonfinite"
+OUT_OF_MEMORY: Final = "out_of_memory"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is known of N pairs after scoring, row by row in the order of the input.
+
+    Attributes:
+        logit: float32[N], raw logit; NaN unless status is `ok`.
+        n_tokens: int32[N], tokens the model was given, special tokens included.
+        truncated: bool[N], whether a token was cut.
+        device_ms: float32[N], the pair's share, by tokens, of its batch's time on the device [ms].
+        status: object[N], `ok`, `nonfinite` or `out_of_memory`.
+    """
+
+    logit: NDArray[np.float32]
+    n_tokens: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+    device_ms: NDArray[np.float32]
+    status: NDArray[np.object_]
+
+    @classmethod
+    def empty(cls, size: int) -> Scores:
+        """N rows that nothing is known of yet."""
+        return cls(
+            logit=np.full(size, np.nan, np.float32),
+            n_tokens=np.zeros(size, np.int32),
+            truncated=np.zeros(size, np.bool_),
+            device_ms=np.zeros(size, np.float32),
+            status=np.full(size, OK, np.object_),
+        )
+
+
+class PairScorer(Protocol):
+    """Anything that scores pairs of texts."""
+
+    def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
+        """Score N pairs."""
+        ...
+
+
+class LogitModel(Protocol):
+    """Anything that turns a padded batch into one logit per row."""
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """float32[B] logits."""
+        ...
+
+
+class Scorer:
+    """A cross-encoder and its tokenizer, ready on a device. Not thread-safe.
+
+    Args:
+        encoder: tokenises pairs.
+        model: the forward pass.
+        spec: sizes of batches.
+        in_float32: loads the same model in float32, for rows that half precision cannot hold;
+            None if `model` is float32 already.
+    """
+
+    def __init__(
+        self,
+        encoder: PairEncoder,
+        model: LogitModel,
+        spec: ScorerSpec,
+        in_float32: Loader | None = None,
+    ) -> None:
+        """Keep the parts; nothing is loaded here."""
+        self._encoder = encoder
+        self._model = model
+        self._spec = spec
+        self._in_float32 = in_float32
+
+    @classmethod
+    def load(cls, path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> Scorer:
+        """Load tokenizer and weights onto the device of this task.
+
+        Raises:
+            ModelError, ValueError, DeviceError: naming what is wrong and the remedy.
+        """
+        devices.prepare_process(slot)
+        device = devices.choose(spec.device, slot)
+        model = TorchModel.load(path, spec, device, spec.precision)
+        again = None if spec.precision == "fp32" else Loader(path, spec, slot)
+        return cls(PairEncoder.load(path, spec), model, spec, again)
+
+    def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
+        """Score N pairs of texts; N may be 0."""
+        pairs = self._encoder.encode(queries, docs)
+        scores = Scores.empty(len(pairs.docs))
+        scores.n_tokens[:] = pairs.lengths
+        scores.truncated[:] = pairs.truncated
+        plan = plan_batches(
+            pairs.lengths.tolist(),
+            max_tokens=self._spec.max_tokens,
+            max_pairs=self._spec.max_pairs,
+        )
+        for rows in plan:
+            self._score_rows(pairs, rows, scores)
+        self._finish(pairs, scores)
+        return scores
+
+    def _score_rows(self, pairs: EncodedPairs, rows: Sequence[int], scores: Scores) -> None:
+        """Forward one batch; halve it for as long as the device runs out of memory."""
+        logits, milliseconds = self._forward(pairs, rows)
+        if logits is not None:
+            at = np.asarray(rows)
+            scores.logit[at] = logits
+            scores.device_ms[at] = milliseconds * pairs.lengths[at] / pairs.lengths[at].sum()
+        elif len(rows) == 1:
+            scores.status[rows[0]] = OUT_OF_MEMORY
+        else:
+            half = len(rows) // 2
+            self._score_rows(pairs, rows[:half], scores)
+            self._score_rows(pairs, rows[half:], scores)
+
+    def _forward(
+        self, pairs: EncodedPairs, rows: Sequence[int]
+    ) -> tuple[NDArray[np.float32] | None, float]:
+        """Logits and time [ms] of one batch; None when memory ran out.
+
+        The retry happens in the caller: inside `except` the traceback still holds the tensors
+        that have to be freed first.
+        """
+        import torch
+
+        start = time.perf_counter()
+        try:
+            logits = self._model.forward(self._encoder.collate(pairs, rows))
+        except torch.OutOfMemoryError:
+            logits = None
+        if logits is None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return logits, (time.perf_counter() - start) * 1000.0
+
+    def _finish(self, pairs: EncodedPairs, scores: Scores) -> None:
+        """Give rows whose logit is not a number a second chance in float32, then mark them."""
+        lost = self._nonfinite(scores)
+        if lost.size and self._in_float32:
+            again = self._in_float32.scorer(self._encoder)
+            for row in lost.tolist():
+                again._score_rows(pairs, [row], scores)
+            lost = self._nonfinite(scores)
+        scores.status[lost] = NONFINITE
+        scores.logit[scores.status != OK] = np.nan
+
+    @staticmethod
+    def _nonfinite(scores: Scores) -> NDArray[np.intp]:
+        return np.flatnonzero((scores.status == OK) & ~np.isfinite(scores.logit))
+
+
+class Loader:
+    """The same model in float32, loaded when a row first needs it."""
+
+    def __init__(self, path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> None:
+        """Remember where the model is."""
+        self._path, self._spec, self._slot = path, spec, slot
+        self._loaded: Scorer | None = None
+
+    def scorer(self, encoder: PairEncoder) -> Scorer:
+        """The float32 scorer, sharing the tokenizer."""
+        if self._loaded is None:
+            device = devices.choose(self._spec.device, self._slot)
+            model = TorchModel.load(self._path, self._spec, device, "fp32")
+            self._loaded = Scorer(encoder, model, self._spec)
+        return self._loaded
+
+
+class StubScorer:
+    """Scores by a checksum of the texts: everything of a job but the model can be measured."""
+
+    def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
+        """A logit in [-8, 8) per pair; n_tokens counts words."""
+        scores = Scores.empty(len(docs))
+        for at, (query, doc) in enumerate(zip(queries, docs, strict=True)):
+            checksum = zlib.crc32(doc.encode(), zlib.crc32(query.encode()))
+            scores.logit[at] = checksum / 2**28 - 8.0
+            scores.n_tokens[at] = query.count(" ") + doc.count(" ") + 2
+        return scores

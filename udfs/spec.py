@@ -1,0 +1,94 @@
+"""`ScorerSpec`: everything that decides a score, in one frozen, hashable value.
+
+Standard library only, because the driver pickles it into every task and configuration errors
+have to be found before torch is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, get_args
+
+Truncation = Literal["longest_first", "passage"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Attention = Literal["auto", "sdpa", "eager"]
+Device = Literal["auto", "cpu", "cuda"]
+
+# Raise it whenever the scoring code changes what any pair scores: it opens a new fingerprint.
+SCORING_VERSION: Final = 1
+
+# Keys that say where and how fast a pair is scored, but not what its score is.
+_NOT_SCORING: Final = (
+    "model_path", "device", "max_tokens", "max_pairs", "window"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """How pairs are scored.
+
+    Args:
+        model_path: folder of the checkpoint as executors see it; `archive:NAME` names one that
+            Spark has unpacked for them (`SparkContext.addArchive`).
+        model_digest: SHA-256 over the checkpoint's files, see `udfs.checkpoint`.
+        max_length: longest pair given to the model, special tokens included [tokens].
+        truncation: `longest_first` is sentence-transformers' rule, `passage` FlagEmbedding's.
+        precision: number type of the model's weights. Logits are float32 in any case.
+        attention: attention kernel; `auto` is sdpa where the architecture has it.
+        backend: what runs the model.
+        doc_template: how the document's text was made of fields; empty: a single column.
+        query_instruction: text already put before the queries.
+        doc_instruction: text already put before the documents.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+        device: where to score; `auto` is the task's GPU if Spark gave it one, else the CPU.
+        max_tokens: padded size of one batch [tokens].
+        max_pairs: rows of one batch [pairs].
+        window: pairs held and sorted by length before batching [pairs].
+
+    Raises:
+        ValueError: naming the value, the limit and the remedy.
+    """
+
+    model_path: str
+    model_digest: str
+    max_length: int = 512
+    truncation: Truncation = "longest_first"
+    precision: Precision = "fp32"
+    attention: Attention = "auto"
+    backend: Literal["torch", "stub"] = "torch"
+    doc_template: str = ""
+    query_instruction: str = ""
+    doc_instruction: str = ""
+    trust_remote_code: bool = False
+    device: Device = "auto"
+    max_tokens: int = 4096
+    max_pairs: int = 512
+    window: int = 8192
+
+    def __post_init__(self) -> None:
+        """Refuse values that no scorer could serve."""
+        for name, value, choices in (
+            ("truncation", self.truncation, get_args(Truncation)),
+            ("precision", self.precision, get_args(Precision)),
+            ("attention", self.attention, get_args(Attention)),
+            ("device", self.device, get_args(Device)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
+        for name in ("max_length", "max_tokens", "max_pairs", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is below 1; raise it")
+        if self.max_length > self.max_tokens:
+            raise ValueError(
+                f"max_length={self.max_length} exceeds max_tokens={self.max_tokens}; "
+                "raise one or lower the other"
+            )
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digest [32 digits] of everything that can change a score."""
+        scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
+        scoring["scoring_version"] = SCORING_VERSION
+        canonical = json.dumps(scoring, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -1,0 +1,51 @@
+"""One scorer per Python worker process, loaded on first use and kept across tasks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from udfs.devices import TaskSlot
+from udfs.scorer import PairScorer, Scorer, StubScorer
+from udfs.spec import ScorerSpec
+
+_ARCHIVE: Final = "archive:"
+_lock: Final = threading.Lock()
+_loaded: dict[ScorerSpec, PairScorer] = {}
+
+
+def get_scorer(
+    spec: ScorerSpec,
+    slot: TaskSlot,
+    *,
+    archive_root: Callable[[], str] | None = None,
+    load: Callable[[Path, ScorerSpec, TaskSlot], PairScorer] = Scorer.load,
+) -> PairScorer:
+    """The scorer of this process for `spec`, loaded if it is not there yet.
+
+    Runs on executors. Only the newest is kept: two models would share the memory of one device.
+
+    Args:
+        spec: what to load.
+        slot: cores and GPU of the calling task.
+        archive_root: where Spark unpacked `archive:` models in this process.
+        load: how a scorer comes into being; a test counts its calls.
+    """
+    with _lock:
+        if spec not in _loaded:
+            _loaded.clear()
+            if spec.backend == "stub":
+                _loaded[spec] = StubScorer()
+            else:
+                _loaded[spec] = load(_locate(spec.model_path, archive_root), spec, slot)
+        return _loaded[spec]
+
+
+def _locate(model_path: str, archive_root: Callable[[], str] | None) -> Path:
+    if not model_path.startswith(_ARCHIVE):
+        return Path(model_path)
+    if archive_root is None:
+        raise ValueError(f"{model_path} can only be found inside a Spark task; give a folder")
+    return Path(archive_root()) / model_path.removeprefix(_ARCHIVE)
