@@ -91,7 +91,10 @@ def help_text(command: str, description: str) -> str:
                 lines += [f"        {item.description}{_choices(item.annotation)}"]
         else:
             flag = name.replace("_", "-")
-            lines += [f"--{flag}  (default: {_default(field.default)})", f"        {field.description}"]
+            lines += [
+                f"--{flag}  (default: {_default(field.default)})",
+                f"        {field.description}",
+            ]
         lines += [""]
     return "\n".join(lines)
 
@@ -178,7 +181,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise RefusedError(f"--config {file} holds a {type(content).__name__}; use sections of keys")
+        raise RefusedError(
+            f"--config {file} holds a {type(content).__name__}; use sections of keys"
+        )
     return content
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -100,7 +99,10 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the task's GPU where Spark gives it one, else the CPU"
     )
-    backend: Literal["torch"] = Field("torch", description="what runs the model")
+    backend: Literal["torch", "stub"] = Field(
+        "torch",
+        description="what runs the model; stub scores by a checksum, to time all but the model",
+    )
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="attention kernel (auto: sdpa where the model has it)"
     )
@@ -130,7 +132,7 @@ class BatchingConfig(Section):
     max_tokens: PositiveInt = Field(4096, description="padded size of one batch [tokens]")
     max_pairs: PositiveInt = Field(512, description="rows of one batch [pairs]")
     window: PositiveInt = Field(
-        8192, description="pairs a worker holds and sorts by length before batching [pairs]"
+        1024, description="pairs a worker holds and sorts by length before batching [pairs]"
     )
     partitions: Annotated[int, Field(ge=0)] = Field(
         0, description="scoring tasks (0: from the number of pairs and task slots) [tasks]"

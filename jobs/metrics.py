@@ -8,7 +8,7 @@ trec_eval is the reference in every convention:
 * A query of the qrels that the run does not answer counts 0, and so does one without relevant
   documents. Both are counted and reported.
 
-Shape of the computation: run and qrels are stacked and moved once, by query. Everything after that
+Shape of the computation: run and qrels are stacked and moved once, by query. All that follows
 (merging equal pairs, ranking, the measures) stays within a query, and so within a partition. After
 ranking only judged documents go on, which are few, however long the run is.
 """
@@ -27,17 +27,19 @@ from jobs.measures import Measure
 
 TieBreak = Literal["doc_id_desc", "doc_id_asc"]
 
-#: Rows of a query that no measure can be computed from; each is reason to refuse the run.
+#: Columns of `per_query` that count what no measure can be computed from, and the remedies.
 FAULTS = {
-    "n_repeated": "rows repeat a (query_id, doc_id) of the run; keep one row per pair",
-    "n_unscored": "rows of the run have a null or NaN score; leave them out or score them",
+    "n_repeated": "rows of the run repeat a (query_id, doc_id); keep one row per pair",
+    "n_unscored": "rows of the run have a null or NaN score; score them or leave them out",
     "n_conflicting": "pairs have two different grades in the qrels; keep one grade per pair",
 }
 
-# Means are sums of exact decimals: adding doubles gives other last digits in another order, and
-# the order changes with the partitions. Values lie in 0..1, so 18 decimals lose nothing that a
-# double holds, and 20 digits before the point are enough for any number of queries.
-_EXACT = "decimal(38,18)"
+_CEILING = "ceiling "  # prefix of the columns that hold it
+
+# Means are quotients of exact sums. Doubles added in another order end in other digits, and the
+# order depends on the partitions; decimals do not care. Values lie in 0..1, so 18 decimals are
+# finer than what a double holds, and a sum (30 digits) has room for 10^12 queries.
+_EXACT = "decimal(20,18)"
 
 
 class RunError(RefusedError, ValueError):
@@ -53,39 +55,38 @@ def per_query(
     run_only: bool = False,
     ceiling: bool = False,
 ) -> DataFrame:
-    """Every measure of every query. Nothing is computed before the result is used.
+    """Every measure of every query. A plan; nothing is computed before the result is used.
 
     Args:
-        run: query_id, doc_id, score (higher is better; compared in float32); other columns are
-            ignored.
+        run: query_id, doc_id, score (higher is better, compared in float32); the rest is ignored.
         qrels: query_id, doc_id, relevance (a grade; negative ones are judged and not relevant).
         measures: what to compute.
         tie_break: order of equal scores; `doc_id_desc` is trec_eval's.
         run_only: add a column `judged` (bool), and the queries that only the run has.
-        ceiling: measure the best order of the same documents instead: by grade, descending.
+        ceiling: add a double per measure, `ceiling NAME`: its value if the same documents came in
+            the best order, by grade descending. Judged@k has none: it does not reward an order.
 
     Returns:
         One row per query of the qrels: query_id; one double per measure, named `str(measure)`,
         null where the query has faults; n_retrieved (documents of the run), n_relevant (documents
-        of the qrels with grade >= 1), answered (n_retrieved > 0); and the faults n_repeated,
-        n_unscored and n_conflicting, which `summarise` refuses when they are not 0.
+        of the qrels with a grade of at least 1), answered (n_retrieved > 0); and the faults
+        n_repeated, n_unscored and n_conflicting, which `summarise` refuses unless they are 0.
     """
-    queries = _gather(_ranked(_stacked(run, qrels), tie_break))
+    queries = _gathered(_ranked(_merged(run, qrels), tie_break))
+    hits = F.col("hits")
+    values = {str(measure): _value(measure, hits) for measure in measures}
     if ceiling:
-        queries = queries.withColumn("hits", _best_order())
-    sound = F.lit(True)
+        queries = queries.withColumn("best_hits", _best_order(hits))
+        best = F.col("best_hits")
+        values |= {f"{_CEILING}{m}": _value(m, best) for m in measures if m.name != "Judged"}
+    sound = F.col("judged")
     for fault in FAULTS:
         sound = sound & (F.col(fault) == 0)
-    columns = [
-        F.when(sound & F.col("judged"), _value(measure)).alias(str(measure))
-        for measure in dict.fromkeys(measures)
-    ]
-    table = queries if run_only else queries.where(F.col("judged"))
-    return table.select(
+    return queries.where(F.lit(run_only) | F.col("judged")).select(
         "query_id",
-        *columns,
+        *[F.when(sound, value).alias(name) for name, value in values.items()],
         "n_retrieved",
-        F.size(F.filter("grades", lambda grade: grade >= 1)).alias("n_relevant"),
+        _relevant_in_qrels(1).alias("n_relevant"),
         (F.col("n_retrieved") > 0).alias("answered"),
         *FAULTS,
         *(["judged"] if run_only else []),
@@ -101,24 +102,30 @@ def summarise(table: DataFrame) -> dict[str, float | int]:
     Returns:
         The mean of every measure under its name, then counts: `queries` (of the qrels),
         `queries_unanswered` (not in the run; they count 0), `queries_without_relevant` (they count
-        0 too), and, if the table was made with `run_only`, `queries_only_in_run` (not counted).
+        0 too), and, if the table was made with `run_only`, `queries_only_in_run` (ignored).
 
     Raises:
         RunError: repeated pairs, missing scores, conflicting grades, or no query at all.
     """
     names = [field.name for field in table.schema if field.dataType.typeName() == "double"]
-    row = table.agg(*_totals(table, names)).first()
-    assert row is not None  # an aggregate without groups has one row, also over no rows
-    _refuse_faults(row)
-    queries = int(row["queries"])
-    if not queries:
-        raise RunError("the qrels hold no query; give qrels with at least one judged document")
-    # Quotient of exact decimals, turned into a double once.
-    summary: dict[str, float | int] = {
-        name: float((row[name] or Decimal(0)) / queries) for name in names
+    judged = F.col("judged") if "judged" in table.columns else F.lit(True)
+    counts = {
+        "queries": judged,
+        "queries_unanswered": judged & ~F.col("answered"),
+        "queries_without_relevant": judged & (F.col("n_relevant") == 0),
     }
-    counts = [name for name in row.asDict() if name.startswith("queries")]
-    return summary | {name: int(row[name]) for name in counts}
+    if "judged" in table.columns:
+        counts["queries_only_in_run"] = ~judged
+    row = table.agg(
+        *[F.sum(F.col(f"`{name}`").cast(_EXACT)).alias(name) for name in names],
+        *[F.count_if(condition).alias(name) for name, condition in counts.items()],
+        *[F.sum(fault).alias(fault) for fault in FAULTS],
+        *[F.min(F.when(F.col(f) > 0, F.col("query_id"))).alias(f"{f}_in") for f in FAULTS],
+    ).first()
+    assert row is not None  # an aggregate without groups has one row, even over no rows
+    _refuse_faults(row)
+    means = {name: float((row[name] or Decimal(0)) / row["queries"]) for name in names}
+    return means | {name: int(row[name]) for name in counts}
 
 
 def compare(
@@ -131,86 +138,86 @@ def compare(
     """First stage and reranked order of the same candidates, side by side.
 
     Args:
-        ranked: query_id, doc_id, score, retrieval_score, retrieval_rank; the last two may hold
-            nulls. It should hold all candidates: a table cut to its top k has lost what the first
-            stage ranked higher.
+        ranked: query_id, doc_id, score, retrieval_score, retrieval_rank, the last two with or
+            without nulls. It should hold all candidates: a table cut to its top k has lost what
+            the first stage ranked higher.
         qrels: query_id, doc_id, relevance.
         measures: what to compute.
-        tie_break: order of equal scores, in both orders.
+        tie_break: order of equal scores, in both stages.
 
     Returns:
-        `reranked`, `first_stage`, `delta` (reranked minus first stage) and `ceiling`, each a value
-        per measure name; `first_stage_order`, the column it was read from; and the counts of
-        `summarise`. The ceiling is what the best order of these candidates would reach, and so
-        what relevant documents that were never retrieved cost both; Judged has none.
-        `first_stage`, `delta` and `first_stage_order` are None where the table holds neither
-        retrieval scores nor ranks.
+        `first_stage`, `reranked`, `delta` (reranked minus first stage) and `ceiling`: a value per
+        measure. The ceiling is what the best order of these candidates would reach: the rest is
+        lost to relevant documents that were never retrieved. Then `first_stage_order`, the column
+        it was read from, and the counts of `summarise`. `first_stage`, `delta` and
+        `first_stage_order` are None where the table has neither retrieval scores nor ranks.
 
     Raises:
         RunError: as `summarise`, or retrieval scores and ranks that are both incomplete.
     """
-    measures = tuple(dict.fromkeys(measures))
-
-    def summary(score: Column, **options: Any) -> dict[str, float | int]:
-        run = ranked.select("query_id", "doc_id", score.alias("score"))
-        return summarise(per_query(run, qrels, tie_break=tie_break, **options))
-
     order = first_stage_order(ranked)
-    after = summary(F.col("score"), measures=measures, run_only=True)
-    names = [str(measure) for measure in measures]
-    result: dict[str, Any] = {"first_stage": None, "delta": None, "first_stage_order": order}
+    names = list(dict.fromkeys(str(measure) for measure in measures))
+    table = per_query(ranked, qrels, measures, tie_break=tie_break, run_only=True, ceiling=True)
+    after = summarise(table)
+    before = None
     if order is not None:
-        column = F.col(order) if order == "retrieval_score" else -F.col(order).cast("double")
-        before = summary(column, measures=measures)
-        result["first_stage"] = {name: before[name] for name in names}
-        result["delta"] = {name: after[name] - before[name] for name in names}
-    bounded = [measure for measure in measures if measure.name != "Judged"]
-    best = summary(F.col("score"), measures=bounded, ceiling=True)
-    result["reranked"] = {name: after[name] for name in names}
-    result["ceiling"] = {str(measure): best[str(measure)] for measure in bounded}
-    return result | {name: count for name, count in after.items() if name not in names}
+        score = F.col(order) if order == "retrieval_score" else -F.col(order).cast("double")
+        run = ranked.select("query_id", "doc_id", score.alias("score"))
+        before = summarise(per_query(run, qrels, measures, tie_break=tie_break))
+    return {
+        "first_stage": before and {name: before[name] for name in names},
+        "reranked": {name: after[name] for name in names},
+        "delta": before and {name: after[name] - before[name] for name in names},
+        "ceiling": {n: after[_CEILING + n] for n in names if _CEILING + n in after},
+        "first_stage_order": order,
+        **{name: count for name, count in after.items() if name.startswith("queries")},
+    }
 
 
 def first_stage_order(ranked: DataFrame) -> str | None:
     """The column that gives the first stage's order: the scores if all are there, else the ranks.
 
     Raises:
-        RunError: some rows have one, but neither column is complete.
+        RunError: some rows have a score or a rank, but neither column is complete.
     """
     columns = ("retrieval_score", "retrieval_rank")
-    row = ranked.agg(
-        F.count(F.lit(1)).alias("rows"), *[F.count(column).alias(column) for column in columns]
-    ).first()
+    counts = [F.count(column).alias(column) for column in columns]
+    row = ranked.agg(F.count(F.lit(1)).alias("rows"), *counts).first()
     assert row is not None  # an aggregate without groups has one row
-    for column in columns:
-        if row[column] and row[column] == row["rows"]:
-            return column
     if not any(row[column] for column in columns):
         return None
+    for column in columns:
+        if row[column] == row["rows"]:
+            return column
     raise RunError(
         f"the first stage has no order: of {row['rows']} rows {row['retrieval_score']} have a "
-        f"retrieval_score and {row['retrieval_rank']} a retrieval_rank; fill one of them, or map "
-        "neither"
+        f"retrieval_score and {row['retrieval_rank']} a retrieval_rank; fill either column, or "
+        "leave both out"
     )
 
 
-def _stacked(run: DataFrame, qrels: DataFrame) -> DataFrame:
-    """Run and qrels as one table with a row per (query_id, doc_id), all of a query together."""
+def _merged(run: DataFrame, qrels: DataFrame) -> DataFrame:
+    """One row per (query_id, doc_id) of run or qrels; score is null where not retrieved.
+
+    The one shuffle. A union merged by groupBy and not a join: it finds repeated pairs in passing,
+    and stays where the rows are, while a join on both ids would move them again.
+    """
     ids = [F.col(name).cast("string").alias(name) for name in ("query_id", "doc_id")]
-    # float, because trec_eval compares in float32; + 0.0 makes -0.0 equal to 0.0 for every sort.
-    score = (F.col("score").cast("float") + F.lit(0.0).cast("float")).alias("score")
-    nothing = F.lit(None)
+    score, relevance = F.col("score").cast("float"), F.col("relevance").cast("double")
+    unscored = score.isNull() | F.isnan(score)
     retrieved = run.select(
-        *ids, score, nothing.cast("double").alias("relevance"), F.lit(1).alias("retrieved")
+        *ids,
+        # Faulty rows stay in the table, to be counted; adding 0.0 turns -0.0 into 0.0.
+        F.when(unscored, float("-inf")).otherwise(score + 0.0).cast("float").alias("score"),
+        F.lit(None).cast("double").alias("relevance"),
+        unscored.cast("int").alias("unscored"),
     )
     judged = qrels.select(
         *ids,
-        nothing.cast("float").alias("score"),
-        F.col("relevance").cast("double").alias("relevance"),
-        F.lit(0).alias("retrieved"),
+        F.lit(None).cast("float").alias("score"),
+        relevance.alias("relevance"),
+        F.lit(0).alias("unscored"),
     )
-    # The one shuffle. A union merged by groupBy instead of a join: it finds repeated pairs in
-    # passing, and stays where the rows are, while a join on both ids would move them again.
     return (
         retrieved.unionByName(judged)
         .repartition("query_id")
@@ -218,18 +225,110 @@ def _stacked(run: DataFrame, qrels: DataFrame) -> DataFrame:
         .agg(
             F.max("score").alias("score"),
             F.max("relevance").alias("relevance"),
-            F.min("relevance").alias("least_relevance"),
-            F.sum("retrieved").alias("copies"),
-            F.sum(F.when(F.isnan("score"), 1)).alias("nans"),
+            F.greatest(F.count("score") - 1, F.lit(0)).alias("repeated"),
+            F.sum("unscored").alias("unscored"),
+            (F.min("relevance") < F.max("relevance")).cast("int").alias("conflicting"),
         )
     )
 
 
 def _ranked(pairs: DataFrame, tie_break: TieBreak) -> DataFrame:
-    """Judged or faulty pairs, and the last retrieved one; rank is null where not retrieved."""
+    """Add `rank` (from 1, null where not retrieved); keep what `_gathered` needs."""
     doc_id = F.col("doc_id")
     tie = doc_id.desc() if tie_break == "doc_id_desc" else doc_id.asc()
-    order = Window.partitionBy("query_id").orderBy(
-        F.col("copies").desc_nulls_last(), F.col("score").desc_nulls_last(), tie
+    order = Window.partitionBy("query_id").orderBy(F.col("score").desc_nulls_last(), tie)
+    retrieved = F.col("score").isNotNull()
+    ranked = pairs.select(
+        "*",
+        F.when(retrieved, F.row_number().over(order)).alias("rank"),
+        # The last retrieved document carries the length of the ranking.
+        (retrieved & F.lead("score").over(order).isNull()).alias("last"),
     )
-    return pairs
+    faulty = (F.col("repeated") > 0) | (F.col("unscored") > 0)
+    return ranked.where(F.col("relevance").isNotNull() | F.col("last") | faulty)
+
+
+def _gathered(pairs: DataFrame) -> DataFrame:
+    """One row per query: hits (judged and retrieved, by rank), grades (above 0, descending).
+
+    Both are short, and sorted so that sums over them run in one order wherever rows came from.
+    """
+    rank, relevance = F.col("rank"), F.col("relevance")
+    hit = F.when(rank.isNotNull() & relevance.isNotNull(), F.struct("rank", "relevance"))
+    return pairs.groupBy("query_id").agg(
+        F.sort_array(F.collect_list(hit)).alias("hits"),
+        F.sort_array(F.collect_list(F.when(relevance > 0, relevance)), asc=False).alias("grades"),
+        F.coalesce(F.max("rank"), F.lit(0)).alias("n_retrieved"),
+        (F.count("relevance") > 0).alias("judged"),
+        F.sum("repeated").alias("n_repeated"),
+        F.sum("unscored").alias("n_unscored"),
+        F.coalesce(F.sum("conflicting"), F.lit(0)).alias("n_conflicting"),
+    )
+
+
+def _best_order(hits: Column) -> Column:
+    """The same documents, ranked by grade; unjudged ones would follow and change no measure."""
+    grades = F.sort_array(F.transform(hits, lambda hit: hit["relevance"]), asc=False)
+    return F.transform(
+        grades, lambda grade, i: F.struct((i + 1).alias("rank"), grade.alias("relevance"))
+    )
+
+
+def _value(measure: Measure, hits: Column) -> Column:
+    """A measure of one query, in double, from the columns of `_gathered`; 0 where undefined."""
+    k, rel = measure.cutoff, measure.rel
+    seen = hits if k is None else F.filter(hits, lambda hit: hit["rank"] <= k)
+    ranks = F.transform(F.filter(seen, lambda hit: hit["relevance"] >= rel), lambda h: h["rank"])
+    if measure.name == "nDCG":
+        value = _ndcg(seen, k)
+    elif measure.name == "RR":
+        # Voorhees, "The TREC-8 Question Answering Track Report", 1999.
+        value = F.try_divide(F.lit(1.0), F.get(ranks, F.lit(0)))
+    elif measure.name == "AP":
+        # Buckley and Voorhees, SIGIR 2000; divided by all relevant documents, found or not.
+        precisions = F.transform(ranks, lambda rank, i: (i + 1) / rank)
+        value = F.try_divide(_sum(precisions), _relevant_in_qrels(rel))
+    elif measure.name == "P":
+        value = F.size(ranks) / F.lit(k)  # by k, even when fewer were retrieved
+    elif measure.name == "R":
+        value = F.try_divide(F.size(ranks), _relevant_in_qrels(rel))
+    elif measure.name == "Success":
+        value = (F.size(ranks) > 0).cast("double")
+    else:  # Judged, as ir_measures defines it: of the first k, or of all where fewer came
+        value = F.try_divide(F.size(seen), F.least(F.lit(k), F.col("n_retrieved")))
+    return F.coalesce(value, F.lit(0.0))
+
+
+def _ndcg(seen: Column, k: int | None) -> Column:
+    """Järvelin and Kekäläinen, TOIS 20(4), 2002, as in trec_eval: the gain is the grade.
+
+    The discount is log2(rank + 1) (Burges et al., ICML 2005); grades below 0 gain 0; the ideal
+    order has all judged documents of the query, retrieved or not.
+    """
+    gains = F.transform(
+        seen, lambda hit: F.greatest(hit["relevance"], F.lit(0.0)) / F.log2(hit["rank"] + 1)
+    )
+    grades = F.col("grades")
+    best = grades if k is None else F.slice(grades, 1, k)
+    ideal = F.transform(best, lambda grade, i: grade / F.log2(i + 2))
+    return F.try_divide(_sum(gains), _sum(ideal))
+
+
+def _sum(values: Column) -> Column:
+    return F.aggregate(values, F.lit(0.0), lambda total, value: total + value)
+
+
+def _relevant_in_qrels(rel: int) -> Column:
+    return F.size(F.filter("grades", lambda grade: grade >= rel))
+
+
+def _refuse_faults(row: Row) -> None:
+    findings = [
+        f"{row[fault]} {remedy} (for example in query {row[f'{fault}_in']!r})"
+        for fault, remedy in FAULTS.items()
+        if row[fault]
+    ]
+    if findings:
+        raise RunError(findings)
+    if not row["queries"]:
+        raise RunError("the qrels hold no query; give qrels with at least one judged document")

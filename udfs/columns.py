@@ -1,7 +1,7 @@
 """The scoring UDF. The only module of `udfs` that imports pyspark.
 
-    from udfs.columns import rerank_udf
-    scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
+from udfs.columns import rerank_udf
+scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ import numpy as np
 import pandas as pd
 from pyspark import SparkFiles, TaskContext
 from pyspark.sql import Column
-from pyspark.sql.functions import pandas_udf
+from pyspark.sql.pandas.functions import pandas_udf
 
-from udfs.devices import TaskSlot, process_slot
+from udfs.devices import TaskSlot, describe, process_slot
 from udfs.scorer import PairScorer, Scores
-from udfs.spec import ScorerSpec
+from udfs.spec import Device, ScorerSpec
 from udfs.worker import get_scorer
 
-SCORE_SCHEMA: Final = (
-    "logit float, n_tokens int, truncated boolean, device_ms float, status string"
-)
+SCORE_SCHEMA: Final = "logit float, n_tokens int, truncated boolean, device_ms float, status string"
 NULL_TEXT: Final = "null_text"
 
 Pairs = tuple[pd.Series, pd.Series]
@@ -48,6 +46,17 @@ def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
 
     udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
     return cast("Callable[..., Column]", udf.asNondeterministic())
+
+
+def probe_devices(wanted: Device) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
+    """For `mapInPandas`: one row per task, `device`, what the task would score on."""
+
+    def probe(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for _ in batches:
+            pass
+        yield pd.DataFrame({"device": [describe(wanted, task_slot())]})
+
+    return probe
 
 
 def task_slot() -> TaskSlot:

@@ -64,7 +64,7 @@ class EncodedPairs:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to the longest of them. All int64[B, L]; `type_ids` None if the model has none."""
+    """Rows padded to the longest, int64[B, L]; `type_ids` is None if the model reads none."""
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
@@ -170,7 +170,9 @@ class PairEncoder:
         types = np.zeros((len(rows), width), np.int64) if self._has_types else None
         frame = self.frame
         for at, row in enumerate(rows):
-            parts = (frame.before, pairs.queries[row], frame.between, pairs.docs[row], frame.after)
+            parts: tuple[Sequence[int] | Ids, ...] = (
+                frame.before, pairs.queries[row], frame.between, pairs.docs[row], frame.after,
+            )  # fmt: skip
             end = 0
             for part, kind in zip(parts, frame.types, strict=True):
                 start, end = end, end + len(part)

@@ -47,7 +47,7 @@ class TorchModel:
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             str(path),
             dtype=getattr(torch, _TORCH_NAMES[precision]),

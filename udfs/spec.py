@@ -65,7 +65,7 @@ class ScorerSpec:
     device: Device = "auto"
     max_tokens: int = 4096
     max_pairs: int = 512
-    window: int = 8192
+    window: int = 1024
 
     def __post_init__(self) -> None:
         """Refuse values that no scorer could serve."""

@@ -17,8 +17,12 @@ from typing import Final, Literal
 
 MissingRule = Literal["drop_line", "empty", "reject"]
 
-# What counts as blank: white space and format characters that show nothing, such as U+200B.
-BLANK: Final = r"[\s\x00\u00a0\u1680\u2000-\u200f\u2028\u2029\u202f\u205f\u2060\u3000\ufeff]*"
+# What counts as blank: white space and characters that show nothing, such as U+200B. Spelled out,
+# because `\\s` means one set of characters to Python and another to Java.
+BLANK: Final = (
+    r"[\x00\x09-\x0d\x1c-\x20\x85\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f"
+    r"\u205f-\u2064\u3000\ufeff]*"
+)
 
 _FIELD: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 

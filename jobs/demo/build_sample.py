@@ -107,8 +107,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     stale = [row["doc_id"] for row, fresh in zip(rows, built, strict=True) if row != fresh]
     if stale:
-        print(f"{SAMPLE.name}: {len(stale)} stale rows, the first is {stale[0]}")
-        print("rebuild it with: python jobs/demo/build_sample.py")
+        sys.stderr.write(f"{SAMPLE.name}: {len(stale)} stale rows, the first is {stale[0]}\n")
+        sys.stderr.write("rebuild it with: python jobs/demo/build_sample.py\n")
     return 1 if stale else 0
 
 

@@ -1,0 +1,94 @@
+"""Small files and renames on any file system Spark can reach (local, HDFS, S3A, ...)."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+
+class Files:
+    """Hadoop's FileSystem, with the few verbs the job needs.
+
+    Args:
+        spark: a classic session; its Hadoop configuration holds the credentials.
+    """
+
+    def __init__(self, spark: SparkSession) -> None:
+        """Keep the gateway to the JVM."""
+        self._jvm: Any = spark._jvm
+        self._conf: Any = spark._jsc.hadoopConfiguration()
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder."""
+        return bool(self._system(path).exists(self._path(path)))
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder."""
+        return self.exists(path) and bool(
+            self._system(path).getFileStatus(self._path(path)).isDirectory()
+        )
+
+    def children(self, path: str) -> list[str]:
+        """Names in a folder, sorted; empty where there is none."""
+        if not self.exists(path):
+            return []
+        statuses = self._system(path).listStatus(self._path(path))
+        return sorted(status.getPath().getName() for status in statuses)
+
+    def rename(self, source: str, target: str) -> None:
+        """Move a file or folder to a name that is free.
+
+        Raises:
+            OSError: if the file system refuses.
+        """
+        if not self._system(source).rename(self._path(source), self._path(target)):
+            raise OSError(f"cannot rename {source} to {target}")
+
+    def delete(self, path: str) -> None:
+        """Remove a file or folder with all it holds; nothing happens where there is none."""
+        self._system(path).delete(self._path(path), True)
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder and those above it.
+
+        Raises:
+            OSError: if the file system refuses.
+        """
+        if not self._system(path).mkdirs(self._path(path)):
+            raise OSError(f"cannot make the folder {path}")
+
+    def write_text(self, path: str, text: str) -> None:
+        """Write a small UTF-8 file whole: beside its place first, then moved over."""
+        beside = f"{path}.{uuid.uuid4().hex}.tmp"
+        stream = self._system(path).create(self._path(beside), True)
+        stream.write(bytearray(text.encode()))
+        stream.close()
+        self.delete(path)
+        self.rename(beside, path)
+
+    def read_text(self, path: str) -> str:
+        """A small UTF-8 file.
+
+        Raises:
+            FileNotFoundError: where there is none.
+        """
+        if not self.exists(path):
+            raise FileNotFoundError(path)
+        stream = self._system(path).open(self._path(path))
+        try:
+            # readAllBytes would do, but Hadoop's stream wrapper hides it from reflection.
+            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+        finally:
+            stream.close()
+
+    def absolute(self, path: str) -> str:
+        """The path with its scheme, as Spark would resolve it."""
+        return str(self._system(path).makeQualified(self._path(path)).toString())
+
+    def _path(self, path: str) -> Any:
+        return self._jvm.org.apache.hadoop.fs.Path(path)
+
+    def _system(self, path: str) -> Any:
+        return self._path(path).getFileSystem(self._conf)

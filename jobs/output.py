@@ -1,0 +1,82 @@
+"""The output folder: results are built beside their places and moved there when they are whole."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pyspark.sql import DataFrame, SparkSession
+
+from jobs.files import Files
+
+# Names with an underscore are invisible to readers of the folder above them.
+_WORK: Final = "_work"
+_FORMER: Final = "_former"
+
+
+class OutputFolder:
+    """OUT, with a workspace of this run inside it.
+
+    A run that fails leaves `ranked/` and `rejects/` as they were. Swapping takes two renames; a
+    run killed between them is mended by the next one (`recover`).
+    """
+
+    def __init__(self, spark: SparkSession, path: str, output_format: str) -> None:
+        """Nothing is written yet."""
+        self._spark = spark
+        self._files = Files(spark)
+        self._format = output_format
+        self.path = self._files.absolute(path)
+        self.run_id = uuid.uuid4().hex
+        self._work = f"{self.path}/{_WORK}/{self.run_id}"
+
+    def place(self, name: str) -> str:
+        """Where a result will be."""
+        return f"{self.path}/{name}"
+
+    def recover(self) -> None:
+        """Bring back a table that a killed run had moved aside and not yet replaced."""
+        former = f"{self.path}/{_FORMER}"
+        for name in self._files.children(former):
+            if not self._files.exists(self.place(name)):
+                self._files.rename(f"{former}/{name}", self.place(name))
+
+    def stage(self, name: str, table: DataFrame, output_format: str | None = None) -> DataFrame:
+        """Write a table into the workspace and read it back, so that it is computed once."""
+        path, kind = f"{self._work}/{name}", output_format or self._format
+        options = {"header": "true"} if kind == "csv" else {}
+        table.write.format(kind).options(**options).save(path)
+        return self._spark.read.format(kind).options(**options).schema(table.schema).load(path)
+
+    def publish(self, names: list[str]) -> None:
+        """Move staged tables to their places, each replacing the former one."""
+        former = f"{self.path}/{_FORMER}"
+        self._files.make_folder(former)
+        for name in names:
+            self._files.delete(f"{former}/{name}")
+            if self._files.exists(self.place(name)):
+                self._files.rename(self.place(name), f"{former}/{name}")
+            self._files.rename(f"{self._work}/{name}", self.place(name))
+        self._files.delete(former)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> str:
+        """Write a small JSON file whole, and return its path."""
+        text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=False)
+        self._files.write_text(self.place(name), text + "\n")
+        return self.place(name)
+
+    def has(self, name: str) -> bool:
+        """Whether a result is in its place."""
+        return self._files.exists(self.place(name))
+
+    def read_text(self, name: str) -> str:
+        """A small result."""
+        return self._files.read_text(self.place(name))
+
+    def clear(self) -> None:
+        """Remove this run's workspace, and the folder of workspaces if it was the last."""
+        self._files.delete(self._work)
+        if not self._files.children(f"{self.path}/{_WORK}"):
+            self._files.delete(f"{self.path}/{_WORK}")

@@ -1,0 +1,245 @@
+"""Read qrels: which documents are relevant to which query, and to what grade.
+
+What a file holds is told from its first line, not from its name:
+
+    19335 Q0 1017759 0                    TREC: query, iteration (ignored), document, grade
+    query-id<tab>corpus-id<tab>score      BEIR: a header, then tab-separated lines
+    query_id,doc_id,label                 a comma- or tab-separated table with a header
+    {"query_id": ...}                     a JSON object per line
+    PAR1                                  Parquet
+
+Grades are whole numbers. Error messages hold ids and positions only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs.errors import RefusedError
+
+#: Accepted column names, in the order in which they are looked for.
+NAMES = {
+    "query_id": ("query_id", "query-id", "qid"),
+    "doc_id": ("doc_id", "corpus-id", "doc-id", "docid"),
+    "relevance": ("relevance", "label", "score", "grade"),
+}
+
+_TREC = ["query_id", "iteration", "doc_id", "relevance"]
+_FORMS = (
+    "TREC lines (query iteration document grade), a tab- or comma-separated table with a header, "
+    "JSON lines or Parquet"
+)
+# Whole, also when written 1.0; nine digits always fit into an int.
+_GRADE = r"^[+-]?[0-9]{1,9}(\.0*)?$"
+_FILLED = r"\S"  # a line that is not blank
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+class QrelsError(RefusedError, ValueError):
+    """Qrels that cannot be used."""
+
+
+def read_qrels(spark: SparkSession, path: str) -> DataFrame:
+    """Read the qrels at a path or URI and check them; a file or a folder of files.
+
+    Returns:
+        query_id (string), doc_id (string), relevance (int); one row per judged pair.
+
+    Raises:
+        QrelsError: nothing there, an unknown form, a line that cannot be read (with its number), a
+            grade that is no whole number, a pair with two different grades, no judgement at all.
+    """
+    try:
+        first = _first_line(spark, path)
+        raw = _read(spark, path, first)
+        return _checked(raw, f"qrels {path}", _lines_of(spark, path, first))
+    except AnalysisException as error:
+        condition = error.getCondition() or type(error).__name__
+        raise QrelsError(
+            f"qrels {path} cannot be read ({condition}); give the path of {_FORMS}"
+        ) from None
+
+
+def from_labels(table: DataFrame) -> DataFrame:
+    """Qrels from the label column of a table of pairs; a null label is no judgement.
+
+    Args:
+        table: query_id, doc_id, label (a whole number of any type, or a bool; NaN is taken as
+            null); the rest is ignored.
+
+    Returns:
+        As `read_qrels`; empty where every label is null.
+
+    Raises:
+        QrelsError: a label that is no whole number, or a pair with two different ones.
+    """
+    label = F.col("label")
+    kind = table.schema["label"].dataType.typeName()
+    if kind == "boolean":
+        label = label.cast("int")
+    elif kind in ("float", "double"):
+        label = F.nanvl(label, F.lit(None))  # how pandas writes a missing number
+    ids = [F.col(name).cast("string").alias(name) for name in ("query_id", "doc_id")]
+    labelled = table.where(label.isNotNull()).select(*ids, label.cast("string").alias("relevance"))
+    return _checked(labelled, "the label column", None, may_be_empty=True)
+
+
+def _first_line(spark: SparkSession, path: str) -> str:
+    """The first line that is not blank; where it is binary, whatever a text reader makes of it."""
+    # The value alone: a folder's name=value parts would add columns.
+    lines = spark.read.text(path).select("value")
+    row = lines.where(F.col("value").rlike(_FILLED)).first()
+    if row is None:
+        raise QrelsError(f"qrels {path} are empty; give {_FORMS}")
+    return str(row["value"]).removeprefix(_BYTE_ORDER_MARK)
+
+
+def _read(spark: SparkSession, path: str, first: str) -> DataFrame:
+    """Columns query_id, doc_id, relevance as strings, unchecked; null where a line lacks them."""
+    if first.startswith("PAR1"):
+        return _mapped(spark.read.parquet(path), path)
+    if first.lstrip().startswith("{"):
+        return _mapped(spark.read.json(path), path)
+    separator = _separator(first)
+    if separator == ",":
+        # Ids may be quoted here, so the line is not ours to split.
+        return _mapped(spark.read.csv(path, header=True), path)
+    # ASCII white space alone, as in the split of all lines: an id may hold another kind.
+    found = len(re.findall(r"\S+", first, re.ASCII))
+    if separator is None and found != len(_TREC):
+        raise QrelsError(
+            f"qrels {path}: the first line has {found} columns and no header that names "
+            f"{', '.join(NAMES)}; give {_FORMS}"
+        )
+    return _parsed(spark.read.text(path).select("value"), first)
+
+
+def _separator(first: str) -> str | None:
+    """Tab or comma if the line is a header with the column names, else None."""
+    for separator in ("\t", ","):
+        if not _missing(_header(first, separator)):
+            return separator
+    return None
+
+
+def _header(first: str, separator: str) -> list[str]:
+    return [name.strip().strip('"') for name in first.split(separator)]
+
+
+def _missing(columns: Sequence[str]) -> list[str]:
+    return [name for name, accepted in NAMES.items() if not set(accepted) & set(columns)]
+
+
+def _position(columns: Sequence[str], name: str) -> int:
+    return next(columns.index(known) for known in NAMES[name] if known in columns)
+
+
+def _mapped(table: DataFrame, path: str) -> DataFrame:
+    missing = _missing(table.columns)
+    if missing:
+        wanted = "; ".join(f"{name} (or {', '.join(NAMES[name][1:])})" for name in missing)
+        raise QrelsError(
+            f"qrels {path} lack {wanted}; the columns present are {', '.join(table.columns)}"
+        )
+    # By position, for a name may hold dots or dashes.
+    plain = table.toDF(*[str(i) for i in range(len(table.columns))])
+    return plain.select(
+        *[F.col(f"{_position(table.columns, n)}").cast("string").alias(n) for n in NAMES]
+    )
+
+
+def _parsed(lines: DataFrame, first: str) -> DataFrame:
+    """Split TREC or tab-separated lines; keeps the other columns of `lines`."""
+    columns, parts = _layout(first)
+    whole = F.size(parts) == len(columns)
+    text = F.col("value")
+    skip = ~text.rlike(_FILLED)
+    if columns != _TREC:
+        skip = skip | (_without_mark(text) == first)  # each file of a folder has the header
+    return lines.where(~skip).select(
+        *[F.when(whole, parts[_position(columns, name)]).alias(name) for name in NAMES],
+        *[name for name in lines.columns if name != "value"],
+    )
+
+
+def _layout(first: str) -> tuple[list[str], Column]:
+    line = _without_mark(F.col("value"))
+    if _separator(first) == "\t":
+        return _header(first, "\t"), F.split(line, "\t")
+    return _TREC, F.split(F.regexp_replace(line, r"^\s+|\s+$", ""), r"\s+")
+
+
+def _without_mark(line: Column) -> Column:
+    return F.regexp_replace(line, f"^{_BYTE_ORDER_MARK}", "")
+
+
+def _lines_of(spark: SparkSession, path: str, first: str) -> DataFrame | None:
+    """Numbered lines of a text form, to say where one is wrong; None for the other forms.
+
+    Spark numbers no lines, so this takes every file whole, and is used for an error alone.
+    """
+    if first.startswith("PAR1") or first.lstrip().startswith("{") or _separator(first) == ",":
+        return None
+    files = spark.read.text(path, wholetext=True)
+    numbered = files.select(
+        F.col("_metadata.file_name").alias("file"),
+        F.posexplode(F.split("value", "\r\n|\r|\n")).alias("number", "value"),
+    )
+    return _parsed(numbered, first)
+
+
+def _checked(
+    raw: DataFrame, source: str, lines: DataFrame | None, *, may_be_empty: bool = False
+) -> DataFrame:
+    """Grades as int, equal repetitions merged. Reads the table once to find what is wrong."""
+    grade = F.trim("relevance")
+    pairs = raw.groupBy("query_id", "doc_id").agg(
+        F.min(F.when(grade.rlike(_GRADE), grade.cast("double").cast("int"))).alias("least"),
+        F.max(F.when(grade.rlike(_GRADE), grade.cast("double").cast("int"))).alias("relevance"),
+        F.max(F.when(_malformed(), 1)).alias("malformed"),
+    )
+    ids = F.struct("query_id", "doc_id")
+    row = pairs.agg(
+        F.count(F.lit(1)).alias("pairs"),
+        F.count_if(F.col("malformed") == 1).alias("malformed"),
+        F.min(F.when(F.col("malformed") == 1, ids)).alias("malformed_pair"),
+        F.count_if(F.col("least") < F.col("relevance")).alias("conflicting"),
+        F.min(F.when(F.col("least") < F.col("relevance"), ids)).alias("conflicting_pair"),
+    ).first()
+    assert row is not None  # an aggregate without groups has one row
+    if row["malformed"]:
+        where = _first_malformed(lines) if lines is not None else _named(row["malformed_pair"])
+        raise QrelsError(
+            f"{source}: {where} lacks a query id, a document id or a whole number as grade; "
+            "mend or remove it"
+        )
+    if row["conflicting"]:
+        raise QrelsError(
+            f"{source}: {row['conflicting']} pairs have two different grades, for example "
+            f"{_named(row['conflicting_pair'])}; keep one"
+        )
+    if not row["pairs"] and not may_be_empty:
+        raise QrelsError(f"{source} hold no judgement; give at least one line with a grade")
+    return pairs.select("query_id", "doc_id", "relevance")
+
+
+def _malformed() -> Column:
+    fine = F.trim("relevance").rlike(_GRADE)
+    for name in ("query_id", "doc_id"):
+        fine = fine & (F.col(name) != "")
+    return ~F.coalesce(fine, F.lit(False))
+
+
+def _named(pair: Sequence[str | None]) -> str:
+    return f"query {pair[0]!r}, document {pair[1]!r}"
+
+
+def _first_malformed(lines: DataFrame) -> str:
+    row = lines.where(_malformed()).orderBy("file", "number").first()
+    assert row is not None  # the same lines have just been found malformed
+    return f"line {row['number'] + 1} of {row['file']}"

@@ -1,0 +1,110 @@
+"""Checked pairs + scores -> the ranked table. DataFrame in, DataFrame out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.config import RankingConfig
+from jobs.sources import quoted
+from jobs.tables import PASSED
+
+COLUMNS: Final = (
+    "query_id", "doc_id", "rank", "score", "probability", "retrieval_rank", "retrieval_score",
+    "rank_change", "n_tokens", "truncated",
+)  # fmt: skip
+
+
+def ranked(scored: DataFrame, config: RankingConfig, *, label: bool) -> DataFrame:
+    """Order every query's candidates by their raw float32 logits.
+
+    The order is total: score descending, then doc_id (bytes, descending as in trec_eval unless
+    set otherwise). Where the input gives a first-stage score but no rank, the rank is derived in
+    the same way. `rank_change` is positive for a document that moved up.
+
+    Args:
+        scored: checked pairs joined with `logit`, `n_tokens` and `truncated`.
+        config: `top_k` and `min_score`.
+        label: whether the input has labels.
+
+    Returns:
+        `COLUMNS`, label if given, then the columns passed through; `input_NAME` where a passed
+        column has the name of a column here.
+    """
+    tie = F.asc("doc_id") if config.tie_break == "doc_id_asc" else F.desc("doc_id")
+    query = Window.partitionBy("query_id")
+    first_stage = F.row_number().over(query.orderBy(F.desc("retrieval_score"), tie))
+    derived = F.when(F.isnotnull("retrieval_score"), first_stage)
+    rows = scored.withColumns(
+        {
+            "rank": F.row_number().over(query.orderBy(F.desc("logit"), tie)),
+            "retrieval_rank": F.coalesce("retrieval_rank", derived).cast("int"),
+        }
+    )
+    if config.top_k is not None:
+        rows = rows.where(F.col("rank") <= config.top_k)
+    if config.min_score is not None:
+        rows = rows.where(F.col("logit") >= config.min_score)
+    passed = [name for name in rows.columns if name.startswith(PASSED)]
+    taken = {*COLUMNS, "label"}
+    return rows.select(
+        "query_id",
+        "doc_id",
+        "rank",
+        F.col("logit").alias("score"),
+        probability(F.col("logit")).alias("probability"),
+        "retrieval_rank",
+        "retrieval_score",
+        (F.col("retrieval_rank") - F.col("rank")).alias("rank_change"),
+        "n_tokens",
+        "truncated",
+        *(["label"] if label else []),
+        *(quoted(name).alias(_free_name(name.removeprefix(PASSED), taken)) for name in passed),
+    )
+
+
+def probability(logit: Column) -> Column:
+    """Sigmoid in double precision: in half precision it is 1.0 from a logit of 9 on."""
+    return F.lit(1.0) / (F.lit(1.0) + F.exp(-logit.cast("double")))
+
+
+def count_cut(scored: DataFrame, config: RankingConfig) -> int:
+    """Rows that `top_k` and `min_score` leave out, counted per query without ranking them."""
+    if config.top_k is None and config.min_score is None:
+        return 0
+    above = F.lit(True) if config.min_score is None else F.col("logit") >= config.min_score
+    per_query = scored.groupBy("query_id").agg(
+        F.count(F.lit(1)).alias("all"), F.count_if(above).alias("kept")
+    )
+    kept = F.col("kept") if config.top_k is None else F.least("kept", F.lit(config.top_k))
+    row = per_query.agg(F.sum(F.col("all") - kept)).first()
+    return int(row[0] or 0) if row else 0
+
+
+def top1_changed(table: DataFrame) -> dict[str, int]:
+    """Queries of a ranked table, and those whose first document was not first before.
+
+    Queries without any first-stage rank are left out of `compared`.
+    """
+    first = F.min("retrieval_rank").over(Window.partitionBy("query_id"))
+    tops = table.select("query_id", "rank", "retrieval_rank", first.alias("first"))
+    row = (
+        tops.where(F.col("rank") == 1)
+        .agg(
+            F.count(F.lit(1)).alias("queries"),
+            F.count("retrieval_rank").alias("compared"),
+            F.count_if(F.col("retrieval_rank") > F.least("first", F.lit(1))).alias("changed"),
+        )
+        .first()
+    )
+    return {key: int(value) for key, value in row.asDict().items()} if row else {}
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """The name, or `input_NAME` where the ranked table has a column of that name."""
+    while name in taken:
+        name = f"input_{name}"
+    taken.add(name)
+    return name

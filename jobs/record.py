@@ -1,0 +1,133 @@
+"""`run.json`: what a run did, for people, MLflow and the next run."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Final
+
+from jobs.config import Config
+from jobs.steps import Checked, Results
+from jobs.tracking import masked, resolve_uri
+from udfs.checkpoint import Checkpoint
+from udfs.spec import ScorerSpec
+
+_PACKAGES: Final = (
+    "spark-rerank", "pyspark", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "mlflow",
+)  # fmt: skip
+
+
+class Stopwatch:
+    """Seconds spent in named parts of a run."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self.started = datetime.now(UTC)
+        self._start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the `with` block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds[name] = round(spent, 3)
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return round(time.perf_counter() - self._start, 3)
+
+
+def make_record(
+    *,
+    run_id: str,
+    config: Config,
+    checkpoint: Checkpoint,
+    spec: ScorerSpec,
+    done: Checked,
+    stored: Mapping[str, int],
+    results: Results,
+    metrics: Mapping[str, Any] | None,
+    watch: Stopwatch,
+    spark_version: str,
+) -> dict[str, Any]:
+    """The content of run.json. Holds ids, counts and settings, never a text."""
+    scoring = watch.seconds.get("scoring", 0.0)
+    counts = {
+        "input": done.counts["input"],
+        "collapsed": done.counts["collapsed"],
+        "distinct": done.counts["distinct"],
+        "from_store": stored["from_store"],
+        "scored": stored["scored"],
+        **results.counts,
+    }
+    return {
+        "run_id": run_id,
+        "started": watch.started.isoformat(timespec="seconds"),
+        "config": public_config(config),
+        "fingerprint": spec.fingerprint(),
+        "model": {
+            "name": config.model.name,
+            "revision": config.model.revision,
+            "digest": checkpoint.digest,
+            "architecture": checkpoint.architecture,
+            "parameters": checkpoint.parameters,
+            "precision": spec.precision,
+        },
+        "counts": counts,
+        "reject_reasons": results.reasons,
+        "rates": {
+            "top1_change_rate": _share(results.top1["changed"], results.top1["compared"]),
+            "reject_rate": _share(counts["rejected"], counts["input"]) or 0.0,
+            "truncated_rate": _share(counts["truncated"], counts["ranked"]) or 0.0,
+            "from_store_rate": _share(counts["from_store"], counts["distinct"]) or 0.0,
+            "pairs_per_s": _share(stored["scored"], scoring),
+            "tokens_per_s": _share(stored["tokens"], scoring),
+            "device_ms_per_pair": _share(stored["device_ms"], stored["scored"]),
+        },
+        "tokens": {"scored": stored["tokens"]},
+        "timings": {**watch.seconds, "total": watch.total()},
+        "metrics": metrics,
+        "versions": {**versions(), "spark": spark_version},
+        "mlflow_run_id": None,
+    }
+
+
+def public_config(config: Config) -> dict[str, Any]:
+    """The resolved configuration without user or password in any URI, or values of free settings.
+
+    Spark settings and reader options may hold keys of a storage account, so only their names are
+    kept.
+    """
+    content = config.model_dump(mode="json")
+    content["spark"]["settings"] = sorted(content["spark"]["settings"])
+    content["input"]["options"] = sorted(content["input"]["options"])
+    content["mlflow"]["tracking_uri"] = resolve_uri(config.mlflow.tracking_uri)
+    for section in content.values():
+        if isinstance(section, dict):
+            for key, value in section.items():
+                if isinstance(value, str) and "://" in value:
+                    section[key] = masked(value)
+    return content
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that take part."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 6) if whole else None

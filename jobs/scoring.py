@@ -1,0 +1,122 @@
+"""The pairs that have no score yet -> the score store. The only GPU work of a job."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Final
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs.checks import keyed
+from jobs.config import Config
+from jobs.models import pack
+from jobs.progress import ProgressBar
+from jobs.session import task_slots
+from jobs.store import ScoreStore
+from jobs.tables import Pairs
+from udfs.checkpoint import Checkpoint
+from udfs.columns import probe_devices, rerank_udf
+from udfs.devices import common_precision
+from udfs.spec import Device, Precision, ScorerSpec
+
+_ARCHIVE: Final = "model"
+# What a killed task has to score again at most; also enough work to hide a task's start.
+_PAIRS_PER_TASK: Final = 8192
+
+
+def make_spec(
+    config: Config, checkpoint: Checkpoint, precision: Precision, doc_template: str
+) -> ScorerSpec:
+    """What executors have to know, with nothing left open that could change a score."""
+    model, batching = config.model, config.batching
+    return ScorerSpec(
+        model_path=str(checkpoint.path),
+        model_digest=checkpoint.digest,
+        max_length=model.max_length,
+        truncation=model.truncation,
+        precision=precision,
+        attention=model.attention,
+        backend=model.backend,
+        doc_template=doc_template,
+        query_instruction=model.query_instruction,
+        doc_instruction=model.doc_instruction,
+        trust_remote_code=model.trust_remote_code,
+        device=model.device,
+        max_tokens=batching.max_tokens,
+        max_pairs=batching.max_pairs,
+        window=batching.window,
+    )
+
+
+def resolve_precision(spark: SparkSession, config: Config) -> Precision:
+    """The number type that scores will have. `auto` asks the executors what they have."""
+    wanted = config.model.precision
+    if wanted != "auto":
+        return wanted
+    return common_precision(_devices(spark, config.model.device))
+
+
+def ship_model(
+    spark: SparkSession, checkpoint: Checkpoint, spec: ScorerSpec, ship: str
+) -> ScorerSpec:
+    """Say how executors find the model: a path they share, or an archive that Spark sends them."""
+    if ship == "path":
+        return spec
+    name = f"{_ARCHIVE}-{checkpoint.digest[:16]}"
+    spark.sparkContext.addArchive(f"{pack(checkpoint.path)}#{name}")
+    return replace(spec, model_path=f"archive:{name}")
+
+
+def missing_keys(checked: DataFrame, store: ScoreStore) -> DataFrame:
+    """Distinct keys of valid rows that the store does not hold: `pair_key`."""
+    keys = checked.where(F.isnotnull("pair_key")).select("pair_key").distinct()
+    return keys.join(store.held(), on="pair_key", how="left_anti")
+
+
+def score_missing(
+    spark: SparkSession,
+    pairs: Pairs,
+    missing: DataFrame,
+    spec: ScorerSpec,
+    store: ScoreStore,
+    *,
+    count: int,
+    everything: bool,
+    partitions: int,
+) -> str:
+    """Score pairs and append them to the store.
+
+    Args:
+        spark: the session.
+        pairs: the input, read again for its texts.
+        missing: `pair_key` of what has to be scored.
+        spec: the scorer.
+        store: where scores go.
+        count: number of missing keys.
+        everything: whether the input's rows are just the missing keys, each once; then there is
+            nothing to select and nothing to deduplicate.
+        partitions: scoring tasks; 0: from the number of pairs and task slots.
+
+    Returns:
+        The folder of this attempt.
+    """
+    texts = keyed(pairs).where(F.isnotnull("pair_key")).select("pair_key", "query", "doc", "chars")
+    if not everything:
+        texts = texts.join(missing, on="pair_key", how="left_semi").dropDuplicates(["pair_key"])
+    slots = task_slots(spark)
+    tasks = partitions or slots * math.ceil(count / (slots * _PAIRS_PER_TASK))
+    # Hashing by key spreads long and short pairs evenly; sorting lets like lengths meet in a
+    # window. Nothing may come between the UDF and the write, or Spark may score rows twice.
+    spread = texts.repartition(tasks, "pair_key").sortWithinPartitions(F.desc("chars"), "pair_key")
+    scored = spread.select("pair_key", rerank_udf(spec)("query", "doc").alias("score"))
+    with ProgressBar(spark, count, title="scoring"):
+        return store.append(scored.select("pair_key", "score.*"))
+
+
+def _devices(spark: SparkSession, wanted: Device) -> set[str]:
+    """What the executors would score on. The workers it starts are used again for scoring."""
+    slots = task_slots(spark)
+    rows = spark.range(0, slots, 1, slots).mapInPandas(probe_devices(wanted), "device string")
+    return {str(row["device"]) for row in rows.distinct().collect()}

@@ -1,0 +1,90 @@
+"""The only place that builds a SparkSession."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Final
+
+from pyspark.sql import SparkSession
+
+from jobs.config import Config
+from jobs.errors import RefusedError
+
+# Settings of the session's SQL engine that a run depends on, whoever started the session.
+_SQL: Final = {
+    # Columns that differ only in case are different columns, as in the files they come from.
+    "spark.sql.caseSensitive": "true",
+    # A CSV record is malformed or not, whatever columns a plan happens to read.
+    "spark.sql.csv.parser.columnPruning.enabled": "false",
+    # Rows per Arrow batch: small enough that 5 MB documents do not fill a worker at once, and
+    # that a window holds several.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(64 * 2**20),
+    "spark.sql.session.timeZone": "UTC",
+}
+_LOCAL: Final = {
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    # The progress bar reads what running tasks have written from their heartbeats.
+    "spark.executor.heartbeatInterval": "2s",
+    "spark.driver.host": "localhost",
+    "spark.driver.bindAddress": "127.0.0.1",
+}
+# Under local[*] there is no executor to hold a GPU: with these set, no task ever starts.
+_GPU_SETTINGS: Final = ("spark.task.resource.gpu.", "spark.executor.resource.gpu.")
+
+
+def under_spark_submit() -> bool:
+    """Whether spark-submit started this process, so that its master and settings win."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
+def open_session(config: Config) -> SparkSession:
+    """Build the session, or take the one that spark-submit prepared.
+
+    Raises:
+        RefusedError: if a setting cannot work, with the reason and the remedy.
+    """
+    settings = dict(config.spark.settings)
+    builder = SparkSession.Builder().appName(config.spark.app_name)
+    if not under_spark_submit():
+        _refuse_gpu_in_local(config.spark.master, settings)
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        builder = builder.master(config.spark.master)
+        settings = {**_LOCAL, **_local_shuffle(config.spark.master), **settings}
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    for key, value in _SQL.items():
+        if key not in config.spark.settings:
+            spark.conf.set(key, value)
+    # Spark's own warnings would bury the job's few lines; its errors stay visible.
+    spark.sparkContext.setLogLevel("ERROR")
+    # pyspark would print every analysis error twice, once as JSON with the whole Java stack.
+    logging.getLogger("DataFrameQueryContextLogger").disabled = True
+    return spark
+
+
+def task_slots(spark: SparkSession) -> int:
+    """Tasks that can run at once, as far as the driver knows now."""
+    return max(1, spark.sparkContext.defaultParallelism)
+
+
+def _local_shuffle(master: str) -> dict[str, str]:
+    """A shuffle of 200 partitions costs a laptop more than its sort."""
+    if not master.startswith("local["):
+        return {"spark.sql.shuffle.partitions": "4"}
+    cores = master.removeprefix("local[").split(",")[0].rstrip("]")
+    count = len(os.sched_getaffinity(0)) if cores == "*" else int(cores)
+    return {"spark.sql.shuffle.partitions": str(max(4, 2 * count))}
+
+
+def _refuse_gpu_in_local(master: str, settings: dict[str, str]) -> None:
+    asked = sorted(key for key in settings if key.startswith(_GPU_SETTINGS))
+    if asked and master.startswith("local") and not master.startswith("local-cluster"):
+        raise RefusedError(
+            f"{', '.join(asked)} cannot work with spark.master={master}, which has no executors: "
+            "no task would ever start. Remove them (the model finds a local GPU by itself)"
+        )

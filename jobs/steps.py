@@ -1,0 +1,213 @@
+"""The steps of the rerank job, each from one written table to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs.checks import COLLAPSED, REJECTED, VALID, checked
+from jobs.config import Config, RankingConfig
+from jobs.errors import BookkeepingError
+from jobs.measures import Measure
+from jobs.metrics import compare
+from jobs.output import OutputFolder
+from jobs.qrels import from_labels, read_qrels
+from jobs.ranking import count_cut, ranked, top1_changed
+from jobs.scoring import missing_keys, score_missing
+from jobs.store import ScoreStore
+from jobs.tables import Pairs
+from udfs.scorer import OK
+from udfs.spec import ScorerSpec
+
+_ROWS_PER_FILE: Final = 100_000
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Input rows without their texts, as written, and how many there are of each kind."""
+
+    rows: DataFrame
+    counts: Counts
+    reasons: Counts
+
+    @property
+    def valid(self) -> DataFrame:
+        """Rows to be ranked."""
+        return self.rows.where(F.col("status") == VALID).drop("status", "reason", "detail")
+
+
+def check(out: OutputFolder, pairs: Pairs) -> Checked:
+    """Write the checked rows and count them: input, collapsed, rejected, valid, distinct."""
+    rows = out.stage("checked", checked(pairs), "parquet")
+    return Checked(rows, *_count_checked(rows))
+
+
+def count_only(pairs: Pairs) -> Checked:
+    """The same without a write, for `--dry-run`."""
+    rows = checked(pairs)
+    return Checked(rows, *_count_checked(rows))
+
+
+def fill_store(
+    spark: SparkSession,
+    config: Config,
+    pairs: Pairs,
+    done: Checked,
+    spec: ScorerSpec,
+    store: ScoreStore,
+) -> Counts:
+    """Score what the store does not hold.
+
+    Returns:
+        `from_store` and `scored` (distinct pairs), `tokens` given to the model, `device_ms`.
+    """
+    missing = missing_keys(done.rows, store)
+    count = missing.count()
+    known = {"from_store": done.counts["distinct"] - count}
+    if not count:
+        return {**known, "scored": 0, "tokens": 0, "device_ms": 0}
+    attempt = score_missing(
+        spark,
+        pairs,
+        missing,
+        spec,
+        store,
+        count=count,
+        everything=count == done.counts["input"],
+        partitions=config.batching.partitions,
+    )
+    written = spark.read.parquet(attempt)
+    row = written.agg(
+        F.count_if(F.col("status") == OK), F.sum("n_tokens"), F.sum("device_ms")
+    ).first()
+    scored, tokens, device_ms = row if row else (0, 0, 0)
+    return {
+        **known,
+        "scored": int(scored),
+        "tokens": int(tokens or 0),
+        "device_ms": int(device_ms or 0),
+    }
+
+
+@dataclass(frozen=True)
+class Results:
+    """The staged tables, counted from what was written."""
+
+    counts: Counts
+    reasons: Counts
+    top1: Counts
+
+
+def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: bool, done: Checked,
+         store: ScoreStore) -> Results:  # fmt: skip
+    """Write the ranked table and the rejects into the workspace.
+
+    Raises:
+        BookkeepingError: if a row of the input is in neither, or in both.
+    """
+    scores = store.read()
+    scored = done.valid.join(scores.where(F.col("status") == OK).drop("status"), on="pair_key")
+    files = partitions or math.ceil(max(1, done.counts["valid"]) / _ROWS_PER_FILE)
+    # Spread by query before ranking: the windows need that anyway, and it names the files.
+    spread = scored.repartition(files, "query_id")
+    table = ranked(spread, config, label=has_label).sortWithinPartitions("query_id", "rank")
+    written = out.stage("ranked", table)
+    rejects = out.stage("rejects", _rejects(done, scores).coalesce(1))
+    reasons = _by(rejects, "reason")
+    counts = {
+        "ranked": written.count(),
+        "cut": count_cut(scored, config),
+        "rejected": sum(reasons.values()),
+        "truncated": written.where("truncated").count(),
+    }
+    _balance({**done.counts, **counts})
+    top1 = top1_changed(written)
+    return Results({**counts, "queries": top1["queries"]}, reasons, top1)
+
+
+def judged(spark: SparkSession, config: Config, has_label: bool, done: Checked) -> DataFrame | None:
+    """The qrels to measure by: a file, or the labels of the table; None if there are none.
+
+    Raises:
+        RefusedError: if they cannot be used.
+    """
+    if config.evaluation.qrels:
+        return read_qrels(spark, config.evaluation.qrels)
+    if not has_label:
+        return None
+    qrels = from_labels(done.valid.select("query_id", "doc_id", "label"))
+    return None if qrels.isEmpty() else qrels
+
+
+def measure(
+    config: RankingConfig,
+    measures: tuple[Measure, ...],
+    qrels: DataFrame,
+    done: Checked,
+    store: ScoreStore,
+) -> dict[str, Any]:
+    """First stage and reranked order of all candidates, before top_k and min_score cut any."""
+    scores = store.read().where(F.col("status") == OK).drop("status")
+    whole = ranked(
+        done.valid.join(scores, on="pair_key"),
+        RankingConfig(tie_break=config.tie_break),
+        label=False,
+    )
+    return compare(whole, qrels, measures, tie_break=config.tie_break)
+
+
+def _count_checked(rows: DataFrame) -> tuple[Counts, Counts]:
+    kinds = _by(rows, "status")
+    reasons = _by(rows.where(F.isnotnull("reason")), "reason")
+    distinct = rows.where(F.isnotnull("pair_key")).select("pair_key").distinct().count()
+    counts = {
+        "input": sum(kinds.values()),
+        "collapsed": kinds.get(COLLAPSED, 0),
+        "rejected": kinds.get(REJECTED, 0),
+        "valid": kinds.get(VALID, 0),
+        "distinct": distinct,
+    }
+    return counts, reasons
+
+
+def _rejects(done: Checked, scores: DataFrame) -> DataFrame:
+    """query_id, doc_id, reason, detail: rows that failed the checks, then pairs without a score."""
+    columns = ("query_id", "doc_id", "reason", "detail")
+    unscored = done.valid.join(scores, on="pair_key", how="left").where(
+        F.isnull("status") | (F.col("status") != OK)
+    )
+    late = unscored.select(
+        "query_id",
+        "doc_id",
+        F.when(F.isnull("status"), "input_changed")
+        .when(F.col("status") == "nonfinite", "nonfinite_score")
+        .otherwise(F.col("status"))
+        .alias("reason"),
+        F.when(F.isnotnull("status"), F.format_string("tokens: %d", "n_tokens"))
+        .otherwise("the text was no longer there when it was read to be scored")
+        .alias("detail"),
+    )
+    return done.rows.where(F.col("status") == REJECTED).select(*columns).unionByName(late)
+
+
+def _by(rows: DataFrame, column: str) -> Counts:
+    """Rows per value of a column, the most frequent first."""
+    found = rows.groupBy(column).count().collect()
+    return {str(r[0]): int(r[1]) for r in sorted(found, key=lambda r: (-r[1], str(r[0])))}
+
+
+def _balance(counts: Mapping[str, int]) -> None:
+    """Every input row is in exactly one place."""
+    placed = {key: counts[key] for key in ("ranked", "cut", "rejected", "collapsed")}
+    if sum(placed.values()) != counts["input"]:
+        parts = " + ".join(f"{value} {key}" for key, value in placed.items())
+        raise BookkeepingError(
+            f"{counts['input']} rows came in, but {parts} = {sum(placed.values())}; nothing was "
+            "replaced in the output folder. Please report this"
+        )

@@ -1,0 +1,231 @@
+"""Input of three shapes -> one table of pairs, a row per (query, candidate).
+
+Every row of the input comes out as a row, with the reason in `FAULT` where it could not be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, StructType
+
+from jobs.config import InputConfig, ModelConfig
+from jobs.errors import RefusedError
+from jobs.sources import FAULT, as_text, quoted, read_source
+from jobs.texts import render, with_instruction
+from udfs.text import Template, parse_template
+
+_POSITION: Final = "__position"
+_KNOWN_QUERY: Final = "__known_query"
+_KNOWN_DOC: Final = "__known_doc"
+# Pass-through columns carry this prefix until the ranked table is written.
+PASSED: Final = "in."
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows to be checked, ranked and scored.
+
+    Attributes:
+        rows: query_id, query, doc_id, doc (string; texts as the model reads them),
+            retrieval_score (double), retrieval_rank (long), label (double), `FAULT` (string),
+            and one column `in.NAME` for each column passed through.
+        passed: names of the columns passed through, without the prefix.
+        has: which of retrieval_score, retrieval_rank and label the input gives.
+        doc_template: source of the template that made the documents; empty if there was none.
+    """
+
+    rows: DataFrame
+    passed: tuple[str, ...]
+    has: frozenset[str]
+    doc_template: str
+
+
+def read_pairs(spark: SparkSession, config: InputConfig, model: ModelConfig) -> Pairs:
+    """Read, flatten and map the input.
+
+    Raises:
+        RefusedError: if the source cannot be read or a column is missing; the message has the
+            missing and the present names.
+    """
+    if config.run:
+        flat, config, hidden = _normalised(spark, config)
+    else:
+        flat, hidden = _read(spark, config, config.path, config.table), frozenset[str]()
+        if config.candidates:
+            flat = _unnested(flat, config)
+    return _mapped(flat, config, model, hidden)
+
+
+def _read(
+    spark: SparkSession, config: InputConfig, path: str | None, table: str | None = None
+) -> DataFrame:
+    return read_source(
+        spark, path=path, table=table, source_format=config.format, options=config.options
+    )
+
+
+def _unnested(rows: DataFrame, config: InputConfig) -> DataFrame:
+    """One row per candidate. A query without candidates keeps one row, to be rejected."""
+    name = str(config.candidates)
+    _require(rows, "the nested input", {"candidates": name})
+    kind = rows.schema[name].dataType
+    if not (isinstance(kind, ArrayType) and isinstance(kind.elementType, StructType)):
+        raise RefusedError(
+            f"input.candidates={name} is {kind.simpleString()}; it has to be an array of structs"
+        )
+    fields = kind.elementType.names
+    outer = [column for column in rows.columns if column != name]
+    if twice := sorted(set(fields) & set(outer)):
+        raise RefusedError(
+            f"columns {', '.join(twice)} are both beside and inside {name}; rename one of each"
+        )
+    exploded = rows.select(
+        *map(quoted, outer), F.posexplode_outer(quoted(name)).alias(_POSITION, "__candidate")
+    )
+    return exploded.select(
+        *map(quoted, outer),
+        (F.col(_POSITION) + 1).alias(_POSITION),
+        *(F.col("__candidate").getField(field).alias(field) for field in fields),
+    )
+
+
+def _normalised(
+    spark: SparkSession, config: InputConfig
+) -> tuple[DataFrame, InputConfig, frozenset[str]]:
+    """Join queries and corpus to the run by id.
+
+    Returns:
+        The flat table, the mapping that fits it, and columns that are not passed through.
+    """
+    run = _read(spark, config.model_copy(update={"format": "auto"}), config.run)
+    queries = _read(spark, config, config.queries)
+    corpus = _read(spark, config, config.corpus)
+    _require(run, "the run", {"query_id": config.query_id, "doc_id": config.doc_id})
+    query_key = _first_of(queries, (config.query_id, "_id", "id"), "input.query_id", "queries")
+    doc_key = _first_of(corpus, (config.doc_id, "_id", "id"), "input.doc_id", "corpus")
+    text = _first_of(queries, (config.query, "text"), "input.query", "queries")
+    template = config.doc_template or _beir_template(corpus, config)
+    left = {name for name in run.columns if name != FAULT}
+    from_queries = [n for n in queries.columns if n not in {query_key, text, FAULT, *left}]
+    from_corpus = [n for n in corpus.columns if n not in {doc_key, FAULT}]
+    queries = queries.select(
+        as_text(query_key).alias("__query_key"), quoted(text).alias("__query"),
+        *map(quoted, from_queries), F.col(FAULT).alias("__query_fault"),
+    )  # fmt: skip
+    corpus = corpus.select(
+        as_text(doc_key).alias("__doc_key"),
+        F.struct(*map(quoted, from_corpus)).alias("__doc"),
+        F.col(FAULT).alias("__doc_fault"),
+    )
+    joined = run.join(queries, as_text(config.query_id) == F.col("__query_key"), how="left").join(
+        corpus, as_text(config.doc_id) == F.col("__doc_key"), how="left"
+    )
+    fault = F.coalesce(
+        FAULT,
+        F.when(as_text(config.query_id).isNotNull() & F.isnull("__query_key"), "unknown_query"),
+        F.when(as_text(config.doc_id).isNotNull() & F.isnull("__doc_key"), "unknown_doc"),
+        "__query_fault",
+        "__doc_fault",
+    )
+    taken = left | set(from_queries) | {"__query"}
+    flat = joined.select(
+        *map(quoted, sorted(left)), *map(quoted, from_queries), "__query", fault.alias(FAULT),
+        *(F.col("__doc").getField(n).alias(n) for n in from_corpus if n not in taken),
+    )  # fmt: skip
+    mapping = {"query": "__query", "doc_template": template}
+    hidden = frozenset(from_corpus) - left - set(from_queries)
+    return flat, config.model_copy(update=mapping), hidden
+
+
+def _beir_template(corpus: DataFrame, config: InputConfig) -> str | None:
+    if config.doc in corpus.columns:
+        return None
+    _first_of(corpus, (config.doc, "text"), "input.doc or input.doc_template", "corpus")
+    return "{title}\\n{text}" if "title" in corpus.columns else "{text}"
+
+
+def _mapped(
+    flat: DataFrame, config: InputConfig, model: ModelConfig, hidden: frozenset[str]
+) -> Pairs:
+    """Name the columns of a flat table by their roles."""
+    template = _template(config)
+    needed = {"query_id": config.query_id, "query": config.query, "doc_id": config.doc_id}
+    needed |= {} if template else {"doc": config.doc}
+    optional = {"retrieval_score", "retrieval_rank", "label"}
+    asked = {key for key in optional if key in config.model_fields_set}
+    present = {key for key in optional if getattr(config, key) in flat.columns}
+    needed |= {key: getattr(config, key) for key in asked}
+    needed |= {f"doc_template field {name}": name for name in (template.fields if template else ())}
+    _require(flat, "the input", needed)
+    numbers = {key: _number(flat, getattr(config, key)) for key in sorted(present)}
+    rank = numbers.get("retrieval_rank", (None, None))[0]
+    if rank is None and _POSITION in flat.columns and "retrieval_score" not in present:
+        rank = F.col(_POSITION)  # the order of a nested list is the first stage's order
+    used = {*needed.values(), *(getattr(config, key) for key in present)}
+    passed = tuple(
+        name for name in flat.columns
+        if name not in used and name not in hidden and not name.startswith("__")
+    )  # fmt: skip
+    text = render(template) if template else as_text(config.doc)
+    unreadable = F.coalesce(F.lit(None).cast("string"), *(bad for _, bad in numbers.values()))
+    rows = flat.select(
+        as_text(config.query_id).alias("query_id"),
+        with_instruction(model.query_instruction, as_text(config.query)).alias("query"),
+        as_text(config.doc_id).alias("doc_id"),
+        with_instruction(model.doc_instruction, text).alias("doc"),
+        _value(numbers, "retrieval_score").alias("retrieval_score"),
+        (F.lit(None) if rank is None else rank).cast("long").alias("retrieval_rank"),
+        _value(numbers, "label").alias("label"),
+        F.coalesce(FAULT, unreadable).alias(FAULT),
+        *(quoted(name).alias(PASSED + name) for name in passed),
+    )
+    has = frozenset(present | ({"retrieval_rank"} if rank is not None else set()))
+    return Pairs(rows, passed, has, template.source if template else "")
+
+
+def _template(config: InputConfig) -> Template | None:
+    if not config.doc_template:
+        return None
+    try:
+        return parse_template(config.doc_template, config.doc_missing)
+    except ValueError as error:
+        raise RefusedError(f"input.doc_template: {error}") from None
+
+
+def _number(flat: DataFrame, name: str) -> tuple[Column, Column]:
+    """A column as a finite double, and `unreadable_number` where a value is none."""
+    text = F.trim(as_text(name))
+    value = text.try_cast("double")
+    finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(float("inf")))
+    bad = F.when(text.isNotNull() & (text != "") & ~finite, "unreadable_number")
+    return F.when(finite, value), bad
+
+
+def _value(numbers: dict[str, tuple[Column, Column]], key: str) -> Column:
+    return numbers[key][0] if key in numbers else F.lit(None).cast("double")
+
+
+def _first_of(table: DataFrame, names: Sequence[str], key: str, where: str) -> str:
+    for name in names:
+        if name in table.columns:
+            return name
+    raise _missing(where, names[:1], table, f"set {key}")
+
+
+def _require(table: DataFrame, where: str, columns: dict[str, str]) -> None:
+    lacking = [name for name in columns.values() if name not in table.columns]
+    if lacking:
+        keys = [f"input.{key}" for key, name in columns.items() if name in lacking]
+        raise _missing(where, lacking, table, f"set {', '.join(keys)}")
+
+
+def _missing(where: str, names: Iterable[str], table: DataFrame, remedy: str) -> RefusedError:
+    present = ", ".join(name for name in table.columns if not name.startswith("__")) or "none"
+    return RefusedError(
+        f"{where} has no column {', '.join(dict.fromkeys(names))}; it has: {present}; {remedy}"
+    )

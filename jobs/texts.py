@@ -1,0 +1,58 @@
+"""The texts of a pair as Spark columns: templates, instructions and the pair's key."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+
+from jobs.sources import as_text
+from udfs.text import BLANK, Template
+
+
+def is_blank(text: Column) -> Column:
+    """Whether a text is null or shows nothing."""
+    return text.isNull() | text.rlike(f"^{BLANK}$")
+
+
+def render(template: Template) -> Column:
+    """The template's text for a row, as `Template.render` does it; null if the rule rejects."""
+    lines = []
+    for line in template.lines:
+        fields = [as_text(piece.text) for piece in line if piece.is_field]
+        parts = [
+            F.coalesce(as_text(piece.text), F.lit("")) if piece.is_field else F.lit(piece.text)
+            for piece in line
+        ]
+        text = F.concat(*parts) if parts else F.lit("")
+        if template.missing == "drop_line" and fields:
+            text = F.when(~_all(is_blank(field) for field in fields), text)
+        lines.append(text)
+    whole = F.concat_ws("\n", *lines)  # leaves out null lines
+    return F.when(~lacks_field(template), whole) if template.missing == "reject" else whole
+
+
+def lacks_field(template: Template) -> Column:
+    """Whether any field of the template is null or blank."""
+    return ~_all(~is_blank(as_text(name)) for name in template.fields)
+
+
+def with_instruction(instruction: str, text: Column) -> Column:
+    """The text as the model reads it. A blank text stays blank, so that it is still found out."""
+    if not instruction:
+        return text
+    return F.when(is_blank(text), text).otherwise(F.concat(F.lit(instruction), text))
+
+
+def pair_key(query: Column, doc: Column) -> Column:
+    """SHA-256 of the rendered pair [64 hex digits].
+
+    The query's length goes in front, so that no two pairs share a concatenation.
+    """
+    size = F.octet_length(query).cast("string")
+    return F.sha2(F.concat(size, F.lit(":"), query, doc).cast("binary"), 256)
+
+
+def _all(conditions: object) -> Column:
+    return reduce(lambda left, right: left & right, conditions)  # type: ignore[call-overload, no-any-return]
