@@ -201,6 +201,12 @@ class SparkConfig(Section):
     )
 
 
+class BenchConfig(Section):
+    """How the benchmark measures."""
+
+    rounds: PositiveInt = Field(3, description="times each way is run, in turn [runs]")
+
+
 class Config(Section):
     """Everything a command needs to know, resolved once."""
 
@@ -213,6 +219,7 @@ class Config(Section):
     output: OutputConfig = OutputConfig()
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()
+    bench: BenchConfig = BenchConfig()
     dry_run: bool = Field(
         False, description="read and check the input, print its size and lengths, score nothing"
     )

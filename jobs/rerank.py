@@ -28,7 +28,7 @@ from jobs.session import open_session
 from jobs.store import ScoreStore
 from jobs.summary import closing_summary, dry_run_summary
 from jobs.tables import read_pairs
-from jobs.tracking import TrackingError, download_model, replay_command, track
+from jobs.tracking import TrackingError, fetch_model, replay_command, track
 from udfs.checkpoint import Checkpoint
 
 COMMAND = "python -m jobs.rerank"
@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             description=(__doc__ or "").splitlines()[0],
         )
         measures = _measures(config)
-        fetch = partial(_fetch, config.mlflow.tracking_uri)
-        checkpoint = resolve_model(config.model, fetch)
+        checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
         with watch.part("session"):
             spark = open_session(config)
         if config.dry_run:
@@ -140,10 +139,6 @@ def _measures(config: Config) -> tuple[Measure, ...]:
         raise RefusedError(
             [f"evaluation.metrics: {line}" for line in str(error).splitlines()]
         ) from None
-
-
-def _fetch(tracking_uri: str | None, uri: str, folder: Path) -> Path:
-    return download_model(uri, tracking_uri, folder)
 
 
 def _track(config: Config, out: OutputFolder, record: Mapping[str, Any]) -> int:

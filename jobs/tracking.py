@@ -95,7 +95,7 @@ def track(run_json: Path, tracking_uri: str | None, timeout: float) -> str:
     return ended.stdout.strip().splitlines()[-1]
 
 
-def download_model(uri: str, tracking_uri: str | None, folder: Path) -> Path:
+def fetch_model(tracking_uri: str | None, uri: str, folder: Path) -> Path:
     """Fetch a registered model (`models:/NAME/VERSION`) into a folder.
 
     Raises:

@@ -1,0 +1,91 @@
+"""Score a few documents for one query, without Spark.
+
+python -m jobs.try_model --model.name DIR "query" "doc 1" "doc 2" ...
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from jobs.cli import load_config
+from jobs.errors import DONE, REFUSED, RefusedError
+from jobs.models import resolve_model
+from jobs.scoring import make_spec
+from jobs.tracking import fetch_model
+from udfs.devices import common_precision, describe, process_slot
+from udfs.scorer import OK, Scorer
+
+COMMAND: Final = 'python -m jobs.try_model [...] "query" "doc 1" "doc 2" ...'
+_BAR: Final = 24  # characters
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is one of `jobs.errors`."""
+    options, texts = split_texts(sys.argv[1:] if argv is None else argv)
+    try:
+        config = load_config(
+            options,
+            require=("model.name",),
+            command=COMMAND,
+            description="Score documents for a query, without Spark. Other sections are ignored.",
+        )
+        if len(texts) < 2:
+            raise RefusedError(
+                f'{len(texts)} texts given, at least 2 are needed: "query" "document" ...'
+            )
+        if not all(text.strip() for text in texts):
+            raise RefusedError("a text is blank; leave it out")
+        checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
+    except RefusedError as error:
+        sys.stderr.writelines(f"- {finding}\n" for finding in error.findings)
+        return REFUSED
+    slot = process_slot()
+    wanted = config.model.precision
+    precision = (
+        common_precision([describe(config.model.device, slot)]) if wanted == "auto" else wanted
+    )
+    spec = make_spec(config, checkpoint, precision, "")
+    scorer = Scorer.load(checkpoint.path, spec, slot)
+    query, docs = texts[0], texts[1:]
+    scores = scorer.score([query] * len(docs), docs)
+    lines = [f"{'logit':>8}  {'probability':<{_BAR + 7}}  tokens  document"]
+    for row in sorted(range(len(docs)), key=lambda row: -scores.logit[row]):
+        failed = scores.status[row] != OK
+        logit = float("nan") if failed else float(scores.logit[row])
+        note = " (cut)" if scores.truncated[row] else ""
+        lines.append(
+            f"{logit:>8.3f}  {_bar(logit)}  {scores.n_tokens[row]:>6}  {docs[row][:60]}{note}"
+        )
+    sys.stdout.write("\n".join(lines) + f"\n{checkpoint.architecture}, {spec.precision}\n")
+    return DONE
+
+
+def split_texts(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell `--section.key value` from the texts that stand alone."""
+    options: list[str] = []
+    texts: list[str] = []
+    queue = iter(words)
+    for word in queue:
+        if not word.startswith("--"):
+            texts.append(word)
+        elif "=" in word or word == "--help":
+            options.append(word)
+        else:
+            options += [word, *([value] if (value := next(queue, None)) is not None else [])]
+    return options, texts
+
+
+def _bar(logit: float) -> str:
+    """The sigmoid as a bar and a number."""
+    if math.isnan(logit):
+        return f"{'could not be scored':<{_BAR + 7}}"
+    share = 1.0 / (1.0 + math.exp(-max(min(logit, 700.0), -700.0)))
+    return f"{'█' * round(share * _BAR):<{_BAR}} {share:6.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
