@@ -11,13 +11,8 @@ target.parent.mkdir(exist_ok=True)
 
 
 def wanted(path: Path) -> bool:
-    """Tell code from caches, and from the demo's sample and model.
-
-    Every executor is sent this file, so it does without what only `make demo` reads.
-    """
-    if not path.is_file() or any(p == "__pycache__" or p.startswith(".") for p in path.parts):
-        return False
-    return path.suffix == ".py" or path.parts[:2] != ("jobs", "demo")
+    """Tell code, and the data that `--model.name embedded` needs, from caches."""
+    return path.is_file() and not any(p == "__pycache__" or p.startswith(".") for p in path.parts)
 
 
 with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -12,7 +12,7 @@ from typing import Final
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.sources import FAULT
+from jobs.sources import FAULT, quoted
 from jobs.tables import PASSED, Pairs
 from jobs.texts import is_blank, pair_key
 
@@ -29,7 +29,7 @@ def keyed(pairs: Pairs) -> DataFrame:
     rows = pairs.rows.withColumn("reason", reason)
     fit = F.isnull("reason")
     return rows.select(
-        *(column for column in rows.columns if column not in (FAULT, "reason")),
+        *(quoted(name) for name in rows.columns if name not in (FAULT, "reason")),
         F.when(fit, pair_key(F.col("query"), F.col("doc"))).alias("pair_key"),
         F.when(fit, F.length("query") + F.length("doc")).alias("chars"),
         "reason",
@@ -48,7 +48,7 @@ def checked(pairs: Pairs) -> DataFrame:
     status, reason, detail.
     """
     rows = keyed(pairs).drop("query", "doc")
-    rest = [F.col(f"`{name}`") for name in rows.columns if name.startswith((PASSED, "label"))]
+    rest = [quoted(name) for name in rows.columns if name.startswith((PASSED, "label"))]
     twins = Window.partitionBy("query_id", "doc_id", F.isnull("pair_key"))
     best = twins.orderBy(
         F.asc_nulls_last("retrieval_rank"), F.desc_nulls_last("retrieval_score"),
@@ -69,7 +69,7 @@ def checked(pairs: Pairs) -> DataFrame:
     return rows.select(
         *(F.make_valid_utf8(name).alias(name) for name in ("query_id", "doc_id")),
         F.when(~conflict, F.col("pair_key")).alias("pair_key"),
-        *(F.col(f"`{n}`") for n in rows.columns if n.startswith((PASSED, "retrieval_", "label"))),
+        *(quoted(n) for n in rows.columns if n.startswith((PASSED, "retrieval_", "label"))),
         "chars",
         status.alias("status"),
         F.when(conflict, "conflicting_duplicate").otherwise(F.col("reason")).alias("reason"),

@@ -9,7 +9,7 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -257,9 +257,6 @@ def _default(value: Any) -> str:
 
 
 def _choices(annotation: Any) -> str:
-    arguments = cast("tuple[Any, ...]", getattr(annotation, "__args__", ()))
-    if getattr(annotation, "__origin__", None).__class__.__name__ == "_SpecialForm" and all(
-        isinstance(choice, str) for choice in arguments
-    ):
-        return f" {{{', '.join(arguments)}}}"
-    return ""
+    if get_origin(annotation) is not Literal:
+        return ""
+    return f" {{{', '.join(get_args(annotation))}}}"

@@ -18,7 +18,7 @@ from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import SparkSession
 from pyspark.sql.types import FloatType
 
-_BATCH: Final = 128  # rows; the default of nothing here, but of FlagEmbedding, and usual on GPUs
+_BATCH: Final = 128  # rows handed to predict(), which makes batches of 32 of its own
 
 
 def cross_encoder_udf(model_dir: str, max_length: int) -> Callable[..., Any]:
@@ -40,7 +40,9 @@ def cross_encoder_udf(model_dir: str, max_length: int) -> Callable[..., Any]:
         return predict
 
     udf: Callable[..., Any] = predict_batch_udf(
-        make_predict, return_type=FloatType(), batch_size=_BATCH
+        make_predict,  # type: ignore[arg-type]
+        return_type=FloatType(),
+        batch_size=_BATCH,
     )
     return udf
 

@@ -14,7 +14,7 @@ from jobs.checks import COLLAPSED, REJECTED, VALID, checked
 from jobs.config import Config, RankingConfig
 from jobs.errors import BookkeepingError
 from jobs.measures import Measure
-from jobs.metrics import compare
+from jobs.metrics import RunError, compare, first_stage_order
 from jobs.output import OutputFolder
 from jobs.qrels import from_labels, read_qrels
 from jobs.ranking import count_cut, ranked, top1_changed
@@ -152,13 +152,24 @@ def measure(
     done: Checked,
     store: ScoreStore,
 ) -> dict[str, Any]:
-    """First stage and reranked order of all candidates, before top_k and min_score cut any."""
+    """First stage and reranked order of all candidates, before top_k and min_score cut any.
+
+    Where only some candidates have a first-stage score or rank, there is no first-stage order to
+    measure; `first_stage` is None then, and `first_stage_missing` says why.
+    """
     scores = store.read().where(F.col("status") == OK).drop("status")
     whole = ranked(
         done.valid.join(scores, on="pair_key"),
         RankingConfig(tie_break=config.tie_break),
         label=False,
     )
+    try:
+        first_stage_order(whole)
+    except RunError as error:
+        nothing = F.lit(None).cast("double")
+        whole = whole.withColumns({"retrieval_score": nothing, "retrieval_rank": nothing})
+        found = compare(whole, qrels, measures, tie_break=config.tie_break)
+        return {**found, "first_stage_missing": str(error)}
     return compare(whole, qrels, measures, tie_break=config.tie_break)
 
 

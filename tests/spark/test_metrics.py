@@ -31,9 +31,8 @@ needs_data = pytest.mark.skipif(
 
 MEASURES = parse_measures(
     [
-        *("nDCG", "nDCG@1", "nDCG@3", "AP", "AP@3", "AP(rel=2)", "RR", "RR(rel=2)", "RR@2"),
-        *("RR(rel=2)@3", "P@1", "P@5", "P(rel=2)@3", "R@2", "R@100", "R(rel=2)@3", "Success@1"),
-        *("Success(rel=2)@3", "Judged@2", "Judged@10"),
+        *("nDCG", "nDCG@3", "AP", "AP@3", "AP(rel=2)", "RR", "RR(rel=2)", "RR(rel=2)@3", "P@5"),
+        *("P(rel=2)@3", "R@100", "R(rel=2)@3", "Success@1", "Success(rel=2)@3", "Judged@2"),
     ]
 )
 # "9" and "10" differ as text and as numbers; the others have one to four bytes per character.
@@ -116,7 +115,7 @@ def expected(measure: Measure, run: Scores, qrels: Grades) -> dict[str, float]:
     return trec_eval(measure, run, qrels)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_measure_of_every_query_is_the_references(spark: SparkSession, seed: int) -> None:
     run, qrels = random_queries(seed)

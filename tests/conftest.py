@@ -1,0 +1,126 @@
+"""Tiny real models, made once per test run: a BERT and an XLM-RoBERTa with tokenizers trained here.
+
+Their weights are random, so their scores mean nothing; what is tested is that every way of
+computing them agrees.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+SENTENCES = [
+    "How long does a flea live? A flea lives up to a year, though ninety days is usual.",
+    "The tower in Pisa leans because the ground below one side of it is soft.",
+    "Reset the earbuds by holding both buttons for ten seconds until the light blinks red.",
+    "Bread rises because yeast turns sugar into gas; salt slows it down a little.",
+    "跳蚤的寿命通常是九十天，最长可以活一年。",
+    "把耳机放回充电盒，长按按钮十秒，指示灯闪烁后即恢复出厂设置。",
+    "A contract may be ended by either side with a notice of thirty days in writing.",
+    "unbelievable internationalisation, re-ranking, 3/4 of 512 tokens; naïve café Straße",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT cross-encoder with 128 positions."""
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(SENTENCES, vocab_size=400, min_frequency=1, show_progress=False)
+    trained.save(str(folder.parent / "bert-tokenizer.json"))
+    tokenizer = BertTokenizerFast(
+        tokenizer_file=str(folder.parent / "bert-tokenizer.json"), model_max_length=128
+    )
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        num_labels=1,
+        initializer_range=0.4,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer XLM-RoBERTa cross-encoder with 128 positions, as bge-reranker-v2-m3 is built."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        XLMRobertaConfig,
+        XLMRobertaForSequenceClassification,
+    )
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-xlmr"
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trained = Tokenizer(models.Unigram())
+    trained.normalizer = normalizers.NFKC()
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(
+        SENTENCES * 4,
+        trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
+    )
+    trained.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=126,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    torch.manual_seed(11)
+    config = XLMRobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        type_vocab_size=1,
+        num_labels=1,
+        initializer_range=0.4,
+    )
+    XLMRobertaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["tiny_bert", "tiny_xlmr"])
+def tiny_model(request: pytest.FixtureRequest) -> Path:
+    """Each tiny model in turn."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+def shared_data(name: str) -> Path:
+    """A file of the shared measuring data; the test is skipped where it is not there."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs the shared data set {name}, which is not part of the project")
+    return path

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs.errors import RefusedError
+from jobs.sources import FAULT, read_source
+
+
+def rows(spark: SparkSession, path: Path, **options: str) -> list[dict[str, object]]:
+    table = read_source(spark, path=str(path), options=options)
+    return [row.asDict() for row in table.collect()]
+
+
+def test_json_lines_keep_their_bytes_and_name_their_faults(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """Spark's own reader turns a lone surrogate into `?` and bad bytes into U+FFFD, silently."""
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(
+        b'{"id": "a", "doc": "fine \\u4e2d \\ud83d\\ude00"}\n'
+        b'{"id": "b", "doc": "high \\ud800 alone"}\n'
+        b'{"id": "c", "doc": "low \\udc00 alone"}\n'
+        b'{"id": "d", "doc": "bytes \xff\xfe"}\n'
+        b'{"id": "e", "doc": \n'
+        b"\n"
+        b'{"id": "f", "doc": "plain \\\\ud800 text"}\n'
+    )
+    got = {row["id"]: (row["doc"], row[FAULT]) for row in rows(spark, file)}
+    assert got["a"] == ("fine 中 😀", None)
+    assert got["b"][1] == got["c"][1] == "lone_surrogate"
+    assert got["d"][1] == "invalid_utf8"
+    assert got[None][1] == "malformed_record"
+    assert got["f"] == ("plain \\ud800 text", None)
+    assert len(got) == 6
+
+
+def test_csv_keeps_bytes_quotes_and_odd_names(spark: SparkSession, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_bytes(
+        b'\xef\xbb\xbfid,"a`b.c; DROP TABLE x",\xe5\x90\x8d\n'
+        b'1,"he said ""no"", twice",\xe4\xb8\xad\n'
+        b"2,\xff\xfe,x\n"
+        b"3,too,many,fields\n"
+    )
+    got = rows(spark, file)
+    assert list(got[0]) == ["id", "a`b.c; DROP TABLE x", "名", FAULT]
+    assert got[0]["a`b.c; DROP TABLE x"] == 'he said "no", twice'
+    assert got[0]["名"] == "中"
+    assert [row[FAULT] for row in got] == [None, None, "malformed_record"]
+
+
+def test_tsv_takes_a_quote_for_a_character(spark: SparkSession, tmp_path: Path) -> None:
+    file = tmp_path / "collection.tsv.gz"
+    file.write_bytes(gzip.compress(b'id\tdoc\n1\t5" screen\n2\t"open\n'))
+    assert [row["doc"] for row in rows(spark, file)] == ['5" screen', '"open']
+
+
+def test_a_trec_run(spark: SparkSession, tmp_path: Path) -> None:
+    file = tmp_path / "bm25.trec"
+    file.write_text("q1 Q0  d1\t1 12.5 bm25\n\nq1 Q0 d2 2\n")
+    got = rows(spark, file)
+    assert got[0] == {
+        "query_id": "q1", "doc_id": "d1", "retrieval_rank": "1", "retrieval_score": "12.5",
+        FAULT: None,
+    }  # fmt: skip
+    assert got[1][FAULT] == "malformed_record"
+
+
+def test_a_folder_of_parquet_and_one_of_orc(spark: SparkSession, tmp_path: Path) -> None:
+    table = spark.createDataFrame([("a", 1)], "id string, n int")
+    table.write.parquet(str(tmp_path / "p"))
+    table.write.orc(str(tmp_path / "o"))
+    assert rows(spark, tmp_path / "p") == rows(spark, tmp_path / "o")
+
+
+def test_a_catalog_table(spark: SparkSession) -> None:
+    spark.createDataFrame([("a",)], "id string").createOrReplaceTempView("pairs_view")
+    assert read_source(spark, table="pairs_view").columns == ["id", FAULT]
+    with pytest.raises(RefusedError, match="no_such_table"):
+        read_source(spark, table="no_such_table")
+
+
+def test_what_cannot_be_read_is_refused_with_the_remedy(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    with pytest.raises(RefusedError, match="does not exist"):
+        read_source(spark, path=str(tmp_path / "none.parquet"))
+    (tmp_path / "in.data").write_text("x")
+    with pytest.raises(RefusedError, match=r"set input\.format"):
+        read_source(spark, path=str(tmp_path / "in.data"))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(RefusedError, match="no JSON object"):
+        read_source(spark, path=str(tmp_path / "empty.jsonl"))

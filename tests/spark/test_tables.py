@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs.checks import COLLAPSED, REJECTED, VALID, checked, keyed
+from jobs.config import InputConfig, ModelConfig
+from jobs.errors import RefusedError
+from jobs.tables import Pairs, read_pairs
+from jobs.texts import render
+from udfs.text import parse_template
+
+MODEL = ModelConfig()
+
+
+def write_lines(file: Path, rows: list[dict[str, object]]) -> str:
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    return str(file)
+
+
+def read(spark: SparkSession, model: ModelConfig = MODEL, **keys: object) -> Pairs:
+    return read_pairs(spark, InputConfig.model_validate(keys), model)
+
+
+def texts(pairs: Pairs) -> dict[tuple[str, str], tuple[str, str]]:
+    rows = pairs.rows.collect()
+    return {(row["query_id"], row["doc_id"]): (row["query"], row["doc"]) for row in rows}
+
+
+LONG = [
+    {
+        "qid": 1,
+        "q": "fleas",
+        "did": 10,
+        "title": "Fleas",
+        "body": "live",
+        "bm25": 2.5,
+        "lang": "en",
+    },
+    {"qid": 1, "q": "fleas", "did": 9, "title": None, "body": "dogs", "bm25": 1.5, "lang": "en"},
+]
+NAMES = {"query_id": "qid", "query": "q", "doc_id": "did", "retrieval_score": "bm25"}
+
+
+def test_a_long_table_with_mapping_template_and_instructions(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    pairs = read(
+        spark,
+        ModelConfig(query_instruction="query: "),
+        path=write_lines(tmp_path / "in.jsonl", LONG),
+        doc_template="{title}\\n{body}",
+        **NAMES,
+    )
+    assert texts(pairs) == {
+        ("1", "10"): ("query: fleas", "Fleas\nlive"),
+        ("1", "9"): ("query: fleas", "dogs"),
+    }
+    assert pairs.passed == ("lang",)
+    assert pairs.has == {"retrieval_score"}
+
+
+def test_the_three_shapes_give_the_same_pairs(spark: SparkSession, tmp_path: Path) -> None:
+    template = "{title}\\n{body}"
+    long = read(spark, path=write_lines(tmp_path / "l.jsonl", LONG), doc_template=template, **NAMES)
+    inner = [{k: row[k] for k in ("did", "title", "body", "bm25")} for row in LONG]
+    nested = read(
+        spark,
+        path=write_lines(tmp_path / "n.jsonl", [{"qid": 1, "q": "fleas", "hits": inner}]),
+        candidates="hits", doc_template=template, **NAMES,
+    )  # fmt: skip
+    (tmp_path / "r.trec").write_text("1 Q0 10 1 2.5 x\n1 Q0 9 2 1.5 x\n")
+    normalised = read(
+        spark,
+        queries=write_lines(tmp_path / "q.jsonl", [{"_id": "1", "text": "fleas", "lang": "en"}]),
+        corpus=write_lines(
+            tmp_path / "c.jsonl",
+            [{"_id": str(r["did"]), "title": r["title"] or "", "text": r["body"]} for r in LONG],
+        ),
+        run=str(tmp_path / "r.trec"),
+    )
+    assert texts(long) == texts(nested) == texts(normalised)
+    assert normalised.passed == ("lang",)
+    assert normalised.has == {"retrieval_score", "retrieval_rank"}
+
+
+def test_a_nested_order_is_the_first_stages_order(spark: SparkSession, tmp_path: Path) -> None:
+    row = {
+        "query_id": "1",
+        "query": "q",
+        "hits": [{"doc_id": "b", "doc": "x"}, {"doc_id": "a", "doc": "y"}],
+    }
+    empty = {"query_id": "2", "query": "q", "hits": []}
+    pairs = read(spark, path=write_lines(tmp_path / "n.jsonl", [row, empty]), candidates="hits")
+    ranks = {r["doc_id"]: r["retrieval_rank"] for r in pairs.rows.collect()}
+    assert ranks == {"b": 1, "a": 2, None: None}
+    reasons = {r["query_id"]: r["reason"] for r in checked(pairs).collect()}
+    assert reasons["2"] == "missing_doc_id"  # a query without candidates is reported, not dropped
+
+
+def test_tables_of_a_normalised_input_may_be_parquet(spark: SparkSession, tmp_path: Path) -> None:
+    frames = {
+        "queries": spark.createDataFrame([(1, "fleas")], "query_id long, query string"),
+        "corpus": spark.createDataFrame([(7, "live")], "doc_id long, doc string"),
+        "run": spark.createDataFrame(
+            [(1, 7, 0.5)], "query_id long, doc_id long, retrieval_score double"
+        ),
+    }
+    for name, frame in frames.items():
+        frame.write.parquet(str(tmp_path / name))
+    pairs = read(spark, **{name: str(tmp_path / name) for name in frames})
+    assert texts(pairs) == {("1", "7"): ("fleas", "live")}
+
+
+def test_missing_columns_are_named_with_those_that_are_there(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "in.jsonl", LONG)
+    with pytest.raises(RefusedError) as caught:
+        read(spark, path=path, query_id="qid", label="grade")
+    said = caught.value.findings[0]
+    assert "has no column query, doc_id, doc, grade" in said
+    assert "it has: bm25, body, did, lang, q, qid, title" in said
+    assert "set input.query, input.doc_id, input.doc, input.label" in said
+    with pytest.raises(RefusedError, match="has to be an array of structs"):
+        read(spark, path=path, candidates="title")
+
+
+def test_a_template_renders_the_same_in_spark_and_in_python(spark: SparkSession) -> None:
+    values = [None, "", " \u200b", "a", "b\nc"]
+    rows = [(x, y) for x in values for y in values]
+    table = spark.createDataFrame(rows, "x string, y string")
+    for source in ("{x}", "T: {x}\\n{y}", "{x} and {y}!", "fixed\\n{x}{{}}\\n{y}"):
+        for rule in ("drop_line", "empty", "reject"):
+            template = parse_template(source, rule)  # type: ignore[arg-type]
+            got = [row[0] for row in table.select(render(template)).collect()]
+            assert got == [template.render({"x": x, "y": y}) for x, y in rows], (source, rule)
+
+
+BAD_UTF8 = bytearray(b"\xff\xfe x")
+SURROGATE = bytearray(b"\xed\xa0\x80 x")
+POISON = [
+    # query_id, query, doc_id, doc, score, expected reason
+    ("1", b"q", "ok", b"fine", "1.0", None),
+    ("1", None, "a", b"x", "1", "missing_query"),
+    ("1", b" \t", "b", b"x", "1", "missing_query"),
+    ("1", b"q", "c", None, "1", "missing_doc"),
+    ("1", b"q", "d", "\u200b\u200b".encode(), "1", "missing_doc"),
+    (None, b"q", "e", b"x", "1", "missing_query_id"),
+    ("1", b"q", None, b"x", "1", "missing_doc_id"),
+    ("1", b"q", " ", b"x", "1", "missing_doc_id"),
+    ("1", b"q", "f", BAD_UTF8, "1", "invalid_utf8"),
+    ("1", SURROGATE, "g", b"x", "1", "invalid_utf8"),
+    ("1", b"q", "h", b"x", "NaN", "unreadable_number"),
+    ("1", b"q", "i", b"x", "many", "unreadable_number"),
+    ("1", b"q", "twice", b"one text", "1", "conflicting_duplicate"),
+    ("1", b"q", "twice", b"another", "2", "conflicting_duplicate"),
+    ("1", b"q", "same", b"equal", "1", None),
+    ("1", b"q", "same", b"equal", "3", None),
+    ("1", b"q", "nul", b"a\x00b \x07", "1", None),
+    ("1", b"q", "rtl", "שלום \u202e עולם".encode(), "", None),
+]  # fmt: skip
+
+
+@pytest.fixture
+def poison(spark: SparkSession) -> Pairs:
+    schema = "query_id string, query binary, doc_id string, doc binary, retrieval_score string"
+    rows = [tuple(bytearray(v) if isinstance(v, bytes) else v for v in row[:5]) for row in POISON]
+    spark.createDataFrame(rows, schema).createOrReplaceTempView("poison")
+    return read(spark, table="poison")
+
+
+def test_every_row_gets_its_reason_and_none_is_lost(poison: Pairs) -> None:
+    rows = checked(poison).collect()
+    assert len(rows) == len(POISON)
+    got = sorted((str(r["doc_id"]), str(r["reason"])) for r in rows)
+    assert got == sorted((str(row[2]), str(row[5])) for row in POISON)
+    for row in rows:
+        assert row["status"] in (VALID, COLLAPSED, REJECTED)
+        assert (row["status"] == REJECTED) == (row["reason"] is not None)
+
+
+def test_equal_duplicates_collapse_to_the_best_ranked(poison: Pairs) -> None:
+    same = [row for row in checked(poison).collect() if row["doc_id"] == "same"]
+    kept = {row["status"]: row["retrieval_score"] for row in same}
+    assert kept == {VALID: 3.0, COLLAPSED: 1.0}
+
+
+def test_details_carry_lengths_and_no_texts(poison: Pairs) -> None:
+    for row in checked(poison).where("status = 'rejected'").collect():
+        assert row["detail"].startswith(("bytes: ", "2 rows"))
+        assert "another" not in row["detail"]
+
+
+def test_the_choice_of_a_duplicate_does_not_depend_on_the_order_of_the_rows(
+    spark: SparkSession,
+) -> None:
+    rows = [("1", "q", "d", "x", 1.0, extra) for extra in "abcdefgh"]
+    schema = "query_id string, query string, doc_id string, doc string, retrieval_score double, tag string"
+    kept = set()
+    for order in (rows, rows[::-1], rows[3:] + rows[:3]):
+        spark.createDataFrame(order, schema).repartition(3).createOrReplaceTempView("twins")
+        kept |= {
+            row["in.tag"]
+            for row in checked(read(spark, table="twins")).where("status='valid'").collect()
+        }
+    assert len(kept) == 1
+
+
+def test_a_pair_key_tells_apart_pairs_with_the_same_concatenation(spark: SparkSession) -> None:
+    rows = [("1", "ab", "x", "c"), ("1", "a", "y", "bc")]
+    schema = "query_id string, query string, doc_id string, doc string"
+    spark.createDataFrame(rows, schema).createOrReplaceTempView("close")
+    keys = [row["pair_key"] for row in keyed(read(spark, table="close")).collect()]
+    assert len(set(keys)) == 2

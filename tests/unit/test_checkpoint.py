@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from udfs.checkpoint import CheckpointError, inspect_checkpoint
+
+
+@pytest.fixture
+def copy(tiny_bert: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_reranker_passes_and_its_limits_are_read(tiny_bert: Path, tiny_xlmr: Path) -> None:
+    bert, xlmr = inspect_checkpoint(tiny_bert), inspect_checkpoint(tiny_xlmr)
+    assert (bert.architecture, bert.positions) == ("BertForSequenceClassification", 128)
+    # RoBERTa counts positions from pad_token_id + 1 = 2 on.
+    assert (xlmr.architecture, xlmr.positions) == ("XLMRobertaForSequenceClassification", 126)
+    assert bert.parameters > 10_000
+
+
+def test_the_digest_follows_what_takes_part_in_a_score(copy: Path) -> None:
+    before = inspect_checkpoint(copy).digest
+    (copy / "README.md").write_text("about this model")
+    assert inspect_checkpoint(copy).digest == before
+    weights = copy / "model.safetensors"
+    flipped = bytearray(weights.read_bytes())
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    assert inspect_checkpoint(copy).digest != before
+
+
+def test_an_encoder_without_a_head_is_refused(copy: Path) -> None:
+    """FlagEmbedding#798: transformers fills a missing head at random and scores with it."""
+    weights = load_file(copy / "model.safetensors")
+    encoder = {name: value for name, value in weights.items() if "classifier" not in name}
+    save_file(encoder, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="no classification head"):
+        inspect_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"id2label": {"0": "no", "1": "yes"}}, "2 labels"),
+        ({"architectures": ["BertModel"]}, "architecture BertModel"),
+        ({"auto_map": {"AutoModel": "modeling.Model"}}, "auto_map"),
+        ({"_attn_implementation_internal": "x/y"}, "_attn_implementation_internal"),
+    ],
+)
+def test_a_config_that_is_no_plain_cross_encoder_is_refused(
+    copy: Path, changes: dict[str, object], said: str
+) -> None:
+    edit_config(copy, **changes)
+    with pytest.raises(CheckpointError, match=said):
+        inspect_checkpoint(copy)
+
+
+def test_code_of_the_models_own_is_let_through_when_asked_for(copy: Path) -> None:
+    edit_config(copy, auto_map={"AutoModel": "modeling.Model"})
+    assert inspect_checkpoint(copy, trust_remote_code=True).positions == 128
+
+
+def test_pickles_are_refused_and_the_remedy_named(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*convert them to safetensors"):
+        inspect_checkpoint(copy)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -1])
+def test_a_truncated_weight_file_is_found_without_loading_it(copy: Path, keep: int) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="copy it anew"):
+        inspect_checkpoint(copy)
+
+
+def test_all_findings_come_at_once(copy: Path) -> None:
+    edit_config(copy, architectures=["BertModel"], auto_map={})
+    (copy / "model.safetensors").unlink()
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        inspect_checkpoint(copy)
+    assert len(caught.value.findings) >= 3
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        inspect_checkpoint(tmp_path / "nope")

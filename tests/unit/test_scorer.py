@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tests.conftest import SENTENCES
+from udfs.devices import TaskSlot
+from udfs.encode import Batch, PairEncoder
+from udfs.scorer import NONFINITE, OK, OUT_OF_MEMORY, Loader, Scorer
+from udfs.spec import ScorerSpec
+
+QUERIES = [SENTENCES[i % 3] for i in range(25)]
+DOCS = [SENTENCES[i % 8] * (1 + i % 4) for i in range(25)]
+
+
+def spec(folder: Path, **changes: object) -> ScorerSpec:
+    return ScorerSpec(str(folder), "", **{"max_length": 64, **changes})  # type: ignore[arg-type]
+
+
+class Lengths:
+    """A model whose logit is the row's token count; it remembers the sizes of its batches."""
+
+    def __init__(self, capacity: int = 10**9, broken: frozenset[int] = frozenset()) -> None:
+        self.capacity, self.broken, self.sizes = capacity, broken, list[int]()
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        self.sizes.append(batch.input_ids.size)
+        if batch.input_ids.size > self.capacity:
+            raise torch.OutOfMemoryError("no memory left")
+        lengths = batch.attention_mask.sum(axis=1)
+        values: NDArray[np.float32] = np.where(
+            np.isin(lengths, list(self.broken)), np.nan, lengths
+        ).astype(np.float32)
+        return values
+
+
+def scorer(folder: Path, model: Lengths, again: Loader | None = None, **changes: object) -> Scorer:
+    given = spec(folder, **changes)
+    return Scorer(PairEncoder.load(folder, given), model, given, again)
+
+
+def test_scores_come_back_in_the_order_of_the_rows(tiny_bert: Path) -> None:
+    scores = scorer(tiny_bert, Lengths(), max_tokens=200).score(QUERIES, DOCS)
+    np.testing.assert_array_equal(scores.logit, scores.n_tokens.astype(np.float32))
+    assert (scores.status == OK).all()
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 5])
+def test_no_pairs_one_pair_a_full_batch_and_one_more(tiny_model: Path, size: int) -> None:
+    """A batch of one was once squeezed to a scalar elsewhere (SPARK-42250, SPARK-43298)."""
+    real = Scorer.load(tiny_model, spec(tiny_model, max_pairs=4), TaskSlot(cpus=1))
+    scores = real.score(QUERIES[:size], DOCS[:size])
+    assert scores.logit.shape == (size,)
+    assert np.isfinite(scores.logit).all()
+
+
+@pytest.mark.parametrize("max_tokens", [64, 256, 4096])
+def test_a_row_scores_the_same_alone_and_in_any_batch(tiny_model: Path, max_tokens: int) -> None:
+    one_by_one = Scorer.load(tiny_model, spec(tiny_model, max_pairs=1), TaskSlot(cpus=1))
+    batched = Scorer.load(tiny_model, spec(tiny_model, max_tokens=max_tokens), TaskSlot(cpus=1))
+    np.testing.assert_allclose(
+        batched.score(QUERIES, DOCS).logit, one_by_one.score(QUERIES, DOCS).logit, atol=1e-4
+    )
+
+
+def test_out_of_memory_halves_the_batch_and_every_row_is_scored(tiny_bert: Path) -> None:
+    model = Lengths(capacity=130)
+    scores = scorer(tiny_bert, model, max_tokens=1000).score(QUERIES, DOCS)
+    assert (scores.status == OK).all()
+    assert max(model.sizes) > 130, "the fault never fired"
+
+
+def test_a_pair_that_never_fits_is_marked_and_the_rest_scored(tiny_bert: Path) -> None:
+    scores = scorer(tiny_bert, Lengths(capacity=60), max_tokens=1000).score(QUERIES, DOCS)
+    too_long = scores.n_tokens > 60
+    assert too_long.any()
+    assert (scores.status[too_long] == OUT_OF_MEMORY).all()
+    assert np.isnan(scores.logit[too_long]).all()
+    assert (scores.status[~too_long] == OK).all()
+
+
+def test_only_memory_errors_are_retried(tiny_bert: Path) -> None:
+    class Broken(Lengths):
+        def forward(self, batch: Batch) -> NDArray[np.float32]:
+            raise RuntimeError("device-side assert")
+
+    with pytest.raises(RuntimeError, match="device-side"):
+        scorer(tiny_bert, Broken()).score(QUERIES, DOCS)
+
+
+def test_a_logit_that_is_no_number_is_marked_not_invented(tiny_bert: Path) -> None:
+    """A failed document given 0.0 would outrank every negative logit."""
+    scores = scorer(tiny_bert, Lengths(broken=frozenset({64}))).score(QUERIES, DOCS)
+    lost = scores.n_tokens == 64
+    assert lost.any()
+    assert (scores.status[lost] == NONFINITE).all()
+    assert np.isnan(scores.logit[lost]).all()
+    assert np.isfinite(scores.logit[~lost]).all()
+
+
+def test_rows_lost_in_half_precision_are_scored_again_in_float32(tiny_bert: Path) -> None:
+    given = spec(tiny_bert, precision="fp16")
+    again = Loader(tiny_bert, given, TaskSlot(cpus=1))
+    mixed = scorer(tiny_bert, Lengths(broken=frozenset({64})), again).score(QUERIES, DOCS)
+    real = Scorer.load(tiny_bert, spec(tiny_bert), TaskSlot(cpus=1)).score(QUERIES, DOCS)
+    lost = mixed.n_tokens == 64
+    assert (mixed.status == OK).all()
+    np.testing.assert_allclose(mixed.logit[lost], real.logit[lost], atol=1e-4)
+
+
+def test_device_time_is_shared_out_by_tokens(tiny_bert: Path) -> None:
+    scores = scorer(tiny_bert, Lengths(), max_tokens=10**6).score(QUERIES, DOCS)
+    per_token = scores.device_ms / scores.n_tokens
+    np.testing.assert_allclose(per_token, per_token[0], rtol=1e-4)
+
+
+def test_bf16_keeps_logits_apart(tiny_bert: Path) -> None:
+    """With the head in bf16 as well, 64 pairs kept only about ten values."""
+    half = Scorer.load(tiny_bert, spec(tiny_bert, precision="bf16"), TaskSlot(cpus=1))
+    full = Scorer.load(tiny_bert, spec(tiny_bert), TaskSlot(cpus=1))
+    queries = [f"{SENTENCES[i % 8]} {i}" for i in range(64)]
+    docs = [SENTENCES[(i * 5) % 8] for i in range(64)]
+    rounded, exact = half.score(queries, docs).logit, full.score(queries, docs).logit
+    assert len(np.unique(rounded)) > 0.9 * len(np.unique(exact))

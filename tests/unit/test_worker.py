@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from udfs import worker
+from udfs.devices import TaskSlot
+from udfs.scorer import PairScorer, StubScorer
+from udfs.spec import ScorerSpec
+
+SLOT = TaskSlot(cpus=1)
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    worker._loaded.clear()
+
+
+def test_a_model_is_loaded_once_and_only_the_newest_is_kept() -> None:
+    calls: list[ScorerSpec] = []
+
+    def load(path: Path, spec: ScorerSpec, slot: TaskSlot) -> PairScorer:
+        calls.append(spec)
+        return StubScorer()
+
+    first, second = (ScorerSpec("/m", digest) for digest in ("1", "2"))
+    assert worker.get_scorer(first, SLOT, load=load) is worker.get_scorer(first, SLOT, load=load)
+    worker.get_scorer(second, SLOT, load=load)
+    worker.get_scorer(first, SLOT, load=load)
+    assert calls == [first, second, first]
+
+
+def test_an_archive_is_looked_up_where_spark_unpacked_it() -> None:
+    seen: list[Path] = []
+
+    def load(path: Path, spec: ScorerSpec, slot: TaskSlot) -> PairScorer:
+        seen.append(path)
+        return StubScorer()
+
+    spec = ScorerSpec("archive:model-1", "1")
+    worker.get_scorer(spec, SLOT, archive_root=lambda: "/spark/files", load=load)
+    assert seen == [Path("/spark/files/model-1")]
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("udfs.spec", ("torch", "pyspark", "numpy", "transformers")),
+        ("udfs.batching", ("torch", "pyspark", "numpy", "transformers")),
+        ("udfs.checkpoint", ("torch", "pyspark", "numpy", "transformers")),
+        ("udfs.text", ("torch", "pyspark", "numpy", "transformers")),
+        ("udfs.devices", ("torch", "pyspark", "transformers")),
+        ("udfs.scorer", ("torch", "pyspark", "transformers")),
+        ("udfs.columns", ("torch", "transformers", "jobs")),
+        ("jobs.rerank", ("torch", "transformers", "mlflow")),
+    ],
+)
+def test_importing_a_module_does_not_import(module: str, never: tuple[str, ...]) -> None:
+    """The driver stays light, executors never see `jobs`, and importing loads no model."""
+    code = f"import sys, {module}; print([m for m in {never!r} if m in sys.modules])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert ended.stdout.strip() == "[]"
+
+
+def test_nothing_in_udfs_imports_jobs() -> None:
+    for file in (ROOT / "udfs").glob("*.py"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert not [line for line in lines if line.startswith(("import jobs", "from jobs"))], file
