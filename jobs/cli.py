@@ -110,15 +110,15 @@ def keys() -> Iterator[str]:
 
 
 def _normalise(argv: Sequence[str]) -> list[str]:
-    """`--key=value` -> two words; `--dry-run` -> `--dry_run true`."""
+    """`--key=value` -> two words; `--dry-run`, a flag that needs no value, -> `--dry_run true`."""
     words: list[str] = []
     for word in argv:
-        if word in ("--dry-run", "--dry_run"):
-            words += ["--dry_run", "true"]
-        elif word.startswith("--") and "=" in word:
-            words += word.split("=", 1)
-        else:
-            words.append(word)
+        words += word.split("=", 1) if word.startswith("--") else [word]
+    for at in reversed(range(len(words))):
+        if words[at] in ("--dry-run", "--dry_run"):
+            words[at] = "--dry_run"
+            if words[at + 1 : at + 2] not in (["true"], ["false"]):
+                words.insert(at + 1, "true")
     return words
 
 

@@ -98,7 +98,7 @@ def resolve_format(spark: SparkSession, path: str, source_format: str) -> str:
         parts = name.lower().rsplit("/", 1)[-1].split(".")
         if parts[-1] in _COMPRESSIONS:
             parts.pop()
-        if parts[-1] in _ENDINGS:
+        if len(parts) > 1 and parts[-1] in _ENDINGS:
             return _ENDINGS[parts[-1]]
     raise RefusedError(f"the format of {path} does not show in its name; set input.format")
 

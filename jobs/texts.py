@@ -22,7 +22,9 @@ def render(template: Template) -> Column:
     for line in template.lines:
         fields = [as_text(piece.text) for piece in line if piece.is_field]
         parts = [
-            F.coalesce(as_text(piece.text), F.lit("")) if piece.is_field else F.lit(piece.text)
+            F.when(is_blank(as_text(piece.text)), "").otherwise(as_text(piece.text))
+            if piece.is_field
+            else F.lit(piece.text)
             for piece in line
         ]
         text = F.concat(*parts) if parts else F.lit("")

@@ -103,10 +103,9 @@ def _to_frame(scores: Scores, given: Any) -> pd.DataFrame:
     whole.status[:] = NULL_TEXT
     for part in ("logit", "n_tokens", "truncated", "device_ms", "status"):
         getattr(whole, part)[given] = getattr(scores, part)
-    logit = pd.Series(whole.logit).astype(object).where(np.isfinite(whole.logit), None)
     return pd.DataFrame(
         {
-            "logit": logit.astype("Float32"),
+            "logit": pd.arrays.FloatingArray(whole.logit, ~np.isfinite(whole.logit)),
             "n_tokens": whole.n_tokens,
             "truncated": whole.truncated,
             "device_ms": whole.device_ms,

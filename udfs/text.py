@@ -51,8 +51,9 @@ class Template:
 
     def render(self, values: Mapping[str, str | None]) -> str | None:
         """The text of one row, or None if the rule is `reject` and a field is missing."""
-        present = {name: values.get(name) or "" for name in self.fields}
-        blank = {name for name, value in present.items() if re.fullmatch(BLANK, value)}
+        given = {name: values.get(name) or "" for name in self.fields}
+        blank = {name for name, value in given.items() if re.fullmatch(BLANK, value)}
+        present = {name: "" if name in blank else value for name, value in given.items()}
         if blank and self.missing == "reject":
             return None
         lines = []

@@ -199,7 +199,9 @@ def test_the_choice_of_a_duplicate_does_not_depend_on_the_order_of_the_rows(
     spark: SparkSession,
 ) -> None:
     rows = [("1", "q", "d", "x", 1.0, extra) for extra in "abcdefgh"]
-    schema = "query_id string, query string, doc_id string, doc string, retrieval_score double, tag string"
+    columns = ("query_id", "query", "doc_id", "doc")
+    schema = ", ".join(f"{name} string" for name in columns)
+    schema += ", retrieval_score double, tag string"
     kept = set()
     for order in (rows, rows[::-1], rows[3:] + rows[:3]):
         spark.createDataFrame(order, schema).repartition(3).createOrReplaceTempView("twins")
