@@ -65,8 +65,9 @@ class ScoreStore:
         if len(attempts) == 1:
             return rows  # an attempt scores each key once
         name = F.regexp_extract(F.input_file_name(), r"attempt=(\w+)", 1)
+        rows = rows.withColumn("attempt", name)
         values = F.struct(*(F.col(field) for field in SCHEMA.names[1:]))
-        order = F.struct(F.col("status") != OK, name)
+        order = F.struct(F.col("status") != OK, "attempt")
         best = rows.groupBy("pair_key").agg(F.min_by(values, order).alias("score"))
         return best.select("pair_key", "score.*")
 

@@ -60,7 +60,15 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer XLM-RoBERTa cross-encoder with 128 positions, as bge-reranker-v2-m3 is built."""
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import (
         PreTrainedTokenizerFast,
         XLMRobertaConfig,
@@ -72,6 +80,7 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = Tokenizer(models.Unigram())
     trained.normalizer = normalizers.NFKC()
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.decoder = decoders.Metaspace()
     trained.train_from_iterator(
         SENTENCES * 4,
         trainers.UnigramTrainer(
