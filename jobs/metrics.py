@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
-from pyspark.sql import Column, DataFrame, Row, Window
+from pyspark.sql import DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from jobs.errors import RefusedError
+from jobs.formulas import best_order, formula, relevant_in_qrels
 from jobs.measures import Measure
 
 TieBreak = Literal["doc_id_desc", "doc_id_asc"]
@@ -74,11 +75,11 @@ def per_query(
     """
     queries = _gathered(_ranked(_merged(run, qrels), tie_break))
     hits = F.col("hits")
-    values = {str(measure): _value(measure, hits) for measure in measures}
+    values = {str(measure): formula(measure, hits) for measure in measures}
     if ceiling:
-        queries = queries.withColumn("best_hits", _best_order(hits))
+        queries = queries.withColumn("best_hits", best_order(hits))
         best = F.col("best_hits")
-        values |= {f"{_CEILING}{m}": _value(m, best) for m in measures if m.name != "Judged"}
+        values |= {f"{_CEILING}{m}": formula(m, best) for m in measures if m.name != "Judged"}
     sound = F.col("judged")
     for fault in FAULTS:
         sound = sound & (F.col(fault) == 0)
@@ -86,7 +87,7 @@ def per_query(
         "query_id",
         *[F.when(sound, value).alias(name) for name, value in values.items()],
         "n_retrieved",
-        _relevant_in_qrels(1).alias("n_relevant"),
+        relevant_in_qrels(1).alias("n_relevant"),
         (F.col("n_retrieved") > 0).alias("answered"),
         *FAULTS,
         *(["judged"] if run_only else []),
@@ -264,62 +265,6 @@ def _gathered(pairs: DataFrame) -> DataFrame:
         F.sum("unscored").alias("n_unscored"),
         F.coalesce(F.sum("conflicting"), F.lit(0)).alias("n_conflicting"),
     )
-
-
-def _best_order(hits: Column) -> Column:
-    """The same documents, ranked by grade; unjudged ones would follow and change no measure."""
-    grades = F.sort_array(F.transform(hits, lambda hit: hit["relevance"]), asc=False)
-    return F.transform(
-        grades, lambda grade, i: F.struct((i + 1).alias("rank"), grade.alias("relevance"))
-    )
-
-
-def _value(measure: Measure, hits: Column) -> Column:
-    """A measure of one query, in double, from the columns of `_gathered`; 0 where undefined."""
-    k, rel = measure.cutoff, measure.rel
-    seen = hits if k is None else F.filter(hits, lambda hit: hit["rank"] <= k)
-    ranks = F.transform(F.filter(seen, lambda hit: hit["relevance"] >= rel), lambda h: h["rank"])
-    if measure.name == "nDCG":
-        value = _ndcg(seen, k)
-    elif measure.name == "RR":
-        # Voorhees, "The TREC-8 Question Answering Track Report", 1999.
-        value = F.try_divide(F.lit(1.0), F.get(ranks, F.lit(0)))
-    elif measure.name == "AP":
-        # Buckley and Voorhees, SIGIR 2000; divided by all relevant documents, found or not.
-        precisions = F.transform(ranks, lambda rank, i: (i + 1) / rank)
-        value = F.try_divide(_sum(precisions), _relevant_in_qrels(rel))
-    elif measure.name == "P":
-        value = F.size(ranks) / F.lit(k)  # by k, even when fewer were retrieved
-    elif measure.name == "R":
-        value = F.try_divide(F.size(ranks), _relevant_in_qrels(rel))
-    elif measure.name == "Success":
-        value = (F.size(ranks) > 0).cast("double")
-    else:  # Judged, as ir_measures defines it: of the first k, or of all where fewer came
-        value = F.try_divide(F.size(seen), F.least(F.lit(k), F.col("n_retrieved")))
-    return F.coalesce(value, F.lit(0.0))
-
-
-def _ndcg(seen: Column, k: int | None) -> Column:
-    """Järvelin and Kekäläinen, TOIS 20(4), 2002, as in trec_eval: the gain is the grade.
-
-    The discount is log2(rank + 1) (Burges et al., ICML 2005); grades below 0 gain 0; the ideal
-    order has all judged documents of the query, retrieved or not.
-    """
-    gains = F.transform(
-        seen, lambda hit: F.greatest(hit["relevance"], F.lit(0.0)) / F.log2(hit["rank"] + 1)
-    )
-    grades = F.col("grades")
-    best = grades if k is None else F.slice(grades, 1, k)
-    ideal = F.transform(best, lambda grade, i: grade / F.log2(i + 2))
-    return F.try_divide(_sum(gains), _sum(ideal))
-
-
-def _sum(values: Column) -> Column:
-    return F.aggregate(values, F.lit(0.0), lambda total, value: total + value)
-
-
-def _relevant_in_qrels(rel: int) -> Column:
-    return F.size(F.filter("grades", lambda grade: grade >= rel))
 
 
 def _refuse_faults(row: Row) -> None:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import DONE, REFUSED
+from jobs.try_model import main, split_texts
+from tests.conftest import SENTENCES
+
+
+def test_texts_stand_alone_and_options_have_names() -> None:
+    words = ["--model.name", "m", "query", "--model.max_length=64", "doc 1", "doc 2"]
+    assert split_texts(words) == (
+        ["--model.name", "m", "--model.max_length=64"],
+        ["query", "doc 1", "doc 2"],
+    )
+
+
+def test_scores_are_printed_best_first_with_bars(
+    tiny_bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.name", str(tiny_bert), "--model.max_length", "64"]
+    assert main([*options, SENTENCES[0], *SENTENCES[1:4]]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    logits = [float(line.split()[0]) for line in lines[1:4]]
+    assert logits == sorted(logits, reverse=True)
+    assert len(set(logits)) == 3
+    assert "BertForSequenceClassification" in lines[-1]
+
+
+def test_too_few_texts_and_a_missing_model_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["only a query", "--model.name", "m"]) == REFUSED
+    assert main(["q", "d"]) == REFUSED
+    said = capsys.readouterr().err
+    assert "at least 2 are needed" in said
+    assert "model.name is required" in said
