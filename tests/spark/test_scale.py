@@ -1,0 +1,88 @@
+"""A million pairs through the whole job, with a checksum in place of the model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def write_pairs(path: Path, pairs: int) -> None:
+    """Distinct pairs of a hundred candidates a query, as long as web passages (about 56 words)."""
+    generator = np.random.default_rng(5)
+    words = np.array([f"w{i:03d}{'x' * (i % 7)}" for i in range(500)])
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("query_id", "query", "doc_id", "doc")]
+        + [("retrieval_score", pa.float64())]
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, pairs, 20_000):
+            rows = range(start, min(start + 20_000, pairs))
+            counts = generator.integers(20, 92, len(rows))
+            picks = generator.integers(0, len(words), (len(rows), 92))
+            columns = [
+                [f"q{i // 100}" for i in rows],
+                [f"how do w{i // 100} and w{i // 1000} work" for i in rows],
+                [f"d{i}" for i in rows],
+                [
+                    f"{i} " + " ".join(words[pick[:count]])
+                    for i, pick, count in zip(rows, picks, counts, strict=True)
+                ],
+                [float(100 - i % 100) for i in rows],
+            ]  # fmt: skip
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def run(source: Path, out: Path, model: Path) -> tuple[int, float]:
+    """Run the job; return the Python driver's peak resident memory [kB] and the seconds taken."""
+    options = {
+        "input.path": source, "output.path": out, "model.name": model, "model.max_length": 64,
+        "model.backend": "stub", "model.precision": "fp32", "mlflow.enabled": "false",
+        "spark.master": "local[2]", "spark.settings": "spark.driver.memory=2g",
+    }  # fmt: skip
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    start = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.rerank", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as driver:
+        peak = 0
+        while driver.poll() is None:
+            status = Path(f"/proc/{driver.pid}/status")
+            if status.exists():
+                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                peak = max(peak, int(lines.get("VmHWM", "0 kB").split()[0]))
+            time.sleep(0.5)
+    assert driver.returncode == 0
+    return peak, time.monotonic() - start
+
+
+def test_a_million_pairs_with_exact_counts_and_flat_driver_memory(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    peaks = {}
+    for pairs in (100_000, 1_000_000):
+        source, out = tmp_path / f"{pairs}.parquet", tmp_path / f"out-{pairs}"
+        write_pairs(source, pairs)
+        peaks[pairs], seconds = run(source, out, tiny_bert)
+        counts = json.loads((out / "run.json").read_text())["counts"]
+        assert counts == {
+            "input": pairs, "collapsed": 0, "distinct": pairs, "from_store": 0, "scored": pairs,
+            "ranked": pairs, "cut": 0, "rejected": 0, "truncated": 0, "queries": pairs // 100,
+        }  # fmt: skip
+        assert pq.read_table(out / "ranked", columns=["rank"]).num_rows == pairs
+        sys.stdout.write(
+            f"{pairs} pairs: {seconds:.1f} s, driver peak {peaks[pairs] // 1024} MiB\n"
+        )
+    # Ten times the pairs, the same driver: nothing of the data is collected.
+    assert peaks[1_000_000] < peaks[100_000] + 50 * 1024
