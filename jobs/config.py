@@ -97,7 +97,7 @@ class ModelConfig(Section):
         "instructions, else fp32)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: the task's GPU where Spark gives it one, else the CPU"
+        "auto", description="auto: the GPU Spark gave the task, else the first one, else the CPU"
     )
     backend: Literal["torch", "stub"] = Field(
         "torch",

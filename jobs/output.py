@@ -67,6 +67,10 @@ class OutputFolder:
         self._files.write_text(self.place(name), text + "\n")
         return self.place(name)
 
+    def remove(self, name: str) -> None:
+        """Take away a result of an earlier run that this run has none of."""
+        self._files.delete(self.place(name))
+
     def has(self, name: str) -> bool:
         """Whether a result is in its place."""
         return self._files.exists(self.place(name))

@@ -96,7 +96,9 @@ def rerank(
         stored=stored, results=results, metrics=metrics, watch=watch, spark_version=spark.version,
     )  # fmt: skip
     places = {name: out.place(name) for name in ("ranked", "rejects")}
-    if metrics is not None:
+    if metrics is None:
+        out.remove("metrics.json")
+    else:
         places["metrics"] = out.write_json("metrics.json", metrics)
     places["run"] = out.write_json("run.json", record)
     sys.stdout.write(closing_summary(record, places) + "\n")

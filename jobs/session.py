@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 
 from jobs.config import Config
 from jobs.errors import RefusedError
+from udfs.devices import usable_cores
 
 # Settings of the session's SQL engine that a run depends on, whoever started the session.
 _SQL: Final = {
@@ -53,7 +54,8 @@ def open_session(config: Config) -> SparkSession:
         _refuse_gpu_in_local(config.spark.master, settings)
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(config.spark.master)
-        settings = {**_LOCAL, **_local_shuffle(config.spark.master), **settings}
+        if config.spark.master.startswith("local"):
+            settings = {**_LOCAL, **_local_shuffle(config.spark.master), **settings}
     for key, value in settings.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
@@ -77,7 +79,7 @@ def _local_shuffle(master: str) -> dict[str, str]:
     if not master.startswith("local["):
         return {"spark.sql.shuffle.partitions": "4"}
     cores = master.removeprefix("local[").split(",")[0].rstrip("]")
-    count = len(os.sched_getaffinity(0)) if cores == "*" else int(cores)
+    count = usable_cores() if cores == "*" else int(cores)
     return {"spark.sql.shuffle.partitions": str(max(4, 2 * count))}
 
 

@@ -118,11 +118,13 @@ def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: b
     spread = scored.repartition(files, "query_id")
     table = ranked(spread, config, label=has_label).sortWithinPartitions("query_id", "rank")
     written = out.stage("ranked", table)
-    rejects = out.stage("rejects", _rejects(done, scores).coalesce(1))
+    kept, cut = written.count(), count_cut(scored, config)
+    lost = done.counts["valid"] - kept - cut
+    rejects = out.stage("rejects", _rejects(done, scores if lost else None))
     reasons = _by(rejects, "reason")
     counts = {
-        "ranked": written.count(),
-        "cut": count_cut(scored, config),
+        "ranked": kept,
+        "cut": cut,
         "rejected": sum(reasons.values()),
         "truncated": written.where("truncated").count(),
     }
@@ -187,9 +189,16 @@ def _count_checked(rows: DataFrame) -> tuple[Counts, Counts]:
     return counts, reasons
 
 
-def _rejects(done: Checked, scores: DataFrame) -> DataFrame:
-    """query_id, doc_id, reason, detail: rows that failed the checks, then pairs without a score."""
+def _rejects(done: Checked, scores: DataFrame | None) -> DataFrame:
+    """query_id, doc_id, reason, detail: rows that failed the checks, then pairs without a score.
+
+    `scores` is None if every valid pair has one.
+    """
     columns = ("query_id", "doc_id", "reason", "detail")
+    early = done.rows.where(F.col("status") == REJECTED).select(*columns)
+    files = math.ceil(max(1, done.counts["rejected"]) / _ROWS_PER_FILE)
+    if scores is None:
+        return early.repartition(files)
     unscored = done.valid.join(scores, on="pair_key", how="left").where(
         F.isnull("status") | (F.col("status") != OK)
     )
@@ -204,7 +213,7 @@ def _rejects(done: Checked, scores: DataFrame) -> DataFrame:
         .otherwise("the text was no longer there when it was read to be scored")
         .alias("detail"),
     )
-    return done.rows.where(F.col("status") == REJECTED).select(*columns).unionByName(late)
+    return early.unionByName(late).repartition(files)
 
 
 def _by(rows: DataFrame, column: str) -> Counts:

@@ -53,7 +53,7 @@ def masked(uri: str) -> str:
 
 def replay_command(run_json: str) -> str:
     """The command that logs a finished run again."""
-    return f"{Path(sys.executable).name} -m jobs.tracking {run_json}"
+    return f"{sys.executable} -m jobs.tracking {run_json}"
 
 
 def track(run_json: Path, tracking_uri: str | None, timeout: float) -> str:

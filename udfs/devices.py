@@ -38,8 +38,14 @@ class TaskSlot:
 
 
 def process_slot() -> TaskSlot:
-    """The slot of a process that is no Spark task: every core it may run on, the first GPU."""
-    return TaskSlot(cpus=len(os.sched_getaffinity(0)), gpu="0")
+    """The slot of a process that is no Spark task: every core it may run on."""
+    return TaskSlot(cpus=usable_cores())
+
+
+def usable_cores() -> int:
+    """Cores this process may run on. macOS has no affinity to ask for."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else (os.cpu_count() or 1)
 
 
 def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -71,7 +77,7 @@ def common_precision(devices: Iterable[str]) -> Precision:
 
 
 def choose(wanted: Device, slot: TaskSlot) -> torch.device:
-    """The torch device for a task.
+    """The torch device for a task: the GPU Spark gave it, else the first one, else the CPU.
 
     Spark does not set CUDA_VISIBLE_DEVICES, so the address has to be passed on. Where a container
     already hides the other GPUs, addresses beyond the visible ones mean the only one left.
@@ -81,16 +87,16 @@ def choose(wanted: Device, slot: TaskSlot) -> torch.device:
     """
     import torch
 
-    usable = slot.gpu is not None and torch.cuda.is_available()
+    usable = torch.cuda.is_available()
     if wanted == "cpu" or (wanted == "auto" and not usable):
         return torch.device("cpu")
     if not usable:
-        reason = "Spark gave the task no GPU" if slot.gpu is None else "torch finds no CUDA"
         raise DeviceError(
-            f"model.device=cuda, but {reason}; set spark.task.resource.gpu.amount and install a "
-            "CUDA build of torch, or set model.device to auto"
+            "model.device=cuda, but torch finds no CUDA on this executor; install a CUDA build of "
+            "torch and schedule the task on a GPU, or set model.device to auto"
         )
-    index = int(slot.gpu or 0)
+    address = slot.gpu or "0"
+    index = int(address) if address.isdigit() else 0
     return torch.device("cuda", index if index < torch.cuda.device_count() else 0)
 
 

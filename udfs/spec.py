@@ -42,7 +42,7 @@ class ScorerSpec:
         query_instruction: text already put before the queries.
         doc_instruction: text already put before the documents.
         trust_remote_code: whether code that comes with the checkpoint may run.
-        device: where to score; `auto` is the task's GPU if Spark gave it one, else the CPU.
+        device: where to score; `auto` is the task's GPU, else the first one, else the CPU.
         max_tokens: padded size of one batch [tokens].
         max_pairs: rows of one batch [pairs].
         window: pairs held and sorted by length before batching [pairs].

@@ -17,8 +17,9 @@ from pyspark.sql import SparkSession
 from jobs import rerank
 from jobs.demo import FOLDER
 from jobs.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS
-from tests.conftest import SENTENCES
+from tests.conftest import SENTENCES, shared_data
 from udfs.devices import TaskSlot
+from udfs.encode import PairEncoder
 from udfs.scorer import Scorer
 from udfs.spec import ScorerSpec
 
@@ -399,3 +400,37 @@ def test_a_table_of_arrow_strings_is_read_as_any_other(job: Job, tmp_path: Path)
         job(tmp_path / "out", input__path=tmp_path / "in.parquet", input__doc_template=None) == DONE
     )
     assert read(tmp_path / "out")["retrieval_rank"].isna().all()
+
+
+def test_a_beir_folder_with_a_trec_run(job: Job, tmp_path: Path) -> None:
+    """SciFact in BEIR layout: ten queries, a thousand long pairs, cut at 128 tokens."""
+    run = tmp_path / "bm25.trec"
+    lines = shared_data("scifact/run.bm25.trec").read_text().splitlines()[:1000]
+    run.write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    assert (
+        job(
+            out, input__path=None, input__doc_template=None, model__max_length=128,
+            input__corpus=shared_data("scifact/corpus.jsonl"),
+            input__queries=shared_data("scifact/queries.jsonl"), input__run=run,
+            evaluation__qrels=shared_data("scifact/qrels/test.tsv"),
+        )
+        == DONE
+    )  # fmt: skip
+    ranked = read(out)
+    assert len(ranked) == 1000
+    # A pair that fills the model and one that was cut differ: recount the tokens of every pair.
+    corpus = pd.read_json(shared_data("scifact/corpus.jsonl"), lines=True, dtype=str)
+    queries = pd.read_json(shared_data("scifact/queries.jsonl"), lines=True, dtype=str)
+    texts = ranked.merge(corpus, left_on="doc_id", right_on="_id")
+    texts = texts.merge(
+        queries[["_id", "text"]], left_on="query_id", right_on="_id", suffixes=("", "_q")
+    )
+    assert len(texts) == 1000
+    folder = Path(record(out)["config"]["model"]["name"])
+    encoder = PairEncoder.load(folder, ScorerSpec(str(folder), ""))
+    docs = [f"{title}\n{text}" for title, text in zip(texts["title"], texts["text"], strict=True)]
+    lengths = encoder.lengths(texts["text_q"].tolist(), docs)
+    assert (texts["truncated"].to_numpy() == (lengths > 128)).all()
+    first_stage = record(out)["metrics"]["first_stage_order"]
+    assert first_stage == "retrieval_score"

@@ -49,5 +49,3 @@ def test_a_made_up_gpu_falls_back_to_the_cpu_unless_cuda_was_asked_for() -> None
     assert choose("auto", slot).type == "cpu"
     with pytest.raises(DeviceError, match="torch finds no CUDA"):
         choose("cuda", slot)
-    with pytest.raises(DeviceError, match=r"spark\.task\.resource\.gpu\.amount"):
-        choose("cuda", TaskSlot(cpus=1))

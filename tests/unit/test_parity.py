@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import SENTENCES
+from tests.conftest import SENTENCES, shared_data
 from udfs.devices import TaskSlot
 from udfs.scorer import Scorer
 from udfs.spec import ScorerSpec
@@ -61,3 +61,76 @@ def test_the_two_rules_differ_on_truncated_pairs_only(tiny_model: Path) -> None:
     whole = ~(first.truncated | second.truncated)
     np.testing.assert_allclose(first.logit[whole], second.logit[whole], atol=1e-4)
     assert np.abs(first.logit - second.logit).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def xlmr_with_the_real_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow XLM-RoBERTa with the 250,002 tokens of bge-reranker-v2-m3."""
+    import torch
+    from transformers import (
+        PreTrainedTokenizerFast,
+        XLMRobertaConfig,
+        XLMRobertaForSequenceClassification,
+    )
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(shared_data("tokenizers/xlm-roberta/tokenizer.json")),
+        bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>", pad_token="<pad>",
+        unk_token="<unk>", model_max_length=512, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    torch.manual_seed(3)
+    config = XLMRobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=514, type_vocab_size=1, num_labels=1,
+        initializer_range=0.4,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("xlmr")
+    XLMRobertaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def real_pairs() -> tuple[list[str], list[str]]:
+    """120 pairs of TREC DL19 and 60 long ones of SciFact, some of them beyond 512 tokens."""
+    import json
+
+    import pandas as pd
+
+    passages = pd.read_parquet(shared_data("trec-dl19/candidates.parquet"))
+    passages = passages.sample(120, random_state=4)
+    lines = shared_data("scifact/corpus.jsonl").read_text("utf-8").splitlines()[:60]
+    corpus = [json.loads(line) for line in lines]
+    long = [f"{doc['title']} {doc['text']} {doc['text']}" for doc in corpus]
+    claims = shared_data("scifact/queries.jsonl").read_text("utf-8").splitlines()[:60]
+    queries = passages["query"].tolist() + [json.loads(line)["text"] for line in claims]
+    return queries, passages["doc"].tolist() + long
+
+
+@pytest.mark.parametrize("peer", ["sentence-transformers", "FlagEmbedding"])
+@pytest.mark.parametrize("model", ["embedded", "xlm-roberta"])
+def test_real_pairs_score_as_in_both_libraries(
+    peer: str, model: str, request: pytest.FixtureRequest
+) -> None:
+    import torch
+    from FlagEmbedding import FlagReranker
+    from sentence_transformers import CrossEncoder
+
+    from jobs.demo import FOLDER
+
+    folder = FOLDER / "model"
+    if model != "embedded":
+        folder = request.getfixturevalue("xlmr_with_the_real_tokenizer")
+    queries, docs = real_pairs()
+    pairs = list(zip(queries, docs, strict=True))
+    if peer == "FlagEmbedding":
+        policy = "passage"
+        reranker = FlagReranker(str(folder), use_fp16=False, devices="cpu", max_length=512)
+        expected = reranker.compute_score(pairs)
+    else:
+        policy = "longest_first"
+        encoder = CrossEncoder(str(folder), max_length=512, device="cpu")
+        expected = encoder.predict(pairs, activation_fn=torch.nn.Identity())
+    spec = ScorerSpec(str(folder), "", max_length=512, truncation=policy)  # type: ignore[arg-type]
+    scores = Scorer.load(folder, spec, TaskSlot(cpus=2)).score(queries, docs)
+    assert scores.truncated.sum() > 10
+    np.testing.assert_allclose(scores.logit, expected, atol=1e-4)
