@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pyspark.sql import DataFrame, SparkSession
 
+from jobs.errors import RefusedError
 from jobs.files import Files
 
 # Names with an underscore are invisible to readers of the folder above them.
 _WORK: Final = "_work"
 _FORMER: Final = "_former"
+
+
+def refuse_overlap(spark: SparkSession, sources: Iterable[str | None], out: str) -> None:
+    """Keep results out of the input: a later run would read them, or replace the input by them.
+
+    Raises:
+        RefusedError: if a source lies in the output folder, or the folder in a source.
+    """
+    files = Files(spark)
+    target = files.absolute(out).rstrip("/") + "/"
+    for source in filter(None, sources):
+        given = files.absolute(source).rstrip("/") + "/"
+        if target.startswith(given) or given.startswith(target):
+            raise RefusedError(
+                f"output.path={out} and the input {source} lie in one another; choose another output"
+            )
 
 
 class OutputFolder:

@@ -40,7 +40,7 @@ def ranked(scored: DataFrame, config: RankingConfig, *, label: bool) -> DataFram
     rows = scored.withColumns(
         {
             "rank": F.row_number().over(query.orderBy(F.desc("logit"), tie)),
-            "retrieval_rank": F.coalesce("retrieval_rank", derived).cast("int"),
+            "retrieval_rank": F.coalesce("retrieval_rank", derived),
         }
     )
     if config.top_k is not None:

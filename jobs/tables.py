@@ -20,6 +20,8 @@ from jobs.texts import render, with_instruction
 from udfs.text import Template, parse_template
 
 _POSITION: Final = "__position"
+_LARGEST_RANK: Final = 2.0**31
+_INFINITY: Final = float("inf")
 _KNOWN_QUERY: Final = "__known_query"
 _KNOWN_DOC: Final = "__known_doc"
 # Pass-through columns carry this prefix until the ranked table is written.
@@ -32,7 +34,7 @@ class Pairs:
 
     Attributes:
         rows: query_id, query, doc_id, doc (string; texts as the model reads them),
-            retrieval_score (double), retrieval_rank (long), label (double), `FAULT` (string),
+            retrieval_score (double), retrieval_rank (int), label (double), `FAULT` (string),
             and one column `in.NAME` for each column passed through.
         passed: names of the columns passed through, without the prefix.
         has: which of retrieval_score, retrieval_rank and label the input gives.
@@ -162,7 +164,10 @@ def _mapped(
     needed |= {key: getattr(config, key) for key in asked}
     needed |= {f"doc_template field {name}": name for name in (template.fields if template else ())}
     _require(flat, "the input", needed)
-    numbers = {key: _number(flat, getattr(config, key)) for key in sorted(present)}
+    numbers = {
+        key: _number(getattr(config, key), _LARGEST_RANK if key == "retrieval_rank" else _INFINITY)
+        for key in sorted(present)
+    }
     rank = numbers.get("retrieval_rank", (None, None))[0]
     if rank is None and _POSITION in flat.columns and "retrieval_score" not in present:
         rank = F.col(_POSITION)  # the order of a nested list is the first stage's order
@@ -179,7 +184,7 @@ def _mapped(
         as_text(config.doc_id).alias("doc_id"),
         with_instruction(model.doc_instruction, text).alias("doc"),
         _value(numbers, "retrieval_score").alias("retrieval_score"),
-        (F.lit(None) if rank is None else rank).cast("long").alias("retrieval_rank"),
+        (F.lit(None) if rank is None else rank).try_cast("int").alias("retrieval_rank"),
         _value(numbers, "label").alias("label"),
         F.coalesce(FAULT, unreadable).alias(FAULT),
         *(quoted(name).alias(PASSED + name) for name in passed),
@@ -197,11 +202,11 @@ def _template(config: InputConfig) -> Template | None:
         raise RefusedError(f"input.doc_template: {error}") from None
 
 
-def _number(flat: DataFrame, name: str) -> tuple[Column, Column]:
-    """A column as a finite double, and `unreadable_number` where a value is none."""
+def _number(name: str, limit: float) -> tuple[Column, Column]:
+    """A column as a double below a limit, and `unreadable_number` where a value is none."""
     text = F.trim(as_text(name))
     value = text.try_cast("double")
-    finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(float("inf")))
+    finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(limit))
     bad = F.when(text.isNotNull() & (text != "") & ~finite, "unreadable_number")
     return F.when(finite, value), bad
 

@@ -306,6 +306,16 @@ def test_what_cannot_work_is_refused_with_2_and_writes_nothing(
     assert not list(out.glob("*"))
 
 
+def test_an_output_inside_the_input_is_refused(
+    job: Job, spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.parquet"
+    spark.createDataFrame(sample()).write.parquet(str(source))
+    for out in (source, source / "out", tmp_path):
+        assert job(out, input__path=source) == REFUSED
+        assert "lie in one another" in capsys.readouterr().err
+
+
 def test_a_dry_run_prices_the_job_and_writes_nothing(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

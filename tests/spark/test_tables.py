@@ -156,6 +156,7 @@ POISON = [
     ("1", SURROGATE, "g", b"x", "1", "invalid_utf8"),
     ("1", b"q", "h", b"x", "NaN", "unreadable_number"),
     ("1", b"q", "i", b"x", "many", "unreadable_number"),
+    ("1", b"q", "j", b"x", "1e999", "unreadable_number"),
     ("1", b"q", "twice", b"one text", "1", "conflicting_duplicate"),
     ("1", b"q", "twice", b"another", "2", "conflicting_duplicate"),
     ("1", b"q", "same", b"equal", "1", None),
