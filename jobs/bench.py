@@ -29,6 +29,7 @@ from jobs.config import Config
 from jobs.errors import DONE, REFUSED, RefusedError
 from jobs.models import resolve_model
 from jobs.record import versions
+from jobs.shapes import random_model
 from jobs.tracking import fetch_model
 
 COMMAND: Final = "python -m jobs.bench"
@@ -41,17 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(
             sys.argv[1:] if argv is None else argv,
-            require=("model.name", "input.path"),
+            require=("model.name|bench.shape", "input.path"),
             command=COMMAND,
             description=(__doc__ or "").splitlines()[0],
         )
         if find_spec("sentence_transformers") is None:
             raise RefusedError("the peer is not installed; pip install 'spark-rerank[peers]'")
-        model = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
+        if config.bench.shape is None:
+            fetch = partial(fetch_model, config.mlflow.tracking_uri)
+            result = compare(config, resolve_model(config.model, fetch).path)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                result = compare(config, random_model(config.bench.shape, Path(folder)))
     except RefusedError as error:
         sys.stderr.writelines(f"- {finding}\n" for finding in error.findings)
         return REFUSED
-    result = compare(config, model.path)
     sys.stdout.write(table(result) + "\n")
     if config.output.path:
         target = Path(config.output.path)
@@ -87,7 +92,7 @@ def compare(config: Config, model: Path) -> dict[str, Any]:
         {
             "what": what,
             "mix": "given",
-            "shape": str(config.model.name),
+            "shape": config.bench.shape or str(config.model.name),
             "precision": kinds[what][0],
             "pairs_per_s": round(pairs / statistics.median(seconds[what]), 2),
             "seconds": [round(value, 2) for value in seconds[what]],

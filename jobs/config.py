@@ -205,6 +205,9 @@ class BenchConfig(Section):
     """How the benchmark measures."""
 
     rounds: PositiveInt = Field(3, description="times each way is run, in turn [runs]")
+    shape: Literal["minilm-l6"] | None = Field(
+        None, description="a model of this shape with random weights, instead of model.name"
+    )
 
 
 class Config(Section):

@@ -29,7 +29,7 @@ def refuse_overlap(spark: SparkSession, sources: Iterable[str | None], out: str)
         given = files.absolute(source).rstrip("/") + "/"
         if target.startswith(given) or given.startswith(target):
             raise RefusedError(
-                f"output.path={out} and the input {source} lie in one another; choose another output"
+                f"output.path={out} and the input {source} lie in one another; choose another"
             )
 
 
