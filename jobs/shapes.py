@@ -23,7 +23,7 @@ def random_model(shape: str, folder: Path) -> Path:
 
     layers, width, heads, feed_forward, vocabulary = SHAPES[shape]
     torch.manual_seed(0)
-    config = BertConfig(
+    config = BertConfig(  # type: ignore[call-arg]
         vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=layers,
