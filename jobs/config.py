@@ -39,7 +39,7 @@ class InputConfig(Section):
     doc: str = Field("doc", description="column of the document's text, unless doc_template is set")
     retrieval_score: str = Field("retrieval_score", description="column of the first stage's score")
     retrieval_rank: str = Field("retrieval_rank", description="column of the first stage's rank")
-    label: str = Field("label", description="column of the graded relevance")
+    label: str = Field("label", description="column of the graded relevance (empty: none)")
     doc_template: str | None = Field(
         None, description=r"document made of fields, e.g. 'Title: {title}\nAbstract: {abstract}'"
     )
@@ -55,6 +55,9 @@ class InputConfig(Section):
     queries: str | None = Field(None, description="normalised input: queries [path or URI]")
     run: str | None = Field(
         None, description="normalised input: TREC run file or table of candidates [path or URI]"
+    )
+    run_format: str = Field(
+        "auto", description="Spark source of the run, or trec (auto: by file ending, else trec)"
     )
     max_reject_rate: Share = Field(
         0.01, description="rejected rows beyond which the job ends with exit code 3 [share 0-1]"
@@ -171,7 +174,9 @@ class OutputConfig(Section):
     """Where results go."""
 
     path: str | None = Field(None, description="output folder [path or URI]")
-    format: str = Field("parquet", description="Spark sink of the ranked table and the rejects")
+    format: Literal["parquet", "orc", "json", "csv"] = Field(
+        "parquet", description="format of the ranked table and the rejects"
+    )
     partitions: Annotated[int, Field(ge=0)] = Field(
         0, description="files of the ranked table (0: from its size) [files]"
     )

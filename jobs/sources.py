@@ -27,6 +27,12 @@ _ENDINGS: Final = {
     "tsv": "tsv", "orc": "orc", "avro": "avro", "trec": "trec", "run": "trec",
 }  # fmt: skip
 _COMPRESSIONS: Final = ("gz", "bz2", "zst", "snappy", "lz4", "deflate")
+# Options that choose files, for the reader of lines as well.
+_FILE_OPTIONS: Final = (
+    "recursiveFileLookup", "pathGlobFilter", "modifiedBefore", "modifiedAfter",
+)  # fmt: skip
+# With one of these a record is no line of UTF-8, and Spark's own reader has to be trusted.
+_PLAIN_JSON: Final = frozenset({"multiLine", "encoding", "charset", "lineSep"})
 # An escape in JSON for half of a character: a high surrogate that no low one follows, or a low
 # one that no high one precedes. An even number of backslashes before the `u` is plain text.
 _LONE_SURROGATE: Final = (
@@ -47,8 +53,9 @@ def read_source(
     table: str | None = None,
     source_format: str = "auto",
     options: Mapping[str, str] | None = None,
+    otherwise: str | None = None,
 ) -> DataFrame:
-    """Read a path or a catalog table.
+    """Read a path or a catalog table; `otherwise` is the format of an ending that says nothing.
 
     Returns:
         Its columns, and `FAULT`: null, or `malformed_record`, `invalid_utf8`, `lone_surrogate`.
@@ -61,8 +68,8 @@ def read_source(
         if table:
             return spark.table(table).withColumn(FAULT, _nothing())
         assert path is not None, "the configuration has a path or a table"
-        kind = resolve_format(spark, path, source_format)
-        if kind == "json" and options.get("multiLine", "false").lower() != "true":
+        kind = resolve_format(spark, path, source_format, otherwise)
+        if kind == "json" and not _PLAIN_JSON & set(options):
             return _read_json_lines(spark, path, options)
         if kind in ("csv", "tsv"):
             return _read_csv(spark, path, kind, options)
@@ -77,7 +84,9 @@ def read_source(
         ) from None
 
 
-def resolve_format(spark: SparkSession, path: str, source_format: str) -> str:
+def resolve_format(
+    spark: SparkSession, path: str, source_format: str, otherwise: str | None = None
+) -> str:
     """The Spark source of a path: as given, or by its ending; a folder's by its first file.
 
     Raises:
@@ -100,6 +109,8 @@ def resolve_format(spark: SparkSession, path: str, source_format: str) -> str:
             parts.pop()
         if len(parts) > 1 and parts[-1] in _ENDINGS:
             return _ENDINGS[parts[-1]]
+    if otherwise:
+        return otherwise
     raise RefusedError(f"the format of {path} does not show in its name; set input.format")
 
 
@@ -109,7 +120,11 @@ def _nothing() -> Column:
 
 def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) -> DataFrame:
     """Parse lines that are valid UTF-8; take the rest into the table as faults."""
-    schema = _without(spark.read.options(**options).json(path).schema, "_corrupt_record")
+    which = {key: value for key, value in options.items() if key in _FILE_OPTIONS}
+    lines = spark.read.options(**which).text(path)
+    folders = [name for name in lines.columns if name != "value"]  # of a partitioned table
+    found = spark.read.options(**options).json(path).schema
+    schema = _without(found, {"_corrupt_record", *folders})
     if not schema.fields:
         raise RefusedError(f"{path} holds no JSON object; check the path and input.format")
     schema.add(_RECORD, StringType())
@@ -122,9 +137,9 @@ def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) ->
     parsed = F.from_json(
         F.make_valid_utf8(line), schema, {**options, "columnNameOfCorruptRecord": _RECORD}
     )
-    lines = spark.read.text(path).where(F.trim(line) != "")
-    rows = lines.select(parsed.alias("row"), fault.alias(FAULT)).select("row.*", FAULT)
-    return _mark_malformed(rows)
+    lines = lines.where(F.trim(line) != "")
+    rows = lines.select(parsed.alias("row"), *map(quoted, folders), fault.alias(FAULT))
+    return _mark_malformed(rows.select("row.*", *map(quoted, folders), FAULT))
 
 
 def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]) -> DataFrame:
@@ -183,8 +198,8 @@ def _mark_malformed(rows: DataFrame) -> DataFrame:
     return rows.withColumn(FAULT, F.coalesce(FAULT, malformed)).drop(_RECORD)
 
 
-def _without(schema: StructType, name: str) -> StructType:
-    return StructType([field for field in schema.fields if field.name != name])
+def _without(schema: StructType, names: set[str]) -> StructType:
+    return StructType([field for field in schema.fields if field.name not in names])
 
 
 def as_text(name: str) -> Column:

@@ -16,8 +16,8 @@ from pyspark.sql.types import ArrayType, StructType
 from jobs.config import InputConfig, ModelConfig
 from jobs.errors import RefusedError
 from jobs.sources import FAULT, as_text, quoted, read_source
-from jobs.texts import render, with_instruction
-from udfs.text import Template, parse_template
+from jobs.texts import lacks_field, render, with_instruction
+from udfs.text import MissingRule, Template, parse_template
 
 _POSITION: Final = "__position"
 _LARGEST_RANK: Final = 2.0**31
@@ -55,12 +55,12 @@ def read_pairs(spark: SparkSession, config: InputConfig, model: ModelConfig) -> 
             missing and the present names.
     """
     if config.run:
-        flat, config, hidden = _normalised(spark, config)
-    else:
-        flat, hidden = _read(spark, config, config.path, config.table), frozenset[str]()
-        if config.candidates:
-            flat = _unnested(flat, config)
-    return _mapped(flat, config, model, hidden)
+        flat, config, source = _normalised(spark, config)
+        return _mapped(flat, config, model, source)
+    flat = _read(spark, config, config.path, config.table)
+    if config.candidates:
+        flat = _unnested(flat, config)
+    return _mapped(flat, config, model, config.doc_template or "")
 
 
 def _read(
@@ -96,33 +96,38 @@ def _unnested(rows: DataFrame, config: InputConfig) -> DataFrame:
     )
 
 
-def _normalised(
-    spark: SparkSession, config: InputConfig
-) -> tuple[DataFrame, InputConfig, frozenset[str]]:
+def _normalised(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, InputConfig, str]:
     """Join queries and corpus to the run by id.
 
+    Documents are rendered before the join, so that a field of the corpus can share its name with
+    a column of the run or the queries.
+
     Returns:
-        The flat table, the mapping that fits it, and columns that are not passed through.
+        The flat table, the mapping that fits it, and the source of the documents' template.
     """
-    run = _read(spark, config.model_copy(update={"format": "auto"}), config.run)
+    run = read_source(
+        spark, path=config.run, source_format=config.run_format, options=config.options,
+        otherwise="trec",
+    )  # fmt: skip
     queries = _read(spark, config, config.queries)
     corpus = _read(spark, config, config.corpus)
     _require(run, "the run", {"query_id": config.query_id, "doc_id": config.doc_id})
     query_key = _first_of(queries, (config.query_id, "_id", "id"), "input.query_id", "queries")
     doc_key = _first_of(corpus, (config.doc_id, "_id", "id"), "input.doc_id", "corpus")
     text = _first_of(queries, (config.query, "text"), "input.query", "queries")
-    template = config.doc_template or _beir_template(corpus, config)
-    left = {name for name in run.columns if name != FAULT}
-    from_queries = [n for n in queries.columns if n not in {query_key, text, FAULT, *left}]
-    from_corpus = [n for n in corpus.columns if n not in {doc_key, FAULT}]
+    template = _template(config.doc_template or _beir_template(corpus, config), config.doc_missing)
+    if template:
+        fields = {f"doc_template field {name}": name for name in template.fields}
+        _require(corpus, "the corpus", fields)
+    beside = [name for name in queries.columns if name not in {query_key, text, *run.columns}]
     queries = queries.select(
         as_text(query_key).alias("__query_key"), quoted(text).alias("__query"),
-        *map(quoted, from_queries), F.col(FAULT).alias("__query_fault"),
+        *map(quoted, beside), F.col(FAULT).alias("__query_fault"),
     )  # fmt: skip
     corpus = corpus.select(
         as_text(doc_key).alias("__doc_key"),
-        F.struct(*map(quoted, from_corpus)).alias("__doc"),
-        F.col(FAULT).alias("__doc_fault"),
+        (render(template) if template else as_text(config.doc)).alias("__doc"),
+        F.coalesce(FAULT, _lacking(template)).alias("__doc_fault"),
     )
     joined = run.join(queries, as_text(config.query_id) == F.col("__query_key"), how="left").join(
         corpus, as_text(config.doc_id) == F.col("__doc_key"), how="left"
@@ -134,14 +139,12 @@ def _normalised(
         "__query_fault",
         "__doc_fault",
     )
-    taken = left | set(from_queries) | {"__query"}
+    own = [name for name in run.columns if name != FAULT]
     flat = joined.select(
-        *map(quoted, sorted(left)), *map(quoted, from_queries), "__query", fault.alias(FAULT),
-        *(F.col("__doc").getField(n).alias(n) for n in from_corpus if n not in taken),
-    )  # fmt: skip
-    mapping = {"query": "__query", "doc_template": template}
-    hidden = frozenset(from_corpus) - left - set(from_queries)
-    return flat, config.model_copy(update=mapping), hidden
+        *map(quoted, own), *map(quoted, beside), "__query", "__doc", fault.alias(FAULT)
+    )
+    mapping = {"query": "__query", "doc": "__doc", "doc_template": None}
+    return flat, config.model_copy(update=mapping), template.source if template else ""
 
 
 def _beir_template(corpus: DataFrame, config: InputConfig) -> str | None:
@@ -151,21 +154,25 @@ def _beir_template(corpus: DataFrame, config: InputConfig) -> str | None:
     return "{title}\\n{text}" if "title" in corpus.columns else "{text}"
 
 
-def _mapped(
-    flat: DataFrame, config: InputConfig, model: ModelConfig, hidden: frozenset[str]
-) -> Pairs:
-    """Name the columns of a flat table by their roles."""
-    template = _template(config)
+def _mapped(flat: DataFrame, config: InputConfig, model: ModelConfig, source: str) -> Pairs:
+    """Name the columns of a flat table by their roles. `source` is the documents' template."""
+    template = _template(config.doc_template, config.doc_missing)
     needed = {"query_id": config.query_id, "query": config.query, "doc_id": config.doc_id}
     needed |= {} if template else {"doc": config.doc}
     optional = {"retrieval_score", "retrieval_rank", "label"}
-    asked = {key for key in optional if key in config.model_fields_set}
-    present = {key for key in optional if getattr(config, key) in flat.columns}
+    defaults = {key: InputConfig.model_fields[key].default for key in optional}
+    wanted = {key for key in optional if getattr(config, key)}  # an empty name switches one off
+    asked = {key for key in wanted if getattr(config, key) != defaults[key]}
+    present = {key for key in wanted if getattr(config, key) in flat.columns}
     needed |= {key: getattr(config, key) for key in asked}
     needed |= {f"doc_template field {name}": name for name in (template.fields if template else ())}
     _require(flat, "the input", needed)
     numbers = {
-        key: _number(getattr(config, key), _LARGEST_RANK if key == "retrieval_rank" else _INFINITY)
+        key: _number(
+            getattr(config, key),
+            _LARGEST_RANK if key == "retrieval_rank" else _INFINITY,
+            nan_is_null=key == "label",
+        )
         for key in sorted(present)
     }
     rank = numbers.get("retrieval_rank", (None, None))[0]
@@ -174,7 +181,7 @@ def _mapped(
     used = {*needed.values(), *(getattr(config, key) for key in present)}
     passed = tuple(
         name for name in flat.columns
-        if name not in used and name not in hidden and not name.startswith("__")
+        if name not in used and not name.startswith("__")
     )  # fmt: skip
     text = render(template) if template else as_text(config.doc)
     unreadable = F.coalesce(F.lit(None).cast("string"), *(bad for _, bad in numbers.values()))
@@ -186,25 +193,36 @@ def _mapped(
         _value(numbers, "retrieval_score").alias("retrieval_score"),
         (F.lit(None) if rank is None else rank).try_cast("int").alias("retrieval_rank"),
         _value(numbers, "label").alias("label"),
-        F.coalesce(FAULT, unreadable).alias(FAULT),
+        F.coalesce(FAULT, _lacking(template), unreadable).alias(FAULT),
         *(quoted(name).alias(PASSED + name) for name in passed),
     )
     has = frozenset(present | ({"retrieval_rank"} if rank is not None else set()))
-    return Pairs(rows, passed, has, template.source if template else "")
+    return Pairs(rows, passed, has, source)
 
 
-def _template(config: InputConfig) -> Template | None:
-    if not config.doc_template:
+def _template(source: str | None, missing: MissingRule) -> Template | None:
+    if not source:
         return None
     try:
-        return parse_template(config.doc_template, config.doc_missing)
+        return parse_template(source, missing)
     except ValueError as error:
         raise RefusedError(f"input.doc_template: {error}") from None
 
 
-def _number(name: str, limit: float) -> tuple[Column, Column]:
+def _lacking(template: Template | None) -> Column:
+    """`missing_field` where the rule rejects a document for a field it lacks."""
+    if template is None or template.missing != "reject":
+        return F.lit(None).cast("string")
+    return F.when(lacks_field(template), "missing_field")
+
+
+def _number(name: str, limit: float, *, nan_is_null: bool) -> tuple[Column, Column]:
     """A column as a double below a limit, and `unreadable_number` where a value is none."""
     text = F.trim(as_text(name))
+    # A boolean label is a grade of 0 or 1, and a NaN one is none.
+    text = F.when(text == "true", "1").when(text == "false", "0").otherwise(text)
+    if nan_is_null:
+        text = F.when(F.lower(text) != "nan", text)
     value = text.try_cast("double")
     finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(limit))
     bad = F.when(text.isNotNull() & (text != "") & ~finite, "unreadable_number")

@@ -17,7 +17,7 @@ def is_blank(text: Column) -> Column:
 
 
 def render(template: Template) -> Column:
-    """The template's text for a row, as `Template.render` does it; null if the rule rejects."""
+    """The template's text for a row, as `Template.render` does it; null where there is none."""
     lines = []
     for line in template.lines:
         fields = [as_text(piece.text) for piece in line if piece.is_field]
@@ -32,7 +32,10 @@ def render(template: Template) -> Column:
             text = F.when(~_all(is_blank(field) for field in fields), text)
         lines.append(text)
     whole = F.concat_ws("\n", *lines)  # leaves out null lines
-    return F.when(~lacks_field(template), whole) if template.missing == "reject" else whole
+    if template.missing == "reject":
+        return F.when(~lacks_field(template), whole)
+    # Literal text alone is no document.
+    return F.when(~_all(is_blank(as_text(name)) for name in template.fields), whole)
 
 
 def lacks_field(template: Template) -> Column:

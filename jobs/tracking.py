@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from urllib.parse import urlsplit
 
 from jobs.errors import DONE, NOT_TRACKED, REFUSED, RefusedError
 
-DEFAULT_URI: Final = "sqlite:///mlflow.db"
+_SQLITE: Final = "sqlite:///"
+DEFAULT_URI: Final = f"{_SQLITE}mlflow.db"
 _RUN_TAG: Final = "spark_rerank.run_id"
 _LOCAL_LIMIT: Final = 300.0  # s; a new sqlite database takes its time on a busy machine
 _CONNECT_LIMIT: Final = 5.0  # s
@@ -39,21 +41,30 @@ class TrackingError(Exception):
 
 
 def resolve_uri(tracking_uri: str | None) -> str:
-    """Where runs go: as configured, else MLFLOW_TRACKING_URI, else a database in this folder."""
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    """Where runs go: as configured, else MLFLOW_TRACKING_URI, else a database in this folder.
+
+    The path of a database is made absolute, so that a replay from another folder finds it.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    path = uri.removeprefix(_SQLITE)
+    return uri if path == uri or path.startswith("/") else f"{_SQLITE}{Path(path).absolute()}"
 
 
 def masked(uri: str) -> str:
-    """A URI without its user and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
+    """A URI without user, password and query, where tokens travel.
+
+    `abfss://CONTAINER@ACCOUNT/...` and `wasbs://` name a place before the @, and keep it.
+    """
+    parts = urlsplit(uri)._replace(query="", fragment="")
+    if "@" in parts.netloc and parts.scheme not in ("abfs", "abfss", "wasb", "wasbs"):
+        parts = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}")
+    return parts.geturl() if "://" in uri and not uri.startswith(_SQLITE) else uri
 
 
 def replay_command(run_json: str) -> str:
     """The command that logs a finished run again."""
-    return f"{sys.executable} -m jobs.tracking {run_json}"
+    words = [sys.executable, "-m", "jobs.tracking", run_json]
+    return f"PYTHONPATH={shlex.quote(_package_root())} {shlex.join(words)}"
 
 
 def track(run_json: Path, tracking_uri: str | None, timeout: float) -> str:
@@ -71,16 +82,14 @@ def track(run_json: Path, tracking_uri: str | None, timeout: float) -> str:
         TrackingError: if the server could not be reached in time, or refused.
     """
     uri = resolve_uri(tracking_uri)
-    remote = uri.startswith(("http://", "https://"))
-    environment = {**os.environ, **(_PATIENCE if remote else {}), "MLFLOW_TRACKING_URI": uri}
+    local = uri.startswith(_SQLITE) or "://" not in uri or uri.startswith("file:")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
     environment["PYTHONPATH"] = os.pathsep.join([_package_root(), *sys.path])
     try:
-        if remote:
-            _connect(uri)
         ended = subprocess.run(
             [sys.executable, "-m", "jobs.tracking", str(run_json)],
             env=environment,
-            timeout=max(1.0, timeout - _CONNECT_LIMIT) if remote else max(timeout, _LOCAL_LIMIT),
+            timeout=max(timeout, _LOCAL_LIMIT) if local else max(1.0, timeout - 1.0),
             capture_output=True,
             text=True,
             check=False,
@@ -163,6 +172,8 @@ def main(argv: Sequence[str]) -> int:
     os.environ.update({key: os.environ.get(key, value) for key, value in _PATIENCE.items()})
     beside = [run_json.with_name("metrics.json")]
     try:
+        if os.environ["MLFLOW_TRACKING_URI"].startswith(("http://", "https://")):
+            _connect(os.environ["MLFLOW_TRACKING_URI"])
         run_id = log_run(record, [file for file in beside if file.is_file()], run_json)
     except Exception as error:  # the client raises many kinds; none may pass unreported
         sys.stderr.write(f"MLflow: {type(error).__name__}: {str(error).splitlines()[0][:300]}\n")
@@ -208,12 +219,18 @@ def _tags(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _dataset(record: Mapping[str, Any]) -> Any:
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
 
     given = record["config"]["input"]
     where = given["path"] or given["run"] or given["table"]
-    source = resolve_dataset_source(str(where))
+    try:
+        # MLflow knows S3 by one name only.
+        source = resolve_dataset_source(str(where).replace("s3a://", "s3://", 1))
+    except mlflow.MlflowException:
+        source = CodeDatasetSource(tags={"path": str(where)})
     return MetaDataset(source=source, name=Path(str(where)).name or "input")  # type: ignore[abstract]
 
 
@@ -232,6 +249,8 @@ def _replace_text(file: Path, text: str) -> None:
     beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     beside.write_text(text, encoding="utf-8")
     beside.replace(file)
+    # Hadoop keeps a checksum beside a local file, which is that of the former content.
+    file.with_name(f".{file.name}.crc").unlink(missing_ok=True)
 
 
 def _package_root() -> str:

@@ -82,7 +82,7 @@ def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkp
         raise CheckpointError(findings)
     return Checkpoint(
         path=path,
-        digest=_digest(path),
+        digest=digest_of(path),
         architecture=str(config["architectures"][0]),
         positions=_positions(config),
         parameters=sum(_size(shape) for shape in tensors.values()),
@@ -178,18 +178,21 @@ def _check_head(tensors: dict[str, list[int]]) -> list[str]:
     ]
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 [64 hex digits] over names and contents of the files that take part in a score."""
     digest = hashlib.sha256()
-    for file in _scoring_files(path):
+    for file in scoring_files(path):
         digest.update(file.name.encode() + b"\0")
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 
-def _scoring_files(path: Path) -> Iterator[Path]:
+def scoring_files(path: Path) -> Iterator[Path]:
+    """What takes part in a score, in a fixed order."""
     named = (path / name for name in _SCORING_FILES)
     yield from (file for file in named if file.is_file())
+    yield from sorted(path.glob("*.py"))  # read only where trust_remote_code was asked for
     yield from weight_files(path)
 
 

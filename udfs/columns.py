@@ -22,6 +22,7 @@ from udfs.worker import get_scorer
 
 SCORE_SCHEMA: Final = "logit float, n_tokens int, truncated boolean, device_ms float, status string"
 NULL_TEXT: Final = "null_text"
+_WINDOW_CHARACTERS: Final = 2**25
 
 Pairs = tuple[pd.Series, pd.Series]
 
@@ -69,15 +70,20 @@ def task_slot() -> TaskSlot:
 
 
 def _windows(batches: Iterator[Pairs], size: int) -> Iterator[list[Pairs]]:
-    """Collect Arrow batches until they hold `size` pairs, so that like lengths can meet."""
+    """Collect Arrow batches until they hold `size` pairs, so that like lengths can meet.
+
+    A window ends early when its texts are many megabytes: a job sorts its pairs by length, so the
+    longest documents of all come together.
+    """
     window: list[Pairs] = []
-    held = 0
+    held = characters = 0
     for batch in batches:
         window.append(batch)
         held += len(batch[0])
-        if held >= size:
+        characters += sum(len(text) for side in batch for text in side if text is not None)
+        if held >= size or characters >= _WINDOW_CHARACTERS:
             yield window
-            window, held = [], 0
+            window, held, characters = [], 0, 0
     if window:
         yield window
 

@@ -159,9 +159,9 @@ class Scorer:
         """Give rows whose logit is not a number a second chance in float32, then mark them."""
         lost = self._nonfinite(scores)
         if lost.size and self._in_float32:
-            again = self._in_float32.scorer(self._encoder)
-            for row in lost.tolist():
-                again._score_rows(pairs, [row], scores)
+            if again := self._in_float32.scorer(self._encoder):
+                for row in lost.tolist():
+                    again._score_rows(pairs, [row], scores)
             lost = self._nonfinite(scores)
         scores.status[lost] = NONFINITE
         scores.logit[scores.status != OK] = np.nan
@@ -179,11 +179,16 @@ class Loader:
         self._path, self._spec, self._slot = path, spec, slot
         self._loaded: Scorer | None = None
 
-    def scorer(self, encoder: PairEncoder) -> Scorer:
-        """The float32 scorer, sharing the tokenizer."""
+    def scorer(self, encoder: PairEncoder) -> Scorer | None:
+        """The float32 scorer, sharing the tokenizer; None where the device has no room for it."""
+        import torch
+
         if self._loaded is None:
             device = devices.choose(self._spec.device, self._slot)
-            model = TorchModel.load(self._path, self._spec, device, "fp32")
+            try:
+                model = TorchModel.load(self._path, self._spec, device, "fp32")
+            except torch.OutOfMemoryError:
+                return None
             self._loaded = Scorer(encoder, model, self._spec)
         return self._loaded
 

@@ -50,11 +50,11 @@ class Template:
         return tuple(dict.fromkeys(names))
 
     def render(self, values: Mapping[str, str | None]) -> str | None:
-        """The text of one row, or None if the rule is `reject` and a field is missing."""
+        """The text of one row; None if every field is missing, or one that the rule demands."""
         given = {name: values.get(name) or "" for name in self.fields}
         blank = {name for name, value in given.items() if re.fullmatch(BLANK, value)}
         present = {name: "" if name in blank else value for name, value in given.items()}
-        if blank and self.missing == "reject":
+        if len(blank) == len(given) or (blank and self.missing == "reject"):
             return None
         lines = []
         for line in self.lines:

@@ -444,3 +444,27 @@ def test_a_beir_folder_with_a_trec_run(job: Job, tmp_path: Path) -> None:
     assert (texts["truncated"].to_numpy() == (lengths > 128)).all()
     first_stage = record(out)["metrics"]["first_stage_order"]
     assert first_stage == "retrieval_score"
+
+
+def test_a_csv_output_is_what_was_ranked(job: Job, spark: SparkSession, tmp_path: Path) -> None:
+    rows = [("1", "q", ' d"1 ', SENTENCES[0], "two\nlines"), ("1", "q", "d,2", SENTENCES[1], "")]
+    schema = "query_id string, query string, doc_id string, doc string, note string"
+    spark.createDataFrame(rows, schema).write.parquet(str(tmp_path / "in.parquet"))
+    keys = {"input__path": tmp_path / "in.parquet", "input__doc_template": None}
+    assert job(tmp_path / "out", output__format="csv", **keys) == DONE
+    written = pd.concat(pd.read_csv(f) for f in (tmp_path / "out" / "ranked").glob("*.csv"))
+    assert sorted(written["doc_id"]) == [' d"1 ', "d,2"]
+    assert "two\nlines" in set(written["note"])
+
+
+def test_two_drivers_that_scored_the_same_pairs_do_no_harm(job: Job, tmp_path: Path) -> None:
+    """Equal keys collapse when read."""
+    import shutil
+
+    out = tmp_path / "out"
+    assert job(out) == DONE
+    first = read(out)
+    attempt = next((out / "scores").glob("fingerprint=*/attempt=*"))
+    shutil.copytree(attempt, attempt.with_name("attempt=ffff"))
+    assert job(out) == DONE
+    pd.testing.assert_frame_equal(read(out), first)

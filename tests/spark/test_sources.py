@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,19 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(RefusedError, match="no JSON object"):
         read_source(spark, path=str(tmp_path / "empty.jsonl"))
+
+
+def test_partitioned_json_keeps_its_folders_and_options_choose_files(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    for language in ("en", "zh"):
+        folder = tmp_path / "in" / f"lang={language}"
+        folder.mkdir(parents=True)
+        (folder / "a.jsonl").write_text(json.dumps({"id": f"{language}-1"}) + "\n")
+        (folder / "notes.txt").write_text("no record\n")
+    table = read_source(
+        spark, path=str(tmp_path / "in"), source_format="json",
+        options={"pathGlobFilter": "*.jsonl"},
+    )  # fmt: skip
+    got = {(row["id"], row["lang"], row[FAULT]) for row in table.collect()}
+    assert got == {("en-1", "en", None), ("zh-1", "zh", None)}

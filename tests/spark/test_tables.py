@@ -219,3 +219,44 @@ def test_a_pair_key_tells_apart_pairs_with_the_same_concatenation(spark: SparkSe
     spark.createDataFrame(rows, schema).createOrReplaceTempView("close")
     keys = [row["pair_key"] for row in keyed(read(spark, table="close")).collect()]
     assert len(set(keys)) == 2
+
+
+def test_a_field_of_the_corpus_may_share_its_name_with_a_column_elsewhere(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """TREC topics have a title too; the document's own must be the one that is rendered."""
+    (tmp_path / "bm25.msmarco.txt").write_text("1 Q0 7 1 2.5 x\n")
+    pairs = read(
+        spark,
+        queries=write_lines(tmp_path / "q.jsonl", [{"_id": 1, "text": "fleas", "title": "topic"}]),
+        corpus=write_lines(tmp_path / "c.jsonl", [{"_id": 7, "title": "Fleas", "text": "live"}]),
+        run=str(tmp_path / "bm25.msmarco.txt"),
+    )
+    assert texts(pairs) == {("1", "7"): ("fleas", "Fleas\nlive")}
+    assert pairs.passed == ("title",)
+
+
+def test_labels_may_be_booleans_and_a_default_name_may_be_spelled_out(
+    spark: SparkSession,
+) -> None:
+    schema = "query_id string, query string, doc_id string, doc string, label boolean, nan double"
+    rows = [("1", "q", "a", "x", True, 1.0), ("1", "q", "b", "y", False, float("nan"))]
+    spark.createDataFrame(rows, schema).createOrReplaceTempView("clicks")
+    pairs = read(spark, table="clicks", label="label", retrieval_rank="retrieval_rank")
+    assert [row["label"] for row in pairs.rows.orderBy("doc_id").collect()] == [1.0, 0.0]
+    nan = read(spark, table="clicks", label="nan")
+    assert [row["label"] for row in nan.rows.orderBy("doc_id").collect()] == [1.0, None]
+    none = read(spark, table="clicks", label="")
+    assert none.passed == ("label", "nan")
+
+
+def test_a_field_that_the_rule_demands_is_the_reason(spark: SparkSession) -> None:
+    schema = "query_id string, query string, doc_id string, title string, body string"
+    rows = [("1", "q", "a", None, "x"), ("1", "q", "b", " ", None)]
+    spark.createDataFrame(rows, schema).createOrReplaceTempView("fields")
+    for rule, expected in (
+        ("reject", {"a": "missing_field", "b": "missing_field"}),
+        ("empty", {"a": None, "b": "missing_doc"}),
+    ):
+        pairs = read(spark, table="fields", doc_template="T: {title}\\nB: {body}", doc_missing=rule)
+        assert {r["doc_id"]: r["reason"] for r in checked(pairs).collect()} == expected

@@ -10,6 +10,7 @@ from jobs import models
 from jobs.config import ModelConfig
 from jobs.errors import RefusedError
 from jobs.models import resolve_model
+from udfs.checkpoint import inspect_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -78,7 +79,7 @@ def test_the_embedded_model_is_unpacked_when_the_package_is_a_zip(
 
 
 def test_an_mlflow_model_with_its_tokenizer_apart_is_put_together(
-    tiny_bert: Path, tmp_path: Path
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The layout that mlflow.transformers writes."""
     weights, tokenizer = tmp_path / "m" / "model", tmp_path / "m" / "components" / "tokenizer"
@@ -87,4 +88,22 @@ def test_an_mlflow_model_with_its_tokenizer_apart_is_put_together(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.move(weights / name, tokenizer / name)
     config = ModelConfig(name="models:/reranker/1", max_length=64)
-    assert resolve_model(config, lambda uri, folder: tmp_path / "m").path == weights
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = resolve_model(config, lambda uri, folder: tmp_path / "m")
+    assert found.path.is_relative_to(tmp_path / "cache")
+    assert found.digest == inspect_checkpoint(tiny_bert).digest
+
+
+def test_two_registered_models_never_share_a_folder(
+    tiny_bert: Path, tiny_xlmr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left-over files of one model under the other's configuration would score nonsense."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def copy(uri: str, folder: Path) -> Path:
+        source = {"models:/a/1": tiny_bert, "models:/b/1": tiny_xlmr}[uri]
+        return Path(shutil.copytree(source, folder, dirs_exist_ok=True))
+
+    for uri, source in (("models:/a/1", tiny_bert), ("models:/b/1", tiny_xlmr)):
+        found = resolve_model(ModelConfig(name=uri, max_length=64), copy)
+        assert found.digest == inspect_checkpoint(source).digest

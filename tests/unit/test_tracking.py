@@ -57,15 +57,18 @@ def test_a_server_that_never_answers_costs_at_most_the_time_limit(
 
 def test_a_closed_port_costs_seconds(run_json: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
+    with pytest.raises(TrackingError, match=r"\*\*\*@127\.0\.0\.1:9.*ConnectionRefused"):
         track(run_json, "http://user:secret@127.0.0.1:9", timeout=30.0)
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < 20
 
 
 def test_no_password_is_shown_or_recorded() -> None:
     uri = "https://user:secret@mlflow.example.org:5000/x"
     assert masked(uri) == "https://***@mlflow.example.org:5000/x"
-    assert masked("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+    assert masked("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+    assert masked("/data/in.parquet") == "/data/in.parquet"
+    assert masked("abfss://box@account.net/in") == "abfss://box@account.net/in"
+    assert masked("https://host/in?sig=secret") == "https://host/in"
     config = Config.model_validate(
         {
             "mlflow": {"tracking_uri": uri},
