@@ -10,6 +10,7 @@ CrossEncoder (`jobs.peers`).
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -147,7 +148,9 @@ def _peer_command(config: Config, model: Path, out: str) -> list[str]:
 
 def _timed(command: list[str]) -> float:
     start = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Otherwise Spark takes whichever python3 comes first on PATH.
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode != 0:
         raise RuntimeError(f"{command[2]} ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
     return time.perf_counter() - start
