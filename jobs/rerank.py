@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,14 @@ def rerank(
     out = OutputFolder(spark, str(config.output.path), config.output.format)
     out.recover()
     try:
-        with watch.part("checking"):
-            done = steps.check(out, pairs)
-            qrels = steps.judged(spark, config, "label" in pairs.has, done)
+        # Workers import torch, which takes seconds, while the input is being checked.
+        with ThreadPoolExecutor(1) as beside:
+            probing = beside.submit(resolve_precision, spark, config)
+            with watch.part("checking"):
+                done = steps.check(out, pairs)
+                qrels = steps.judged(spark, config, "label" in pairs.has, done)
         with watch.part("probing"):
-            precision = resolve_precision(spark, config)
+            precision = probing.result()
             spec = make_spec(config, checkpoint, precision, pairs.doc_template)
             store = ScoreStore(spark, config.store.path or out.place("scores"), spec.fingerprint())
         with watch.part("scoring"):

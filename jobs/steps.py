@@ -68,7 +68,7 @@ def fill_store(
         `from_store` and `scored` (distinct pairs), `tokens` given to the model, `device_ms`.
     """
     missing = missing_keys(done.rows, store)
-    count = missing.count()
+    count = done.counts["distinct"] if store.is_empty() else missing.count()
     known = {"from_store": done.counts["distinct"] - count}
     if not count:
         return {**known, "scored": 0, "tokens": 0, "device_ms": 0}
@@ -176,8 +176,13 @@ def measure(
 
 
 def _count_checked(rows: DataFrame) -> tuple[Counts, Counts]:
-    kinds = _by(rows, "status")
-    reasons = _by(rows.where(F.isnotnull("reason")), "reason")
+    found = rows.groupBy("status", "reason").count().collect()
+    kinds: Counts = {}
+    reasons: Counts = {}
+    for status, reason, count in found:
+        kinds[status] = kinds.get(status, 0) + count
+        if reason is not None:
+            reasons[reason] = reasons.get(reason, 0) + count
     distinct = rows.where(F.isnotnull("pair_key")).select("pair_key").distinct().count()
     counts = {
         "input": sum(kinds.values()),

@@ -69,6 +69,10 @@ class ScoreStore:
         best = rows.groupBy("pair_key").agg(F.min_by(values, order).alias("score"))
         return best.select("pair_key", "score.*")
 
+    def is_empty(self) -> bool:
+        """Whether nothing was ever finished under this fingerprint."""
+        return not self._attempts()
+
     def held(self) -> DataFrame:
         """Keys that need no scoring: `pair_key`."""
         return self.read().where(F.col("status") == OK).select("pair_key")

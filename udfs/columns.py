@@ -55,6 +55,9 @@ def probe_devices(wanted: Device) -> Callable[[Iterator[pd.DataFrame]], Iterator
     def probe(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for _ in batches:
             pass
+        # Not needed to answer, but by the model that this worker will load next.
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
+
         yield pd.DataFrame({"device": [describe(wanted, task_slot())]})
 
     return probe
