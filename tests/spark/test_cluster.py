@@ -16,6 +16,8 @@ import pytest
 from jobs.demo import FOLDER
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # four JVMs each
+
 SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
 KEYS = ["query_id", "rank"]
 
@@ -39,7 +41,7 @@ def options(model: Path, out: Path) -> list[str]:
     return [word for key, value in given.items() for word in (f"--{key}", str(value))]
 
 
-@pytest.mark.parametrize("ship", [pytest.param("path", marks=pytest.mark.slow), "archive"])
+@pytest.mark.parametrize("ship", ["path", "archive"])
 def test_a_cluster_gives_the_ranked_table_of_a_local_run(
     ship: str, tiny_bert: Path, discovery: Path, tmp_path: Path
 ) -> None:

@@ -91,17 +91,17 @@ def xlmr_with_the_real_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def real_pairs() -> tuple[list[str], list[str]]:
-    """120 pairs of TREC DL19 and 60 long ones of SciFact, some of them beyond 512 tokens."""
+    """50 pairs of TREC DL19 and 24 long ones of SciFact, some of them beyond 512 tokens."""
     import json
 
     import pandas as pd
 
     passages = pd.read_parquet(shared_data("trec-dl19/candidates.parquet"))
-    passages = passages.sample(120, random_state=4)
-    lines = shared_data("scifact/corpus.jsonl").read_text("utf-8").splitlines()[:60]
+    passages = passages.sample(50, random_state=4)
+    lines = shared_data("scifact/corpus.jsonl").read_text("utf-8").splitlines()[:24]
     corpus = [json.loads(line) for line in lines]
     long = [f"{doc['title']} {doc['text']} {doc['text']}" for doc in corpus]
-    claims = shared_data("scifact/queries.jsonl").read_text("utf-8").splitlines()[:60]
+    claims = shared_data("scifact/queries.jsonl").read_text("utf-8").splitlines()[:24]
     queries = passages["query"].tolist() + [json.loads(line)["text"] for line in claims]
     return queries, passages["doc"].tolist() + long
 
