@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+# Small enough to score a pair in a millisecond, with weights large enough to tell pairs apart.
+TINY = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 128, "num_labels": 1, "initializer_range": 0.4,
+}  # fmt: skip
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -41,14 +47,8 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(7)
     config = BertConfig(
+        **TINY,
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        num_labels=1,
-        initializer_range=0.4,
         pad_token_id=tokenizer.pad_token_id,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
@@ -105,15 +105,9 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(11)
     config = XLMRobertaConfig(
+        **TINY,
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=128,
         type_vocab_size=1,
-        num_labels=1,
-        initializer_range=0.4,
     )
     XLMRobertaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -169,9 +169,9 @@ def test_the_ranked_table_does_not_depend_on(
     for table in tables[1:]:
         both = tables[0].merge(table, on=["query_id", "doc_id"], suffixes=("", "_other"))
         np.testing.assert_allclose(both["score"], both["score_other"], atol=1e-4)
-        moved = both[both["rank"] != both["rank_other"]]
-        for query, rows in moved.groupby("query_id"):
-            assert rows["score"].max() - rows["score"].min() < 1e-3, query
+        # In one table's order the other's scores never rise by more than the tolerance.
+        for query, rows in both.sort_values("rank").groupby("query_id"):
+            assert np.diff(rows["score_other"]).max() <= 1e-4, query
 
 
 def test_top_k_and_min_score_cut_and_are_counted(job: Job, tmp_path: Path) -> None:
