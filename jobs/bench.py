@@ -31,7 +31,7 @@ from jobs.errors import DONE, REFUSED, RefusedError
 from jobs.models import resolve_model
 from jobs.record import versions
 from jobs.shapes import random_model
-from jobs.tracking import fetch_model
+from jobs.tracking.runs import fetch_model
 
 COMMAND: Final = "python -m jobs.bench"
 JOB: Final = "job"

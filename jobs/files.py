@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -83,6 +84,12 @@ class Files:
             return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
         finally:
             stream.close()
+
+    def copy_to_local(self, path: str, target: Path) -> None:
+        """Copy a file or folder to this machine, replacing what is there."""
+        local = self._path(target.absolute().as_uri())
+        self.delete(target.absolute().as_uri())
+        self._system(path).copyToLocalFile(False, self._path(path), local, True)
 
     def absolute(self, path: str) -> str:
         """The path with its scheme, as Spark would resolve it."""

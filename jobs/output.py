@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from pyspark.sql import DataFrame, SparkSession
@@ -58,11 +59,11 @@ class OutputFolder:
     """OUT, with a workspace of this run inside it.
 
     A run that fails leaves `ranked/` and `rejects/` as they were. Swapping takes two renames; a
-    run killed between them is mended by the next one (`recover`).
+    run killed between them is mended by the next one.
     """
 
     def __init__(self, spark: SparkSession, path: str, output_format: str) -> None:
-        """Nothing is written yet."""
+        """Nothing is written or mended yet; use it in a `with`."""
         self._spark = spark
         self._files = Files(spark)
         self._format = output_format
@@ -74,12 +75,19 @@ class OutputFolder:
         """Where a result will be."""
         return f"{self.path}/{name}"
 
-    def recover(self) -> None:
+    def __enter__(self) -> OutputFolder:
         """Bring back a table that a killed run had moved aside and not yet replaced."""
         former = f"{self.path}/{_FORMER}"
         for name in self._files.children(former):
             if not self._files.exists(self.place(name)):
                 self._files.rename(f"{former}/{name}", self.place(name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove this run's workspace, and the folder of workspaces if it was the last."""
+        self._files.delete(self._work)
+        if not self._files.children(f"{self.path}/{_WORK}"):
+            self._files.delete(f"{self.path}/{_WORK}")
 
     def stage(self, name: str, table: DataFrame, output_format: str | None = None) -> DataFrame:
         """Write a table into the workspace and read it back, so that it is computed once."""
@@ -102,7 +110,11 @@ class OutputFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> str:
         """Write a small JSON file whole, and return its path."""
         text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=False)
-        self._files.write_text(self.place(name), text + "\n")
+        return self.write_text(name, text + "\n")
+
+    def write_text(self, name: str, text: str) -> str:
+        """Write a small text whole, and return its path."""
+        self._files.write_text(self.place(name), text)
         return self.place(name)
 
     def remove(self, name: str) -> None:
@@ -113,12 +125,6 @@ class OutputFolder:
         """Whether a result is in its place."""
         return self._files.exists(self.place(name))
 
-    def read_text(self, name: str) -> str:
-        """A small result."""
-        return self._files.read_text(self.place(name))
-
-    def clear(self) -> None:
-        """Remove this run's workspace, and the folder of workspaces if it was the last."""
-        self._files.delete(self._work)
-        if not self._files.children(f"{self.path}/{_WORK}"):
-            self._files.delete(f"{self.path}/{_WORK}")
+    def copy_to_local(self, name: str, target: Path) -> None:
+        """A result, file or folder, as a copy on this machine."""
+        self._files.copy_to_local(self.place(name), target)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.config import RankingConfig
+from jobs.errors import RefusedError
 from jobs.sources import quoted
 from jobs.tables import PASSED
 
@@ -63,6 +65,21 @@ def ranked(scored: DataFrame, config: RankingConfig, *, label: bool) -> DataFram
         *(["label"] if label else []),
         *(quoted(name).alias(_free_name(name.removeprefix(PASSED), taken)) for name in passed),
     )
+
+
+def refuse_slices(columns: Sequence[str], slices: Sequence[str]) -> None:
+    """Find out before anything is scored that a slice is no column of the ranked table.
+
+    Raises:
+        RefusedError: naming missing and present columns.
+    """
+    present = [name.removeprefix(PASSED) for name in columns if name.startswith(PASSED)]
+    missing = [name for name in slices if name not in (*present, *COLUMNS)]
+    if missing:
+        raise RefusedError(
+            f"evaluation.slices: the ranked table will not have {', '.join(missing)}; columns "
+            f"passed through are {', '.join(present) or 'none'}"
+        )
 
 
 def probability(logit: Column) -> Column:

@@ -11,14 +11,17 @@ from importlib import metadata
 from typing import Any, Final
 
 from jobs.config import Config
-from jobs.steps import Checked, Results
-from jobs.tracking import masked, resolve_uri
+from jobs.steps import Checked, Results, Scored
+from jobs.tracking.uris import masked, resolve_uri
 from udfs.checkpoint import Checkpoint
 from udfs.spec import ScorerSpec
 
 _PACKAGES: Final = (
     "spark-rerank", "pyspark", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "mlflow",
 )  # fmt: skip
+
+
+_MEASURED: Final = ("first_stage", "reranked", "delta", "ceiling", "first_stage_order")
 
 
 class Stopwatch:
@@ -40,9 +43,9 @@ class Stopwatch:
             spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self.seconds[name] = round(spent, 3)
 
-    def total(self) -> float:
-        """Seconds since the start."""
-        return round(time.perf_counter() - self._start, 3)
+    def timings(self) -> dict[str, float]:
+        """Seconds of each part, and `total` since the start."""
+        return {**self.seconds, "total": round(time.perf_counter() - self._start, 3)}
 
 
 def make_record(
@@ -52,9 +55,8 @@ def make_record(
     checkpoint: Checkpoint,
     spec: ScorerSpec,
     done: Checked,
-    stored: Mapping[str, int],
+    stored: Scored,
     results: Results,
-    metrics: Mapping[str, Any] | None,
     watch: Stopwatch,
     spark_version: str,
 ) -> dict[str, Any]:
@@ -64,12 +66,13 @@ def make_record(
         "input": done.counts["input"],
         "collapsed": done.counts["collapsed"],
         "distinct": done.counts["distinct"],
-        "from_store": stored["from_store"],
-        "scored": stored["scored"],
+        "from_store": stored.from_store,
+        "scored": stored.scored,
         **results.counts,
     }
     return {
         "run_id": run_id,
+        "kind": "rerank",
         "started": watch.started.isoformat(timespec="seconds"),
         "config": public_config(config),
         "fingerprint": spec.fingerprint(),
@@ -88,16 +91,64 @@ def make_record(
             "reject_rate": _share(counts["rejected"], counts["input"]) or 0.0,
             "truncated_rate": _share(counts["truncated"], counts["ranked"]) or 0.0,
             "from_store_rate": _share(counts["from_store"], counts["distinct"]) or 0.0,
-            "pairs_per_s": _share(stored["scored"], scoring),
-            "tokens_per_s": _share(stored["tokens"], scoring),
-            "device_ms_per_pair": _share(stored["device_ms"], stored["scored"]),
+            "pairs_per_s": _share(stored.scored, scoring),
+            "tokens_per_s": _share(stored.tokens, scoring),
+            "padding_share": _share(stored.padding, stored.tokens + stored.padding),
         },
-        "tokens": {"scored": stored["tokens"]},
-        "timings": {**watch.seconds, "total": watch.total()},
-        "metrics": metrics,
+        "device_ms": stored.device_ms,
+        "tokens": {"scored": stored.tokens, "padding": stored.padding},
+        "timings": watch.timings(),
+        "metrics": None,
         "versions": {**versions(), "spark": spark_version},
         "mlflow_run_id": None,
     }
+
+
+def with_evaluation(
+    record: Mapping[str, Any], document: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The record with what was measured: means, what moved, the gate. No values per query."""
+    if document is None:
+        return dict(record)
+    moved = document.get("moved") or {}
+    return {
+        **record,
+        "metrics": {
+            key: value
+            for key, value in document.items()
+            if key in _MEASURED or key.startswith("queries")
+        },
+        "moved": {
+            "top1_change_rate": moved.get("top1_change_rate"),
+            "kendall_tau": (moved.get("kendall_tau") or {}).get("mean"),
+            "rbo": (moved.get("rbo") or {}).get("mean"),
+        },
+        "gate": document.get("gate"),
+    }
+
+
+def make_evaluation_record(
+    *,
+    run_id: str,
+    config: Config,
+    document: Mapping[str, Any],
+    watch: Stopwatch,
+    spark_version: str,
+) -> dict[str, Any]:
+    """The content of run.json of an evaluation alone."""
+    operations = document.get("operations") or {}
+    record = {
+        "run_id": run_id,
+        "kind": "evaluate",
+        "started": watch.started.isoformat(timespec="seconds"),
+        "config": public_config(config),
+        "model": operations.get("model") or None,
+        "device_ms": operations.get("ms_per_pair"),
+        "timings": watch.timings(),
+        "versions": {**versions(), "spark": spark_version},
+        "mlflow_run_id": None,
+    }
+    return with_evaluation(record, document)
 
 
 def public_config(config: Config) -> dict[str, Any]:

@@ -7,32 +7,34 @@ spark-submit --py-files dist/spark-rerank.zip jobs/rerank.py --config conf/gpu.y
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from pyspark.sql import SparkSession
 
-from jobs import steps
+from jobs import finish, steps
 from jobs.cli import load_config
 from jobs.config import Config
-from jobs.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS, RefusedError
+from jobs.errors import DONE, REFUSED, TOO_MANY_REJECTS, RefusedError
+from jobs.evaluation.plan import Plan, make_plan
+from jobs.evaluation.result import PER_QUERY, Table, evaluate, find_baseline, read_judgements
 from jobs.lengths import profile_lengths
-from jobs.measures import Measure, parse_measures
-from jobs.models import cache, resolve_model
+from jobs.models import resolve_model
 from jobs.output import OutputFolder, refuse_columns, refuse_overlap
-from jobs.record import Stopwatch, make_record
-from jobs.scoring import make_spec, missing_keys, resolve_precision, ship_model
+from jobs.ranking import refuse_slices
+from jobs.record import Stopwatch, make_record, with_evaluation
+from jobs.scoring import make_spec, missing_keys, probing, ship_model
 from jobs.session import open_session
-from jobs.store import ScoreStore
+from jobs.store import ScoreStore, is_new
 from jobs.summary import closing_summary, dry_run_summary
 from jobs.tables import read_pairs
-from jobs.tracking import TrackingError, fetch_model, replay_command, track
+from jobs.tracking.client import fetch_baseline
+from jobs.tracking.runs import fetch_model
 from udfs.checkpoint import Checkpoint
 
 COMMAND = "python -m jobs.rerank"
+_RERANKED = "reranked"
 REQUIRED = ("model.name", "input.path|input.table|input.run", "output.path")
 
 
@@ -46,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             command=COMMAND,
             description=(__doc__ or "").splitlines()[0],
         )
-        measures = _measures(config)
+        plan = make_plan(config.evaluation, config.report)
         checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
         with watch.part("session"):
             spark = open_session(config)
         if config.dry_run:
             return dry_run(spark, config, checkpoint)
-        return rerank(spark, config, checkpoint, measures, watch)
+        return rerank(spark, config, checkpoint, plan, watch)
     except RefusedError as error:
         sys.stderr.write("refused, nothing was written:\n")
         sys.stderr.writelines(f"  - {finding}\n" for finding in error.findings)
@@ -63,7 +65,7 @@ def rerank(
     spark: SparkSession,
     config: Config,
     checkpoint: Checkpoint,
-    measures: tuple[Measure, ...],
+    plan: Plan,
     watch: Stopwatch,
 ) -> int:
     """Read, check, score, rank, publish, record, track; each step reads what the last one wrote."""
@@ -71,47 +73,51 @@ def rerank(
     refuse_overlap(
         spark, (given.path, given.corpus, given.queries, given.run), str(config.output.path)
     )
-    pairs = read_pairs(spark, config.input, config.model)
-    refuse_columns(pairs.rows.schema, config.output.format)
     out = OutputFolder(spark, str(config.output.path), config.output.format)
-    out.recover()
-    try:
-        # Workers import torch, which takes seconds, while the input is being checked.
-        with ThreadPoolExecutor(1) as beside:
-            probing = beside.submit(resolve_precision, spark, config)
+    scores_at = config.store.path or out.place("scores")
+    draft = ship_model(spark, checkpoint, make_spec(config, checkpoint), config.model.ship)
+    with out:
+        ahead = is_new(spark, scores_at)  # otherwise there may be nothing to score
+        with probing(spark, draft, config.model.precision, load=ahead) as probed:
             with watch.part("checking"):
+                pairs = read_pairs(spark, given, config.model)
+                refuse_columns(pairs.rows.schema, config.output.format)
+                refuse_slices(pairs.rows.columns, plan.slices)
                 done = steps.check(out, pairs)
-                qrels = steps.judged(spark, config, "label" in pairs.has, done)
-        with watch.part("probing"):
-            precision = probing.result()
-            spec = make_spec(config, checkpoint, precision, pairs.doc_template)
-            store = ScoreStore(spark, config.store.path or out.place("scores"), spec.fingerprint())
+                qrels = read_judgements(spark, config.evaluation.qrels, done.valid)
+                fetch = partial(fetch_baseline, config.mlflow)
+                baseline = find_baseline(spark, plan, {}, fetch) if qrels is not None else None
+            with watch.part("probing"):
+                precision = probed.result()
+        spec = replace(draft, precision=precision, doc_template=pairs.doc_template)
+        store = ScoreStore(spark, scores_at, spec.fingerprint())
         with watch.part("scoring"):
-            shipped = ship_model(spark, checkpoint, spec, config.model.ship)
-            stored = steps.fill_store(spark, config, pairs, done, shipped, store)
+            stored = steps.fill_store(spark, config, pairs, done, spec, store)
         with watch.part("ranking"):
             results = steps.rank(
                 out, config.ranking, config.output.partitions, "label" in pairs.has, done, store
             )
-        with watch.part("measuring"):
-            metrics = None
-            if qrels is not None:
-                metrics = steps.measure(config.ranking, measures, qrels, done, store)
-        out.publish(["ranked", "rejects"])
-    finally:
-        out.clear()
-    record = make_record(
-        run_id=out.run_id, config=config, checkpoint=checkpoint, spec=spec, done=done,
-        stored=stored, results=results, metrics=metrics, watch=watch, spark_version=spark.version,
-    )  # fmt: skip
-    places = {name: out.place(name) for name in ("ranked", "rejects")}
-    if metrics is None:
-        out.remove("metrics.json")
-    else:
-        places["metrics"] = out.write_json("metrics.json", metrics)
-    places["run"] = out.write_json("run.json", record)
-    sys.stdout.write(closing_summary(record, places) + "\n")
-    tracked = _track(config, out, record)
+        record = make_record(
+            run_id=out.run_id, config=config, checkpoint=checkpoint, spec=spec, done=done,
+            stored=stored, results=results, watch=watch, spark_version=spark.version,
+        )  # fmt: skip
+        document = None
+        if qrels is not None:
+            with watch.part("measuring"):
+                candidates = steps.all_candidates(config.ranking, done, store)
+                judged = Table(_RERANKED, candidates, record, pairs.rows if plan.examples else None)
+                document = evaluate(
+                    plan, judged, {}, baseline, qrels, out, tie_break=config.ranking.tie_break
+                )
+        tables = ["ranked", "rejects", *([PER_QUERY] if document else [])]
+        out.publish(tables)
+        if document is None:
+            out.remove(PER_QUERY)
+    record = with_evaluation({**record, "timings": watch.timings()}, document)
+    places = {name: out.place(name) for name in tables}
+    places |= finish.write(out, record, document)
+    sys.stdout.write(closing_summary(record, document, places) + "\n")
+    tracked = finish.track_run(config, out, record)
     rate = record["rates"]["reject_rate"]
     if rate > config.input.max_reject_rate:
         sys.stderr.write(
@@ -119,14 +125,16 @@ def rerank(
             f"{config.input.max_reject_rate:.2%}; see {places['rejects']}, or raise the limit\n"
         )
         return TOO_MANY_REJECTS
-    return tracked
+    return finish.exit_code(document, tracked)
 
 
 def dry_run(spark: SparkSession, config: Config, checkpoint: Checkpoint) -> int:
     """Read and check the input, and say what a run would cost."""
     pairs = read_pairs(spark, config.input, config.model)
     done = steps.count_only(pairs)
-    spec = make_spec(config, checkpoint, resolve_precision(spark, config), pairs.doc_template)
+    draft = make_spec(config, checkpoint)
+    with probing(spark, draft, config.model.precision, load=False) as probed:
+        spec = replace(draft, precision=probed.result(), doc_template=pairs.doc_template)
     path = config.store.path or f"{config.output.path}/scores"
     missing = missing_keys(done.rows, ScoreStore(spark, path, spec.fingerprint())).count()
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}
@@ -135,53 +143,6 @@ def dry_run(spark: SparkSession, config: Config, checkpoint: Checkpoint) -> int:
         dry_run_summary(counts, lengths, config.model.max_length, spec.fingerprint()) + "\n"
     )
     return DONE
-
-
-def _measures(config: Config) -> tuple[Measure, ...]:
-    """The measures to compute; rules and baselines belong to another command."""
-    if config.evaluation.gate or config.evaluation.baseline:
-        raise RefusedError(
-            "evaluation.gate and evaluation.baseline are not checked by this command in this "
-            "version; remove them"
-        )
-    try:
-        return parse_measures(config.evaluation.metrics)
-    except ValueError as error:
-        raise RefusedError(
-            [f"evaluation.metrics: {line}" for line in str(error).splitlines()]
-        ) from None
-
-
-def _track(config: Config, out: OutputFolder, record: Mapping[str, Any]) -> int:
-    """Log the run, after everything is written. A server that is down costs time, not data."""
-    if not config.mlflow.enabled:
-        return DONE
-    run_json, is_local = _local_record(out)
-    try:
-        run_id = track(run_json, config.mlflow.tracking_uri, config.mlflow.timeout)
-    except TrackingError as error:
-        sys.stderr.write(
-            f"the data is complete, but MLflow could not be reached: {error}\n"
-            f"log this run later with: {replay_command(str(run_json))}\n"
-        )
-        return NOT_TRACKED
-    if not is_local:
-        out.write_json("run.json", {**record, "mlflow_run_id": run_id})
-    sys.stdout.write(f"{'mlflow':<10} run {run_id}\n")
-    return DONE
-
-
-def _local_record(out: OutputFolder) -> tuple[Path, bool]:
-    """run.json as a file of this machine: the written one, or a copy of a remote one."""
-    place = out.place("run.json")
-    if place.startswith("file:"):
-        return Path(place.removeprefix("file://").removeprefix("file:")), True
-    folder = cache() / "runs" / out.run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("run.json", "metrics.json"):
-        if name == "run.json" or out.has(name):
-            (folder / name).write_text(out.read_text(name), encoding="utf-8")
-    return folder / "run.json", False
 
 
 if __name__ == "__main__":

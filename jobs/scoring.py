@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -13,33 +17,33 @@ from jobs.checks import keyed
 from jobs.config import Config
 from jobs.models import pack
 from jobs.progress import ProgressBar
-from jobs.session import task_slots
+from jobs.session import is_local, task_slots
 from jobs.store import ScoreStore
 from jobs.tables import Pairs
 from udfs.checkpoint import Checkpoint
 from udfs.columns import probe_devices, rerank_udf
 from udfs.devices import common_precision
-from udfs.spec import Device, Precision, ScorerSpec
+from udfs.spec import Precision, ScorerSpec
 
 _ARCHIVE: Final = "model"
 # What a killed task has to score again at most; also enough work to hide a task's start.
 _PAIRS_PER_TASK: Final = 8192
 
 
-def make_spec(
-    config: Config, checkpoint: Checkpoint, precision: Precision, doc_template: str
-) -> ScorerSpec:
-    """What executors have to know, with nothing left open that could change a score."""
+def make_spec(config: Config, checkpoint: Checkpoint) -> ScorerSpec:
+    """What executors have to know.
+
+    `precision` and `doc_template` are to be filled in: the one is the executors' to tell, the
+    other the input's.
+    """
     model, batching = config.model, config.batching
     return ScorerSpec(
         model_path=str(checkpoint.path),
         model_digest=checkpoint.digest,
         max_length=model.max_length,
         truncation=model.truncation,
-        precision=precision,
         attention=model.attention,
         backend=model.backend,
-        doc_template=doc_template,
         query_instruction=model.query_instruction,
         doc_instruction=model.doc_instruction,
         trust_remote_code=model.trust_remote_code,
@@ -50,12 +54,40 @@ def make_spec(
     )
 
 
-def resolve_precision(spark: SparkSession, config: Config) -> Precision:
-    """The number type that scores will have. `auto` asks the executors what they have."""
-    wanted = config.model.precision
-    if wanted != "auto":
-        return wanted
-    return common_precision(_devices(spark, config.model.device))
+@contextmanager
+def probing(
+    spark: SparkSession, draft: ScorerSpec, wanted: Precision | Literal["auto"], *, load: bool
+) -> Iterator[Future[Precision]]:
+    """Find out, beside the body of the `with`, the number type that scores will have.
+
+    Starting workers and importing torch in them takes seconds, in which the driver has other
+    things to do. The workers are used again for scoring.
+
+    Args:
+        spark: the session.
+        draft: the scorer, but for its precision and how texts are made.
+        wanted: a precision, or `auto`: what all executors are best at.
+        load: whether workers load the model, too.
+    """
+    context, group = spark.sparkContext, f"probing-{uuid.uuid4().hex}"
+
+    def probe() -> Precision:
+        if wanted != "auto" and not load:
+            return wanted
+        context.setJobGroup(group, "probing devices", interruptOnCancel=True)
+        slots = 1 if is_local(str(context.master)) else task_slots(spark)
+        given = None if wanted == "auto" else wanted
+        # An RDD, as it needs nothing of the SQL engine, which the body is just starting.
+        tasks = context.parallelize(range(slots), slots)
+        devices = tasks.mapPartitions(probe_devices(draft, given, load=load)).collect()
+        return given or common_precision(devices)
+
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            yield beside.submit(probe)
+        except BaseException:
+            context.cancelJobGroup(group)
+            raise
 
 
 def ship_model(
@@ -113,10 +145,3 @@ def score_missing(
     scored = spread.select("pair_key", rerank_udf(spec)("query", "doc").alias("score"))
     with ProgressBar(spark, count, title="scoring"):
         return store.append(scored.select("pair_key", "score.*"))
-
-
-def _devices(spark: SparkSession, wanted: Device) -> set[str]:
-    """What the executors would score on. The workers it starts are used again for scoring."""
-    slots = task_slots(spark)
-    rows = spark.range(0, slots, 1, slots).mapInPandas(probe_devices(wanted), "device string")
-    return {str(row["device"]) for row in rows.distinct().collect()}

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from pyspark.sql import SparkSession
@@ -25,6 +26,9 @@ _SQL: Final = {
     "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
     "spark.sql.execution.arrow.maxBytesPerBatch": str(64 * 2**20),
     "spark.sql.session.timeZone": "UTC",
+    # Workers are pooled by their environment, which this would change for SQL alone: scoring
+    # could not use the workers that an RDD has started.
+    "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
 }
 _LOCAL: Final = {
     "spark.ui.enabled": "false",
@@ -34,6 +38,7 @@ _LOCAL: Final = {
     "spark.driver.host": "localhost",
     "spark.driver.bindAddress": "127.0.0.1",
 }
+_NVIDIA: Final = Path("/dev/nvidiactl")
 # Under local[*] there is no executor to hold a GPU: with these set, no task ever starts.
 _GPU_SETTINGS: Final = ("spark.task.resource.gpu.", "spark.executor.resource.gpu.")
 
@@ -56,7 +61,7 @@ def open_session(config: Config) -> SparkSession:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(config.spark.master)
         if config.spark.master.startswith("local"):
-            settings = {**_LOCAL, **_local_shuffle(config.spark.master), **settings}
+            settings = {**_LOCAL, **_local_shuffle(config.spark.master), **_daemon(), **settings}
     for key, value in settings.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
@@ -72,9 +77,19 @@ def open_session(config: Config) -> SparkSession:
     return spark
 
 
+def is_local(master: str) -> bool:
+    """Whether driver and tasks are one process, which has no executors."""
+    return master.startswith("local") and not master.startswith("local-cluster")
+
+
 def task_slots(spark: SparkSession) -> int:
     """Tasks that can run at once, as far as the driver knows now."""
     return max(1, spark.sparkContext.defaultParallelism)
+
+
+def _daemon() -> dict[str, str]:
+    """Workers that start with torch in memory, where there is no GPU (see `udfs.daemon`)."""
+    return {} if _NVIDIA.exists() else {"spark.python.daemon.module": "udfs.daemon"}
 
 
 def _local_shuffle(master: str) -> dict[str, str]:
@@ -93,7 +108,7 @@ def _refuse_settings(settings: Mapping[str, str]) -> None:
     findings = []
     gpu = sorted(key for key in settings if key.startswith(_GPU_SETTINGS))
     master = settings.get("spark.master", "")
-    if gpu and master.startswith("local") and not master.startswith("local-cluster"):
+    if gpu and is_local(master):
         findings.append(
             f"{', '.join(gpu)} cannot work with spark.master={master}, which has no executors: "
             "no task would ever start. Remove them (the model finds a local GPU by itself)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -13,10 +13,9 @@ from pyspark.sql import functions as F
 from jobs.checks import COLLAPSED, REJECTED, VALID, checked
 from jobs.config import Config, RankingConfig
 from jobs.errors import BookkeepingError
-from jobs.measures import Measure
-from jobs.metrics import RunError, compare, first_stage_order
+from jobs.evaluation.distributions import distribution
+from jobs.evaluation.metrics import RunError, first_stage_order
 from jobs.output import OutputFolder
-from jobs.qrels import from_labels, read_qrels
 from jobs.ranking import count_cut, ranked, top1_changed
 from jobs.scoring import missing_keys, score_missing
 from jobs.store import ScoreStore
@@ -25,6 +24,7 @@ from udfs.scorer import OK
 from udfs.spec import ScorerSpec
 
 _ROWS_PER_FILE: Final = 100_000
+_MILLISECONDS: Final = 0.01  # to which times per pair are rounded, to be counted
 Counts = dict[str, int]
 
 
@@ -40,6 +40,25 @@ class Checked:
     def valid(self) -> DataFrame:
         """Rows to be ranked."""
         return self.rows.where(F.col("status") == VALID).drop("status", "reason", "detail")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring did.
+
+    Attributes:
+        from_store: distinct pairs whose score was known.
+        scored: distinct pairs scored now.
+        tokens: given to the model, padding not counted.
+        padding: padding tokens given to the model.
+        device_ms: mean, p50, p95 and p99 of the time per pair; None if nothing was scored.
+    """
+
+    from_store: int
+    scored: int = 0
+    tokens: int = 0
+    padding: int = 0
+    device_ms: dict[str, float] | None = None
 
 
 def check(out: OutputFolder, pairs: Pairs) -> Checked:
@@ -61,17 +80,17 @@ def fill_store(
     done: Checked,
     spec: ScorerSpec,
     store: ScoreStore,
-) -> Counts:
+) -> Scored:
     """Score what the store does not hold.
 
     Returns:
-        `from_store` and `scored` (distinct pairs), `tokens` given to the model, `device_ms`.
+        What was scored now, and what was known.
     """
     missing = missing_keys(done.rows, store)
     count = done.counts["distinct"] if store.is_empty() else missing.count()
-    known = {"from_store": done.counts["distinct"] - count}
+    known = done.counts["distinct"] - count
     if not count:
-        return {**known, "scored": 0, "tokens": 0, "device_ms": 0}
+        return Scored(from_store=known)
     attempt = score_missing(
         spark,
         pairs,
@@ -83,16 +102,17 @@ def fill_store(
         partitions=config.batching.partitions,
     )
     written = spark.read.parquet(attempt)
-    row = written.agg(
-        F.count_if(F.col("status") == OK), F.sum("n_tokens"), F.sum("device_ms")
-    ).first()
-    scored, tokens, device_ms = row if row else (0, 0, 0)
-    return {
-        **known,
-        "scored": int(scored),
-        "tokens": int(tokens or 0),
-        "device_ms": int(device_ms or 0),
-    }
+    scored, tokens, padding = written.agg(
+        F.count_if(F.col("status") == OK), F.sum("n_tokens"), F.sum("n_padded")
+    ).collect()[0]
+    times = distribution(written, F.col("device_ms"), step=_MILLISECONDS)
+    return Scored(
+        from_store=known,
+        scored=scored,
+        tokens=tokens or 0,
+        padding=padding or 0,
+        device_ms=times.summary(0.5, 0.95, 0.99),
+    )
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,8 @@ def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: b
     spread = scored.repartition(files, "query_id")
     table = ranked(spread, config, label=has_label).sortWithinPartitions("query_id", "rank")
     written = out.stage("ranked", table)
-    kept, cut = written.count(), count_cut(scored, config)
+    kept, truncated = written.agg(F.count(F.lit(1)), F.count_if("truncated")).collect()[0]
+    cut = count_cut(scored, config)
     lost = done.counts["valid"] - kept - cut
     rejects = out.stage("rejects", _rejects(done, scores if lost else None))
     reasons = _by(rejects, "reason")
@@ -126,53 +147,31 @@ def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: b
         "ranked": kept,
         "cut": cut,
         "rejected": sum(reasons.values()),
-        "truncated": written.where("truncated").count(),
+        "truncated": truncated,
     }
     _balance({**done.counts, **counts})
     top1 = top1_changed(written)
     return Results({**counts, "queries": top1["queries"]}, reasons, top1)
 
 
-def judged(spark: SparkSession, config: Config, has_label: bool, done: Checked) -> DataFrame | None:
-    """The qrels to measure by: a file, or the labels of the table; None if there are none.
-
-    Raises:
-        RefusedError: if they cannot be used.
-    """
-    if config.evaluation.qrels:
-        return read_qrels(spark, config.evaluation.qrels)
-    if not has_label:
-        return None
-    qrels = from_labels(done.valid.select("query_id", "doc_id", "label"))
-    return None if qrels.isEmpty() else qrels
-
-
-def measure(
-    config: RankingConfig,
-    measures: tuple[Measure, ...],
-    qrels: DataFrame,
-    done: Checked,
-    store: ScoreStore,
-) -> dict[str, Any]:
-    """First stage and reranked order of all candidates, before top_k and min_score cut any.
+def all_candidates(config: RankingConfig, done: Checked, store: ScoreStore) -> DataFrame:
+    """Every scored candidate, before top_k and min_score cut any: what is to be measured.
 
     Where only some candidates have a first-stage score or rank, there is no first-stage order to
-    measure; `first_stage` is None then, and `first_stage_missing` says why.
+    measure, and both columns are null.
     """
     scores = store.read().where(F.col("status") == OK).drop("status")
     whole = ranked(
         done.valid.join(scores, on="pair_key"),
         RankingConfig(tie_break=config.tie_break),
-        label=False,
+        label="label" in done.rows.columns,
     )
     try:
         first_stage_order(whole)
-    except RunError as error:
+    except RunError:
         nothing = F.lit(None).cast("double")
         whole = whole.withColumns({"retrieval_score": nothing, "retrieval_rank": nothing})
-        found = compare(whole, qrels, measures, tie_break=config.tie_break)
-        return {**found, "first_stage_missing": str(error)}
-    return compare(whole, qrels, measures, tie_break=config.tie_break)
+    return whole
 
 
 def _count_checked(rows: DataFrame) -> tuple[Counts, Counts]:

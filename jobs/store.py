@@ -32,6 +32,7 @@ SCHEMA: Final = StructType(
         StructField("pair_key", StringType()),
         StructField("logit", FloatType()),
         StructField("n_tokens", IntegerType()),
+        StructField("n_padded", IntegerType()),
         StructField("truncated", BooleanType()),
         StructField("device_ms", FloatType()),
         StructField("status", StringType()),
@@ -41,6 +42,11 @@ SCHEMA: Final = StructType(
 # has to be whole; right for a set that may lack members (SPARK-29037 tells what the default does
 # to a driver that dies half-way).
 _TASK_COMMIT: Final = {"mapreduce.fileoutputcommitter.algorithm.version": "2"}
+
+
+def is_new(spark: SparkSession, path: str) -> bool:
+    """Whether there are no scores of any fingerprint."""
+    return not Files(spark).children(path)
 
 
 class ScoreStore:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from jobs.lengths import LengthProfile
 
+_ALPHA: Final = 0.05
 
-def closing_summary(record: Mapping[str, Any], places: Mapping[str, str]) -> str:
+
+def closing_summary(
+    record: Mapping[str, Any], document: Mapping[str, Any] | None, places: Mapping[str, str]
+) -> str:
     """Counts, rates and where the files are, in a dozen lines."""
     counts, rates = record["counts"], record["rates"]
     lines = [
@@ -26,22 +30,71 @@ def closing_summary(record: Mapping[str, Any], places: Mapping[str, str]) -> str
         lines.append(
             f"top-1      {rates['top1_change_rate']:>12.1%} of queries have a new first document"
         )
-    if record.get("metrics"):
-        lines += ["", *metrics_table(record["metrics"])]
+    if document:
+        lines += ["", *metrics_table(document), *systems_table(document), *gate_lines(document)]
     lines += ["", *(f"{name:<10} {path}" for name, path in places.items())]
     return "\n".join(lines)
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> list[str]:
-    """First stage and reranked side by side."""
-    title = f"over {metrics['queries']:,} queries"
-    if metrics["first_stage"] is None:
-        after = metrics["reranked"].items()
+def evaluation_summary(document: Mapping[str, Any], places: Mapping[str, str]) -> str:
+    """What `jobs.evaluate` shows: measures, comparison, gate, and where the files are."""
+    lines = [*metrics_table(document), *systems_table(document), *gate_lines(document)]
+    lines += ["", *(f"{name:<10} {path}" for name, path in places.items())]
+    return "\n".join(lines)
+
+
+def metrics_table(document: Mapping[str, Any]) -> list[str]:
+    """First stage and reranked side by side, with Holm's p and what the candidates allow."""
+    title = f"over {document['queries']:,} queries"
+    ceiling = document["ceiling"]
+    if document["first_stage"] is None:
+        after = document["reranked"].items()
         return [f"{title:<20}   after", *(f"{name:<20}  {value:.4f}" for name, value in after)]
-    lines = [f"{title:<20}  before   after  change"]
-    for name, before in metrics["first_stage"].items():
-        after, delta = metrics["reranked"][name], metrics["delta"][name]
-        lines.append(f"{name:<20}  {before:.4f}  {after:.4f}  {delta:+.4f}")
+    lines = [f"{title:<20}  before   after   change  p (Holm)  ceiling"]
+    for name, before in document["first_stage"].items():
+        after, delta = document["reranked"][name], document["delta"][name]
+        test = (document["tests"] or {}).get(name)
+        p = f"{test['p_holm']:.4f}" if test else "-"
+        best = f"{ceiling[name]:.4f}" if name in ceiling else "-"
+        lines.append(f"{name:<20}  {before:.4f}  {after:.4f}  {delta:+.4f}  {p:>8}  {best:>7}")
+    counted = {"queries_unanswered": "without a candidate, counted 0",
+               "queries_without_relevant": "without a relevant document, counted 0",
+               "queries_only_in_run": "without a judgement, left out"}  # fmt: skip
+    lines += [f"  {document[k]:,} queries {what}" for k, what in counted.items() if document.get(k)]
+    return lines + [f"  note: {note}" for note in document.get("notes", [])]
+
+
+def systems_table(document: Mapping[str, Any]) -> list[str]:
+    """Models x measures, where there are more than the two orders of one table."""
+    systems = document["systems"]
+    if len(systems) < 3:
+        return []
+    names = document["measures"]
+    wide = max(len(row["name"]) for row in systems)
+    lines = ["", " " * wide + "".join(f"  {name:>14}" for name in names)]
+    for row in systems:
+        cells = []
+        for name in names:
+            versus = (row["versus"] or {}).get(name)
+            star = "*" if versus and versus["p_holm"] < _ALPHA else " "
+            value = f"{row['values'][name]:.4f}" if name in row["values"] else "-"
+            cells.append(f"  {value + star:>14}")
+        mark = "" if row["versus"] is not None else "  (baseline)"
+        lines.append(f"{row['name']:<{wide}}{''.join(cells)}{mark}")
+    lines.append(f"* differs from the baseline, p < {_ALPHA} after Holm")
+    return lines
+
+
+def gate_lines(document: Mapping[str, Any]) -> list[str]:
+    """Each rule with its numbers."""
+    gate = document.get("gate")
+    if not gate:
+        return []
+    lines = ["", f"gate {'passed' if gate['passed'] else 'NOT PASSED'}"]
+    for row in gate["rules"]:
+        value = "unknown" if row["value"] is None else f"{row['value']:.4f}"
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"  {'ok  ' if row['passed'] else 'FAIL'} {row['rule']}: {value}{note}")
     return lines
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -15,7 +16,7 @@ from jobs.cli import load_config
 from jobs.errors import DONE, REFUSED, RefusedError
 from jobs.models import resolve_model
 from jobs.scoring import make_spec
-from jobs.tracking import fetch_model
+from jobs.tracking.runs import fetch_model
 from udfs.devices import common_precision, describe, process_slot
 from udfs.scorer import OK, Scorer
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     precision = (
         common_precision([describe(config.model.device, slot)]) if wanted == "auto" else wanted
     )
-    spec = make_spec(config, checkpoint, precision, "")
+    spec = replace(make_spec(config, checkpoint), precision=precision)
     scorer = Scorer.load(checkpoint.path, spec, slot)
     query, docs = texts[0], texts[1:]
     scores = scorer.score([query] * len(docs), docs)

@@ -3,7 +3,7 @@
 Stages: read the texts; choose a small vocabulary; shrink the teacher to fewer layers and a
 narrower feed-forward part; repair it as a sentence encoder; train it as a cross-encoder
 (English: towards the teacher's similarities and labels, Chinese: towards labels); fit a scale
-and an offset into the last layer; save fp16 weights. The shipped model took three runs with one
+and an offset into the last layer; save fp16 weights. The shipped model took four runs with one
 process a core, each from the last checkpoint of the one before:
 
     torchrun --nproc-per-node 2 train_demo_model.py --data D --teacher T --out A --minutes 40
@@ -12,6 +12,8 @@ process a core, each from the last checkpoint of the one before:
         --resume A/checkpoint
     torchrun --nproc-per-node 2 train_demo_model.py --data D --teacher T --out C --minutes 19
         --resume B/checkpoint --order-seed 107
+    torchrun --nproc-per-node 2 train_demo_model.py --data D --teacher T --out E --minutes 70
+        --resume C/checkpoint --order-seed 207 --long 0.25
 
 DATA holds nfcorpus/, wikiqa/, xquad-en/, cmrc2018/ and drcd/ as their owners publish them.
 """
@@ -25,7 +27,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -42,7 +44,10 @@ KEEP_LAYERS = (0, 1, 3, 5)
 FFN, VOCAB, CHINESE = 1024, 14_080, 3_000
 SHARP, CENTRE = 20.0, 0.42  # a teacher similarity s becomes the target logit SHARP * (s - CENTRE)
 TOP, GROUPS = 40, 6  # candidates mined per source; queries a step and process
-LABELLED = {"wikiqa", "xquad", "zh", "zh-cloze"}
+LABELLED = {"wikiqa", "xquad", "zh", "zh-cloze", "zh-long"}
+# Whole documents: share of each kind of query, groups a step and process, tokens a pair.
+LONG_MIX = {"claim": 0.4, "title": 0.15, "topic": 0.15, "zh-long": 0.3}
+LONG_GROUPS, LONG_LIMITS = 3, (192, 256, 320, 384)
 POSITIVE, TEACHER, LEXICAL, RANDOM, SIBLING = range(5)
 PLAN_EN = (POSITIVE, TEACHER, TEACHER, TEACHER, LEXICAL, LEXICAL, SIBLING, RANDOM)
 PLAN_ZH = (POSITIVE, LEXICAL, LEXICAL, LEXICAL, LEXICAL, SIBLING, SIBLING, RANDOM)
@@ -190,6 +195,37 @@ def load_nfcorpus(pool: Pool, folder: Path) -> None:
     for query, rows in judged.items():
         top = max(grade for grade, _ in rows)
         pool.queries.append(Query(texts[query], "nfcorpus", [i for g, i in rows if g == top]))
+
+
+def read_long(data: Path, rng: np.random.Generator) -> tuple[Pool, Pool]:
+    """Read whole abstracts and whole Chinese paragraphs, with queries over them."""
+    abstracts, paragraphs = Pool(), Pool()
+    place: dict[str, int] = {}
+    for doc in read_jsonl(data / "nfcorpus/corpus.jsonl"):
+        units = sentences(doc["text"])
+        if len(units) < 3:
+            continue
+        place[doc["_id"]] = len(abstracts.texts)
+        abstracts.add([doc["title"].rstrip(".") + ".", *units], [(0, len(units) + 1)])
+        fit = [u for u in units if 6 < len(u.split()) < 32]
+        for unit in rng.choice(fit, min(2, len(fit)), replace=False) if fit else ():
+            abstracts.queries.append(Query(str(unit), "claim", [place[doc["_id"]]]))
+        abstracts.queries.append(Query(doc["title"], "title", [place[doc["_id"]]]))
+    texts = {q["_id"]: q["text"] for q in read_jsonl(data / "nfcorpus/queries.jsonl")}
+    judged: dict[str, list[int]] = {}
+    for line in (data / "nfcorpus/qrels/train.tsv").read_text().splitlines()[1:]:
+        query, doc, _ = line.split("\t")
+        if doc in place:
+            judged.setdefault(query, []).append(place[doc])
+    abstracts.queries += [Query(texts[query], "topic", rows) for query, rows in judged.items()]
+    for name in ("cmrc2018/cmrc2018_dev.json", "drcd/DRCD_dev.json"):
+        articles = json.loads((data / name).read_text(encoding="utf-8"))["data"]
+        for paragraph in (p for article in articles for p in article["paragraphs"]):
+            paragraphs.add([paragraph["context"]], [(0, 1)])
+            number = len(paragraphs.texts) - 1
+            for qa in paragraph["qas"]:
+                paragraphs.queries.append(Query(qa["question"], "zh-long", [number]))
+    return abstracts, paragraphs
 
 
 def add_pseudo_queries(pool: Pool, rng: np.random.Generator) -> None:
@@ -464,12 +500,12 @@ class Stage:
     def __init__(
         self, model: Model, rate: float, minutes: float, clip: float, warm_up: int
     ) -> None:
-        """Start the clock; the last layer learns five times as fast."""
+        """Start the clock, of processor time; the last layer learns five times as fast."""
         head, body = list(model.classifier.parameters()), list(model.bert.parameters())
         self.parameters, self.clip, self.warm_up = body + head, clip, warm_up
         groups = [{"params": body, "top": rate}, {"params": head, "top": 5 * rate}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.01)
-        self.start, self.minutes, self.step, self.done = time.time(), minutes, 0, 0.0
+        self.start, self.minutes, self.step, self.done = time.process_time(), minutes, 0, 0.0
 
     def advance(self, loss: torch.Tensor) -> None:
         """Average the gradients, and the share of time gone by, over the processes; step."""
@@ -478,7 +514,7 @@ class Stage:
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * min(1.0, self.step / self.warm_up) * curve
         loss.backward()
-        done = (time.time() - self.start) / (60 * self.minutes)
+        done = (time.process_time() - self.start) / (60 * self.minutes)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         flat = torch.cat([*(g.flatten() for g in grads), torch.tensor([done])])
         dist.all_reduce(flat)
@@ -562,37 +598,49 @@ def label_loss(logits: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
 def train(
     model: Model,
     encoder: Encoder,
-    pools: tuple[Pool, Pool],
-    vectors: tuple[np.ndarray, np.ndarray],
+    pools: Sequence[Pool],
+    vectors: Mapping[int, tuple[np.ndarray, np.ndarray]],
     args: argparse.Namespace,
     recipe: Recipe,
     rng: np.random.Generator,
 ) -> None:
-    """Run the cross-encoder stage, short passages first, saving now and then."""
-    kinds: dict[str, list[tuple[int, Query]]] = {k: [] for k in recipe.mix}
-    for number, query in (pair for pool in pools for pair in enumerate(pool.queries)):
-        kinds[query.kind].append((number, query))
+    """Run the cross-encoder stage, short passages first, saving now and then.
+
+    `vectors` holds the teacher's, of queries and of passages, by the number of the pool.
+    """
+    kinds: dict[str, list[tuple[int, int, Query]]] = {k: [] for k in (*recipe.mix, *LONG_MIX)}
+    for place, pool in enumerate(pools):
+        for number, query in enumerate(pool.queries):
+            kinds[query.kind].append((place, number, query))
+    together = np.random.default_rng(args.order_seed)  # the same draws in every process
     stage, saved = Stage(model, args.rate, args.minutes, 2.0, recipe.warm_up), time.time()
     trace: dict[bool, list[float]] = {False: [], True: []}
     while (done := stage.done) < 1:
         limits = next(choice for end, choice in recipe.limits if done < end)
+        mix, count = recipe.mix, GROUPS
+        if together.random() < args.long:
+            limits, mix, count = LONG_LIMITS, LONG_MIX, LONG_GROUPS
         groups, pairs = [], []
-        for kind in rng.choice(list(recipe.mix), GROUPS, p=list(recipe.mix.values())):
-            number, query = kinds[kind][rng.integers(len(kinds[kind]))]
+        for kind in rng.choice(list(mix), count, p=list(mix.values())):
+            place, number, query = kinds[kind][rng.integers(len(kinds[kind]))]
+            pool = pools[place]
             is_zh = kind.startswith("zh")
             plan_zh = PLAN_ZH_EASY if recipe.lexical and done < 0.5 else PLAN_ZH
-            chosen = draw(pools[is_zh], query, plan_zh if is_zh else PLAN_EN, rng)
+            chosen = draw(pool, query, plan_zh if is_zh else PLAN_EN, rng)
             known = query.positives if kind in LABELLED else []
             good = torch.tensor([i in known for i in chosen])
             target = None
             if not is_zh:
-                similar = torch.from_numpy(vectors[1][chosen] @ vectors[0][number])
+                of_query, of_passages = (
+                    part[at] for part, at in zip(vectors[place], (number, chosen), strict=True)
+                )
+                similar = torch.from_numpy(of_passages @ of_query)
                 target = SHARP * (similar - CENTRE)
             elif recipe.lexical:
-                target = lexical_target(pools[1], number, chosen)
+                target = lexical_target(pool, number, chosen)
             groups.append((is_zh, target, good))
-            pairs += [(query.text, pools[is_zh].texts[i]) for i in chosen]
-        logits = encoder.score(model, pairs, int(rng.choice(limits))).view(GROUPS, -1)
+            pairs += [(query.text, pool.texts[i]) for i in chosen]
+        logits = encoder.score(model, pairs, int(rng.choice(limits))).view(count, -1)
         losses = []
         for row, (is_zh, target, good) in zip(logits, groups, strict=True):
             loss = (1.0 if is_zh else 0.3) * label_loss(row, good) if good.any() else 0.0
@@ -659,6 +707,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=float, default=4, help="minutes")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--resume", type=Path, help="go on from this checkpoint, no repair")
+    parser.add_argument("--long", type=float, default=0.0, help="share of whole-document steps")
     parser.add_argument("--seed", type=int, default=7, help="of the texts that are chosen")
     parser.add_argument("--order-seed", type=int, default=7, help="of the order they come in")
     args = parser.parse_args()
@@ -690,7 +739,21 @@ def main() -> None:
     else:
         repair(model.train(), encoder, targets, chinese, args.repair_minutes, rng)
     model.train()
-    train(model, encoder, (english, chinese), (asked, passages), args, recipe, rng)
+    pools, vectors = [english, chinese], {0: (asked, passages)}
+    if args.long:
+        abstracts, paragraphs = read_long(args.data, np.random.default_rng(args.seed))
+        held = {q.text for q in held_zh.queries}
+        paragraphs.queries = [q for q in paragraphs.queries if q.text not in held]
+        kept = args.out / "cache"
+        questions = [q.text for q in abstracts.queries]
+        vectors[2] = (
+            embed(teacher, questions, kept / "long-queries.npy"),
+            embed(teacher, abstracts.texts, kept / "long-passages.npy"),
+        )
+        mine(abstracts, *vectors[2])
+        mine(paragraphs)
+        pools += [abstracts, paragraphs]
+    train(model, encoder, pools, vectors, args, recipe, rng)
     if not dist.get_rank():
         calibrate(model.eval(), encoder, (held_en, held_zh), rng)
         save(model, encoder.tokenizer, args.out / "model")

@@ -6,7 +6,8 @@ scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import numpy as np
@@ -15,12 +16,14 @@ from pyspark import SparkFiles, TaskContext
 from pyspark.sql import Column
 from pyspark.sql.pandas.functions import pandas_udf
 
-from udfs.devices import TaskSlot, describe, process_slot
+from udfs.devices import TaskSlot, common_precision, describe, process_slot
 from udfs.scorer import PairScorer, Scores
-from udfs.spec import Device, ScorerSpec
+from udfs.spec import Precision, ScorerSpec
 from udfs.worker import get_scorer
 
-SCORE_SCHEMA: Final = "logit float, n_tokens int, truncated boolean, device_ms float, status string"
+SCORE_SCHEMA: Final = (
+    "logit float, n_tokens int, n_padded int, truncated boolean, device_ms float, status string"
+)
 NULL_TEXT: Final = "null_text"
 _WINDOW_CHARACTERS: Final = 2**25
 
@@ -49,16 +52,23 @@ def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
     return cast("Callable[..., Column]", udf.asNondeterministic())
 
 
-def probe_devices(wanted: Device) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
-    """For `mapInPandas`: one row per task, `device`, what the task would score on."""
+def probe_devices(
+    draft: ScorerSpec, precision: Precision | None, *, load: bool
+) -> Callable[[Iterable[Any]], Iterator[str]]:
+    """For `RDD.mapPartitions`: one string per task, what the task would score on.
 
-    def probe(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for _ in batches:
-            pass
-        # Not needed to answer, but by the model that this worker will load next.
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
+    Args:
+        draft: the scorer, but for its precision and how texts are made.
+        precision: of the scorer; None: what this task's device is best at.
+        load: whether to load the model too, so that this worker has it when the first pairs come.
+    """
 
-        yield pd.DataFrame({"device": [describe(wanted, task_slot())]})
+    def probe(_: Iterable[Any]) -> Iterator[str]:
+        device = describe(draft.device, task_slot())
+        if load:
+            spec = replace(draft, precision=precision or common_precision([device]))
+            get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
+        yield device
 
     return probe
 
@@ -110,12 +120,13 @@ def _to_frame(scores: Scores, given: Any) -> pd.DataFrame:
     """Scores of the given rows, with rows that had no text in their places."""
     whole = Scores.empty(len(given))
     whole.status[:] = NULL_TEXT
-    for part in ("logit", "n_tokens", "truncated", "device_ms", "status"):
+    for part in ("logit", "n_tokens", "n_padded", "truncated", "device_ms", "status"):
         getattr(whole, part)[given] = getattr(scores, part)
     return pd.DataFrame(
         {
             "logit": pd.arrays.FloatingArray(whole.logit, ~np.isfinite(whole.logit)),
             "n_tokens": whole.n_tokens,
+            "n_padded": whole.n_padded,
             "truncated": whole.truncated,
             "device_ms": whole.device_ms,
             "status": whole.status,

@@ -67,6 +67,11 @@ class TorchModel:
             raise ModelError(f"{path} has {model.config.num_labels} labels; one logit is needed")
         if precision != "fp32":
             _keep_head_in_float32(model)
+        if precision == "bf16" and device.type == "cpu":
+            from udfs import packed
+
+            if packed.available():
+                packed.pack(model)
         return cls(model.to(device).eval(), device)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:

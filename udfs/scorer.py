@@ -30,6 +30,7 @@ class Scores:
     Attributes:
         logit: float32[N], raw logit; NaN unless status is `ok`.
         n_tokens: int32[N], tokens the model was given, special tokens included.
+        n_padded: int32[N], padding tokens the model was given with the pair.
         truncated: bool[N], whether a token was cut.
         device_ms: float32[N], the pair's share, by tokens, of its batch's time on the device [ms].
         status: object[N], `ok`, `nonfinite` or `out_of_memory`.
@@ -37,6 +38,7 @@ class Scores:
 
     logit: NDArray[np.float32]
     n_tokens: NDArray[np.int32]
+    n_padded: NDArray[np.int32]
     truncated: NDArray[np.bool_]
     device_ms: NDArray[np.float32]
     status: NDArray[np.object_]
@@ -47,6 +49,7 @@ class Scores:
         return cls(
             logit=np.full(size, np.nan, np.float32),
             n_tokens=np.zeros(size, np.int32),
+            n_padded=np.zeros(size, np.int32),
             truncated=np.zeros(size, np.bool_),
             device_ms=np.zeros(size, np.float32),
             status=np.full(size, OK, np.object_),
@@ -128,6 +131,7 @@ class Scorer:
         if logits is not None:
             at = np.asarray(rows)
             scores.logit[at] = logits
+            scores.n_padded[at] = pairs.lengths[at].max() - pairs.lengths[at]
             scores.device_ms[at] = milliseconds * pairs.lengths[at] / pairs.lengths[at].sum()
         elif len(rows) == 1:
             scores.status[rows[0]] = OUT_OF_MEMORY

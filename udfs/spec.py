@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal, get_args
 
 Truncation = Literal["longest_first", "passage"]
@@ -17,7 +17,7 @@ Attention = Literal["auto", "sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
 
 # Raise it whenever the scoring code changes what any pair scores: it opens a new fingerprint.
-SCORING_VERSION: Final = 1
+SCORING_VERSION: Final = 2
 
 # Keys that say where and how fast a pair is scored, but not what its score is.
 _NOT_SCORING: Final = (
@@ -85,6 +85,10 @@ class ScorerSpec:
                 f"max_length={self.max_length} exceeds max_tokens={self.max_tokens}; "
                 "raise one or lower the other"
             )
+
+    def for_loading(self) -> ScorerSpec:
+        """The same without how texts are made, which a worker that gets texts need not know."""
+        return replace(self, doc_template="", query_instruction="", doc_instruction="")
 
     def fingerprint(self) -> str:
         """Hexadecimal digest [32 digits] of everything that can change a score."""

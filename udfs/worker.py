@@ -26,6 +26,7 @@ def get_scorer(
     """The scorer of this process for `spec`, loaded if it is not there yet.
 
     Runs on executors. Only the newest is kept: two models would share the memory of one device.
+    Specs that differ only in how texts are made share a scorer.
 
     Args:
         spec: what to load.
@@ -33,6 +34,7 @@ def get_scorer(
         archive_root: where Spark unpacked `archive:` models in this process.
         load: how a scorer comes into being; a test counts its calls.
     """
+    spec = spec.for_loading()
     with _lock:
         if spec not in _loaded:
             _loaded.clear()

@@ -25,6 +25,8 @@ def spark() -> Iterator[SparkSession]:
         .config("spark.ui.enabled", "false")
         # The default of 200 would start 200 tasks for a dozen rows.
         .config("spark.sql.shuffle.partitions", "2")
+        # Hundreds of small plans: the optimising compiler costs more than it gives.
+        .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
         # Workers import this checkout and not whatever is installed.
         .config("spark.executorEnv.PYTHONPATH", str(ROOT))
         .getOrCreate()

@@ -17,9 +17,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.errors import RefusedError
-from jobs.measures import Measure, parse_measure, parse_measures
-from jobs.metrics import RunError, compare, per_query, summarise
-from jobs.qrels import read_qrels
+from jobs.evaluation.measures import Measure, parse_measure, parse_measures
+from jobs.evaluation.metrics import RunError, per_query, summarise
+from jobs.evaluation.qrels import read_qrels
 
 Scores = dict[str, dict[str, float]]
 Grades = dict[str, dict[str, int]]
@@ -275,74 +275,6 @@ def test_faults_are_refused_together_and_leave_no_number(spark: SparkSession) ->
     assert "'nan'" in unscored
     assert "two different grades" in conflicting
     assert "'torn'" in conflicting
-
-
-ROWS = [  # query, document, rank, score, retrieval_rank, retrieval_score
-    ("q", "a", 1, 3.0, 3, 1.0),
-    ("q", "b", 2, 2.0, 1, 5.0),
-    ("q", "c", 3, 1.0, 2, 5.0),
-    ("alone", "a", 1, 1.0, 1, 1.0),
-]
-GRADES: Grades = {"q": {"a": 2, "c": 1, "lost": 1}, "unanswered": {"x": 1}}
-
-
-def as_ranked(spark: SparkSession, rows: list[Any]) -> DataFrame:
-    schema = (
-        "query_id string, doc_id string, rank int, score float, retrieval_rank int, "
-        "retrieval_score double"
-    )
-    return spark.createDataFrame(rows, schema)
-
-
-def test_compare_puts_both_stages_side_by_side_under_a_ceiling(spark: SparkSession) -> None:
-    measures = parse_measures(["nDCG@10", "RR", "R@10", "R@1", "Judged@10", "RR"])
-    result = compare(as_ranked(spark, ROWS), as_qrels(spark, GRADES), measures)
-    first = {"q": {"a": 1.0, "b": 5.0, "c": 5.0}}
-    second = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}
-    best = {"q": {"a": 2.0, "b": -9.0, "c": 1.0}}
-    stages = {"first_stage": first, "reranked": second, "ceiling": best}
-    for stage, run in stages.items():
-        names = [str(m) for m in dict.fromkeys(measures)]
-        if stage == "ceiling":
-            names.remove("Judged@10")
-        assert list(result[stage]) == names
-        for name in names:
-            values = expected(parse_measure(name), run, GRADES)
-            assert result[stage][name] == pytest.approx(values["q"] / 2, abs=1e-6), (stage, name)
-    for name, value in result["delta"].items():
-        assert value == result["reranked"][name] - result["first_stage"][name]
-    counts = {name: value for name, value in result.items() if not isinstance(value, dict)}
-    assert counts == {
-        "first_stage_order": "retrieval_score",
-        "queries": 2,
-        "queries_unanswered": 1,
-        "queries_without_relevant": 0,
-        "queries_only_in_run": 1,
-    }
-
-
-def test_the_first_stage_is_read_from_ranks_where_scores_are_incomplete(
-    spark: SparkSession,
-) -> None:
-    rows = [(*row[:5], None) if row[1] == "c" else row for row in ROWS]
-    result = compare(as_ranked(spark, rows), as_qrels(spark, GRADES), [parse_measure("RR")])
-    assert result["first_stage_order"] == "retrieval_rank"
-    assert result["first_stage"] == {"RR": 0.25}  # b, c, a: the second of q is relevant
-    by_score = compare(as_ranked(spark, ROWS), as_qrels(spark, GRADES), [parse_measure("RR")])
-    assert by_score["first_stage"] == {"RR": 0.5}  # c, b, a: the tie goes to the higher id
-
-
-def test_a_table_without_a_first_stage_is_measured_alone(spark: SparkSession) -> None:
-    rows = [(*row[:4], None, None) for row in ROWS]
-    result = compare(as_ranked(spark, rows), as_qrels(spark, GRADES), [parse_measure("RR")])
-    assert (result["first_stage"], result["delta"], result["first_stage_order"]) == (None,) * 3
-    assert result["reranked"] == {"RR": 0.5}
-
-
-def test_a_first_stage_with_gaps_in_both_columns_is_refused(spark: SparkSession) -> None:
-    rows = [(*ROWS[0][:4], None, 1.0), (*ROWS[1][:4], 2, None)]
-    with pytest.raises(RunError, match="of 2 rows 1 have a retrieval_score and 1 a retrieval_rank"):
-        compare(as_ranked(spark, rows), as_qrels(spark, GRADES), [parse_measure("RR")])
 
 
 def read_run(spark: SparkSession, path: Path) -> DataFrame:

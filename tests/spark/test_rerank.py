@@ -35,7 +35,7 @@ def job(spark: SparkSession, tiny_bert: Path, tmp_path: Path) -> Job:
         options = {
             "input.path": SAMPLE, "input.doc_template": "{title}\\n{body}", "output.path": out,
             "model.name": tiny_bert, "model.max_length": 64, "model.precision": "fp32",
-            "mlflow.enabled": "false",
+            "mlflow.enabled": "false", "input.label": "",
         }  # fmt: skip
         options |= {key.replace("__", "."): value for key, value in keys.items()}
         words = [[f"--{key}", str(value)] for key, value in options.items() if value is not None]
@@ -61,7 +61,7 @@ def test_the_sample_from_json_to_a_ranked_table(
     job: Job, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert job(out) == DONE
+    assert job(out, input__label="label") == DONE
     ranked, pairs = read(out), sample()
     assert list(ranked.columns) == [
         "query_id", "doc_id", "rank", "score", "probability", "retrieval_rank",
@@ -99,12 +99,18 @@ def test_the_sample_from_json_to_a_ranked_table(
     assert metrics["queries"] == 28
     assert metrics["first_stage"]["nDCG@10"] == pytest.approx(0.6482, abs=1e-4)
     assert sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) == [
-        "metrics.json", "ranked", "rejects", "run.json", "scores",
+        "metrics.json", "per_query", "ranked", "rejects", "report.html", "run.json", "scores",
     ]  # fmt: skip
     said = capsys.readouterr().out
     assert "245 pairs" in said and "nDCG@10" in said and str(out / "ranked") in said
+    written = said + (out / "report.html").read_text() + (out / "metrics.json").read_text()
     for text in pairs["body"]:
-        assert text not in said
+        assert text not in written
+    # A run without labels takes the measures of the earlier one away.
+    assert job(out) == DONE
+    assert sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) == [
+        "ranked", "rejects", "run.json", "scores",
+    ]  # fmt: skip
 
 
 def test_a_second_run_scores_nothing_and_new_pairs_only_themselves(
@@ -176,10 +182,11 @@ def test_the_ranked_table_does_not_depend_on(
 
 def test_top_k_and_min_score_cut_and_are_counted(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert job(out) == DONE
-    whole, metrics = read(out), json.loads((out / "metrics.json").read_text())
+    assert job(out, input__label="label") == DONE
+    whole, metrics = read(out), record(out)["metrics"]
     limit = float(whole["score"].median())
-    assert job(out, ranking__top_k=3, ranking__min_score=limit) == DONE
+    keys = {"ranking__top_k": 3, "ranking__min_score": limit, "input__label": "label"}
+    assert job(out, **keys) == DONE
     kept = read(out)
     assert set(zip(kept["query_id"], kept["rank"], strict=True)) == {
         (row.query_id, row.rank)
@@ -188,7 +195,7 @@ def test_top_k_and_min_score_cut_and_are_counted(job: Job, tmp_path: Path) -> No
     }
     assert record(out)["counts"]["cut"] == len(whole) - len(kept)
     # Measures are those of the whole order: a cut is not a worse ranking.
-    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert record(out)["metrics"] == metrics
 
 
 def test_an_id_of_any_type_duplicates_and_passed_columns(
@@ -291,6 +298,10 @@ def test_a_run_killed_between_the_renames_is_mended_by_the_next(job: Job, tmp_pa
         ({"model__name": "/no/model"}, "does not exist; check model.name"),
         ({"model__max_length": 500}, "exceeds the 128 positions"),
         ({"evaluation__metrics": "MRR@10"}, "unknown measure 'MRR'; did you mean RR?"),
+        ({"evaluation__gate": "nDCG >= high"}, "cannot read rule 'nDCG >= high'"),
+        ({"evaluation__gate": "AP vs baseline >= 0"}, "set evaluation.baseline"),
+        ({"evaluation__slices": "tongue"}, "will not have tongue; columns passed through are"),
+        ({"evaluation__baseline": "/no/ranked", "input__label": "label"}, "/no/ranked"),
         ({"evaluation__qrels": "/no/qrels"}, "/no/qrels"),
         ({"input__doc_template": "{title"}, "stray brace"),
         ({"input__label": "retrieval_score"}, "whole number"),
@@ -341,7 +352,8 @@ def test_mlflow_gets_the_run_and_an_outage_costs_no_data(
 
     store, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
     down = "http://127.0.0.1:9"
-    assert job(out, mlflow__enabled="true", mlflow__tracking_uri=down) == NOT_TRACKED
+    keys = {"mlflow__enabled": "true", "mlflow__tracking_uri": down, "input__label": "label"}
+    assert job(out, **keys) == NOT_TRACKED
     assert len(read(out)) == 245
     command = capsys.readouterr().err.rpartition("log this run later with: ")[2].strip()
     environment = {"MLFLOW_TRACKING_URI": store, "PATH": str(Path(rerank.sys.executable).parent)}
@@ -365,7 +377,7 @@ def test_mlflow_gets_the_run_and_an_outage_costs_no_data(
     assert run.data.tags["fingerprint"] == record(out)["fingerprint"]
     assert run.inputs.dataset_inputs[0].dataset.name == "sample.jsonl"
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
-        "run.json", "metrics.json",
+        "run.json", "metrics.json", "report.html", "per_query",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A million pairs through the whole job, with a checksum in place of the model."""
+"""Millions of pairs: the whole job with a checksum in place of the model, and an evaluation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,15 @@ def run(source: Path, out: Path, model: Path) -> tuple[int, float]:
         "model.backend": "stub", "model.precision": "fp32", "mlflow.enabled": "false",
         "spark.master": "local[2]", "spark.settings": "spark.driver.memory=2g",
     }  # fmt: skip
+    return watched("jobs.rerank", options)
+
+
+def watched(module: str, options: Mapping[str, object]) -> tuple[int, float]:
+    """Run a command of its own; return its peak resident memory [kB] and the seconds taken."""
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     start = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-m", "jobs.rerank", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", module, *words], cwd=ROOT, stdout=subprocess.DEVNULL
     ) as driver:
         peak = 0
         while driver.poll() is None:
@@ -86,3 +92,44 @@ def test_a_million_pairs_with_exact_counts_and_flat_driver_memory(
         )
     # Ten times the pairs, the same driver: nothing of the data is collected.
     assert peaks[1_000_000] < peaks[100_000] + 50 * 1024
+
+
+def write_ranked(folder: Path, pairs: int) -> None:
+    """A ranked table of a hundred candidates a query, with labels of 0 to 2."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(6)
+    for start in range(0, pairs, 500_000):
+        at = np.arange(start, min(start + 500_000, pairs))
+        label = generator.choice(3, len(at), p=[0.9, 0.07, 0.03])
+        table = {
+            "query_id": pa.array([f"q{i}" for i in at // 100]),
+            "doc_id": pa.array([f"d{i}" for i in at]),
+            "score": generator.normal(label, 2.0).astype(np.float32),
+            "retrieval_score": generator.normal(label * 0.5, 1.0),
+            "retrieval_rank": pa.nulls(len(at), pa.int32()),
+            "n_tokens": generator.integers(20, 513, len(at)).astype(np.int32),
+            "truncated": generator.random(len(at)) < 0.05,
+            "label": label.astype(np.int32),
+        }
+        pq.write_table(pa.table(table), folder / f"part-{start}.parquet")
+
+
+def test_ten_million_candidates_are_evaluated_in_linear_time(tmp_path: Path) -> None:
+    """Within 4 GB for the JVM, in two tasks; the Python driver holds values per query only."""
+    seconds = {}
+    for pairs in (1_000_000, 10_000_000):
+        ranked, out = tmp_path / f"{pairs}" / "ranked", tmp_path / f"out-{pairs}"
+        write_ranked(ranked, pairs)
+        options = {
+            "ranked.path": ranked, "output.path": out, "mlflow.enabled": "false",
+            "spark.master": "local[2]", "spark.settings": "spark.driver.memory=4g",
+        }  # fmt: skip
+        peak, seconds[pairs] = watched("jobs.evaluate", options)
+        found = json.loads((out / "metrics.json").read_text())
+        assert found["queries"] == pairs // 100
+        histogram = found["moved"]["rank_change"]["histogram"]
+        assert sum(count for _, count in histogram) == pairs
+        sys.stdout.write(
+            f"{pairs} candidates: {seconds[pairs]:.1f} s, driver peak {peak // 1024} MiB\n"
+        )
+    assert seconds[10_000_000] <= 11 * seconds[1_000_000]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.measures import CUT, GRADED, UNCUT, Measure, parse_measure, parse_measures
+from jobs.evaluation.measures import CUT, GRADED, UNCUT, Measure, parse_measure, parse_measures
 
 
 @st.composite

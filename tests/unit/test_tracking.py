@@ -12,7 +12,10 @@ import pytest
 from jobs.config import Config
 from jobs.errors import REFUSED, RefusedError
 from jobs.record import public_config
-from jobs.tracking import TrackingError, fetch_model, main, masked, track
+from jobs.tracking.__main__ import main
+from jobs.tracking.client import TrackingError, track
+from jobs.tracking.runs import fetch_model
+from jobs.tracking.uris import masked
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal
 
 from pyspark.sql import DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from jobs.errors import RefusedError
-from jobs.formulas import best_order, formula, relevant_in_qrels
-from jobs.measures import Measure
+from jobs.evaluation.formulas import best_order, formula, relevant_in_qrels
+from jobs.evaluation.measures import Measure
 
 TieBreak = Literal["doc_id_desc", "doc_id_asc"]
 
@@ -35,7 +35,8 @@ FAULTS = {
     "n_conflicting": "pairs have two different grades in the qrels; keep one grade per pair",
 }
 
-_CEILING = "ceiling "  # prefix of the columns that hold it
+#: Prefix of the columns that hold the ceiling.
+CEILING = "ceiling "
 
 # Means are quotients of exact sums. Doubles added in another order end in other digits, and the
 # order depends on the partitions; decimals do not care. Values lie in 0..1, so 18 decimals are
@@ -79,7 +80,7 @@ def per_query(
     if ceiling:
         queries = queries.withColumn("best_hits", best_order(hits))
         best = F.col("best_hits")
-        values |= {f"{_CEILING}{m}": formula(m, best) for m in measures if m.name != "Judged"}
+        values |= {f"{CEILING}{m}": formula(m, best) for m in measures if m.name != "Judged"}
     sound = F.col("judged")
     for fault in FAULTS:
         sound = sound & (F.col(fault) == 0)
@@ -127,52 +128,6 @@ def summarise(table: DataFrame) -> dict[str, float | int]:
     _refuse_faults(row)
     means = {name: float((row[name] or Decimal(0)) / row["queries"]) for name in names}
     return means | {name: int(row[name]) for name in counts}
-
-
-def compare(
-    ranked: DataFrame,
-    qrels: DataFrame,
-    measures: Sequence[Measure],
-    *,
-    tie_break: TieBreak = "doc_id_desc",
-) -> dict[str, Any]:
-    """First stage and reranked order of the same candidates, side by side.
-
-    Args:
-        ranked: query_id, doc_id, score, retrieval_score, retrieval_rank, the last two with or
-            without nulls. It should hold all candidates: a table cut to its top k has lost what
-            the first stage ranked higher.
-        qrels: query_id, doc_id, relevance.
-        measures: what to compute.
-        tie_break: order of equal scores, in both stages.
-
-    Returns:
-        `first_stage`, `reranked`, `delta` (reranked minus first stage) and `ceiling`: a value per
-        measure. The ceiling is what the best order of these candidates would reach: the rest is
-        lost to relevant documents that were never retrieved. Then `first_stage_order`, the column
-        it was read from, and the counts of `summarise`. `first_stage`, `delta` and
-        `first_stage_order` are None where the table has neither retrieval scores nor ranks.
-
-    Raises:
-        RunError: as `summarise`, or retrieval scores and ranks that are both incomplete.
-    """
-    order = first_stage_order(ranked)
-    names = list(dict.fromkeys(str(measure) for measure in measures))
-    table = per_query(ranked, qrels, measures, tie_break=tie_break, run_only=True, ceiling=True)
-    after = summarise(table)
-    before = None
-    if order is not None:
-        score = F.col(order) if order == "retrieval_score" else -F.col(order).cast("double")
-        run = ranked.select("query_id", "doc_id", score.alias("score"))
-        before = summarise(per_query(run, qrels, measures, tie_break=tie_break))
-    return {
-        "first_stage": before and {name: before[name] for name in names},
-        "reranked": {name: after[name] for name in names},
-        "delta": before and {name: after[name] - before[name] for name in names},
-        "ceiling": {n: after[_CEILING + n] for n in names if _CEILING + n in after},
-        "first_stage_order": order,
-        **{name: count for name, count in after.items() if name.startswith("queries")},
-    }
 
 
 def first_stage_order(ranked: DataFrame) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-from jobs.measures import Measure
+from jobs.evaluation.measures import Measure
 
 
 def best_order(hits: Column) -> Column:

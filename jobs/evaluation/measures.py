@@ -1,7 +1,8 @@
 """Names of ranking measures, in the notation of ir_measures.
 
 `nDCG@10`, `RR(rel=2)@10`, `AP`: a name, the lowest relevant grade where it is not 1, and the number
-of ranks looked at. Names only; `jobs.metrics` computes the values. Standard library only.
+of ranks looked at. Names only; `jobs.evaluation.metrics` computes the values. Standard library
+only.
 
 Reference: S. MacAvaney, C. Macdonald, I. Ounis, "Streamlining Evaluation with ir-measures",
 ECIR 2022.

@@ -1,0 +1,1 @@
+"""Turning ranked tables into numbers that can be trusted: measures, changes, significance."""

@@ -1,0 +1,89 @@
+"""Counts of values -> means, quantiles and histograms that are exact and need no second pass.
+
+Spark's approximate quantiles depend on the partitions, and its exact ones hold every value in one
+place. Here the values are whole numbers, or rounded to a step, of which there are few: they are
+counted in Spark, and the rest is arithmetic on the counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+_NICE: Final = (1.0, 2.0, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Values in ascending order and how often each came.
+
+    Attributes:
+        values: float64[V], distinct.
+        counts: int64[V].
+    """
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        """Values counted."""
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> float:
+        """Arithmetic mean; NaN of nothing."""
+        return float(self.values @ self.counts / self.size) if self.size else math.nan
+
+    def quantile(self, share: float) -> float:
+        """The least value that at least this share of all reach not beyond; NaN of nothing."""
+        if not self.size:
+            return math.nan
+        place = np.searchsorted(np.cumsum(self.counts), share * self.size - 1e-9)
+        return float(self.values[min(int(place), len(self.values) - 1)])
+
+    def summary(self, *shares: float) -> dict[str, float]:
+        """`mean` and, for 0.95, `p95` and so on."""
+        return {
+            "mean": self.mean,
+            **{f"p{share * 100:g}": self.quantile(share) for share in shares},
+        }
+
+    def histogram(self, bins: int) -> tuple[list[float], list[int]]:
+        """Edges (one more than counts) at round numbers, and values in [edge, next edge)."""
+        if not self.size:
+            return [0.0, 1.0], [0]
+        edges = round_edges(float(self.values[0]), float(self.values[-1]), bins)
+        places = np.searchsorted(edges, self.values, side="right") - 1
+        counts = np.bincount(places, weights=self.counts, minlength=len(edges) - 1)
+        return edges, [int(count) for count in counts]
+
+
+def distribution(rows: DataFrame, value: Column, *, step: float = 1.0) -> Distribution:
+    """Count the values of a column, rounded to a multiple of `step`; nulls are left out."""
+    steps = F.round(value / F.lit(step)).cast("long").alias("steps")
+    found = rows.select(steps).where(F.isnotnull("steps")).groupBy("steps").count().collect()
+    ordered = sorted((int(row[0]), int(row[1])) for row in found)
+    return Distribution(
+        np.array([at * step for at, _ in ordered], dtype=np.float64),
+        np.array([count for _, count in ordered], dtype=np.int64),
+    )
+
+
+def round_edges(low: float, high: float, bins: int) -> list[float]:
+    """About `bins` equal bins at round numbers that hold both ends, the upper one inside."""
+    width = max(high - low, 1e-6 * max(1.0, abs(high))) / bins
+    scale = 10.0 ** math.floor(math.log10(width))
+    width = next(nice * scale for nice in _NICE if nice * scale >= width - 1e-12)
+    # A quotient that should be whole may come out a hair below.
+    first, last = (math.floor(end / width + 1e-6) for end in (low, high))
+    edges = [round(at * width, 10) for at in range(first, last + 2)]
+    assert all(left < right for left, right in pairwise(edges))
+    return edges

@@ -1,0 +1,86 @@
+"""The end of a run: what it found is written, shown, logged, and turned into an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.config import Config
+from jobs.errors import DONE, GATE_NOT_PASSED, NOT_TRACKED
+from jobs.models import cache
+from jobs.output import OutputFolder
+from jobs.tracking.client import TrackingError, replay_command, track
+from jobs.tracking.runs import ARTIFACTS
+
+METRICS = "metrics.json"
+REPORT = "report.html"
+RUN = "run.json"
+
+
+def write(
+    out: OutputFolder, record: Mapping[str, Any], document: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Write metrics, report and record; the record last, as it says that a run is whole.
+
+    Args:
+        out: the output folder.
+        record: content of run.json.
+        document: the evaluation, None where there was nothing to measure by. Results of an
+            earlier run are removed then.
+
+    Returns:
+        Path by name.
+    """
+    places = {}
+    if document is None:
+        out.remove(METRICS)
+        out.remove(REPORT)
+    else:
+        from jobs.reporting.report import render
+
+        about = {key: record[key] for key in ("run_id", "started", "config", "versions")}
+        kept = {key: value for key, value in document.items() if key != "examples"}
+        places["metrics"] = out.write_json(METRICS, kept)
+        places["report"] = out.write_text(REPORT, render({"examples": [], **document, **about}))
+    places["run"] = out.write_json(RUN, record)
+    return places
+
+
+def exit_code(document: Mapping[str, Any] | None, tracked: int) -> int:
+    """A gate that was not passed outweighs a server that was not reached."""
+    gate = (document or {}).get("gate")
+    return GATE_NOT_PASSED if gate and not gate["passed"] else tracked
+
+
+def track_run(config: Config, out: OutputFolder, record: Mapping[str, Any]) -> int:
+    """Log the run, after everything is written. A server that is down costs time, not data."""
+    if not config.mlflow.enabled:
+        return DONE
+    run_json, is_local = _local_record(out)
+    try:
+        run_id = track(run_json, config.mlflow.tracking_uri, config.mlflow.timeout)
+    except TrackingError as error:
+        sys.stderr.write(
+            f"the data is complete, but MLflow could not be reached: {error}\n"
+            f"log this run later with: {replay_command(str(run_json))}\n"
+        )
+        return NOT_TRACKED
+    if not is_local:
+        out.write_json(RUN, {**record, "mlflow_run_id": run_id})
+    sys.stdout.write(f"{'mlflow':<10} run {run_id}\n")
+    return DONE
+
+
+def _local_record(out: OutputFolder) -> tuple[Path, bool]:
+    """run.json as a file of this machine: the written one, or a copy of a remote one."""
+    place = out.place(RUN)
+    if place.startswith("file:"):
+        return Path(place.removeprefix("file://").removeprefix("file:")), True
+    folder = cache() / "runs" / out.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (RUN, *ARTIFACTS):
+        if out.has(name):
+            out.copy_to_local(name, folder / name)
+    return folder / RUN, False

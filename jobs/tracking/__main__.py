@@ -1,0 +1,79 @@
+"""`python -m jobs.tracking OUT/run.json`: log a finished run, or log it again.
+
+`python -m jobs.tracking --baseline EXPERIMENT FOLDER` fetches the table per query of the
+experiment's latest passing run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from jobs.errors import DONE, NOT_TRACKED, REFUSED
+from jobs.tracking.client import NOTHING
+from jobs.tracking.runs import ARTIFACTS, find_baseline, log_run
+from jobs.tracking.uris import resolve_uri
+
+_CONNECT_LIMIT: Final = 5.0  # s
+# MLflow retries HTTP for minutes by default.
+_PATIENCE: Final = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Log a finished run, or log it again; or fetch a baseline."""
+    fetching = len(argv) == 3 and argv[0] == "--baseline"
+    if not fetching and (len(argv) != 1 or argv[0].startswith("-")):
+        sys.stderr.write("usage: python -m jobs.tracking OUT/run.json\n")
+        return REFUSED
+    record: dict[str, Any] = {}
+    run_json = Path(argv[0])
+    if not fetching:
+        try:
+            record = json.loads(run_json.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            sys.stderr.write(
+                f"{run_json} is not a run's record; name the run.json of a finished run\n"
+            )
+            return REFUSED
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        settings = record.get("config", {}).get("mlflow", {})
+        os.environ["MLFLOW_TRACKING_URI"] = resolve_uri(settings.get("tracking_uri"))
+    os.environ.update({key: os.environ.get(key, value) for key, value in _PATIENCE.items()})
+    beside = [run_json.with_name(name) for name in ARTIFACTS]
+    try:
+        if os.environ["MLFLOW_TRACKING_URI"].startswith(("http://", "https://")):
+            _connect(os.environ["MLFLOW_TRACKING_URI"])
+        if fetching:
+            said = str(find_baseline(argv[1], Path(argv[2])) or NOTHING)
+        else:
+            said = log_run(record, [file for file in beside if file.exists()], run_json)
+    except Exception as error:  # the client raises many kinds; none may pass unreported
+        sys.stderr.write(f"MLflow: {type(error).__name__}: {str(error).splitlines()[0][:300]}\n")
+        return NOT_TRACKED
+    sys.stdout.write(f"{said}\n")
+    return DONE
+
+
+def _connect(uri: str) -> None:
+    """Find out within seconds that nobody listens.
+
+    Raises:
+        OSError: if there is no connection.
+    """
+    parts = urlsplit(uri)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_LIMIT).close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

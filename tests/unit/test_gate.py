@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.evaluation.gate import OPERATIONS, judge, parse_rule, parse_rules
+
+DOCUMENT: dict[str, Any] = {
+    "queries": 43,
+    "reranked": {"nDCG@10": 0.57, "RR(rel=2)@10": 0.7},
+    "first_stage": {"nDCG@10": 0.50},
+    "delta": {"nDCG@10": 0.07},
+    "tests": {"nDCG@10": {"p_holm": 0.2}},
+    "baseline": {"delta": {"nDCG@10": -0.02}, "tests": {"nDCG@10": {"p_holm": 0.001}}},
+    "moved": {"top1_change_rate": 0.4, "kendall_tau": {"mean": 0.3}},
+    "operations": {"ms_per_pair": {"p95": 12.5}, "reject_rate": 0.0},
+    "scores": {"ece": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "passed"),
+    [
+        ("nDCG@10 >= 0.57", 0.57, True),
+        ("nDCG@10 > 0.57", 0.57, False),
+        ("nDCG@10>=0.6", 0.57, False),
+        ("nDCG@10 first_stage < 0.6", 0.50, True),
+        ("nDCG@10  delta   >=  0", 0.07, True),
+        ("RR(rel=2)@10 >= 0.7", 0.7, True),
+        ("nDCG@10 vs baseline >= -0.005", -0.02, False),
+        ("nDCG@10 vs baseline >= -0.005 (significant)", -0.02, False),
+        ("nDCG@10 delta >= 0.1", 0.07, False),
+        ("nDCG@10 delta >= 0.1 (significant)", 0.07, True),
+        ("top1_change_rate <= 0.5", 0.4, True),
+        ("kendall_tau >= 0.5", 0.3, False),
+        ("p95_ms_per_pair <= 20", 12.5, True),
+        ("p99_ms_per_pair <= 20", None, False),
+        ("reject_rate <= 1e-3", 0.0, True),
+        ("ece <= 0.05", 0.1, False),
+        ("queries >= 40", 43, True),
+    ],
+)
+def test_rules(text: str, value: float | None, passed: bool) -> None:
+    found = judge([parse_rule(text)], DOCUMENT, 0.05)
+    (row,) = found["rules"]
+    assert (row["value"], row["passed"], found["passed"]) == (value, passed, passed)
+    assert row["note"] == ("no value is known" if value is None else row["note"])
+
+
+def test_a_significant_rule_gives_its_p() -> None:
+    found = judge([parse_rule("nDCG@10 vs baseline >= 0 (significant)")], DOCUMENT, 0.05)
+    assert found["rules"][0]["note"] == "p = 0.001 after Holm"
+
+
+def test_nothing_to_hold_is_passed_and_one_failure_fails_all() -> None:
+    assert judge([], DOCUMENT, 0.05) == {"passed": True, "rules": []}
+    rules = parse_rules(["queries >= 1", "queries >= 100"])
+    found = judge(rules, DOCUMENT, 0.05)
+    assert [row["passed"] for row in found["rules"]] == [True, False]
+    assert not found["passed"]
+
+
+def test_all_mistakes_are_told_together() -> None:
+    with pytest.raises(ValueError) as error:
+        parse_rules(
+            ["nDCG10 >= 1", "nDCG@10 = 1", "queries delta >= 1", "nDCG@10 >= 1 (significant)"]
+        )
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    assert "nDCG10" in lines[0] and "top1_change_rate" in lines[0]
+    assert "cannot read" in lines[1]
+    assert "one value only" in lines[2]
+    assert "only a difference" in lines[3]
+
+
+def test_every_operation_can_be_named() -> None:
+    assert [parse_rule(f"{name} >= 0").name for name in OPERATIONS] == list(OPERATIONS)

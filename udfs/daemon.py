@@ -1,0 +1,16 @@
+"""The process that Spark forks Python workers from, with torch imported already.
+
+    spark.python.daemon.module = udfs.daemon
+
+Importing torch and transformers takes five seconds of a core. Done here, that is paid once on a
+machine and not in every worker, and the workers share the memory. Only for machines without a GPU:
+CUDA does not survive a fork, and nobody can promise that no import ever touches it.
+"""
+
+from pyspark.daemon import manager
+
+if __name__ == "__main__":
+    # Everything a model needs; `import transformers` alone imports next to nothing.
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
+
+    manager()
