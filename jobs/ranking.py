@@ -100,23 +100,25 @@ def count_cut(scored: DataFrame, config: RankingConfig) -> int:
     return int(row[0] or 0) if row else 0
 
 
-def top1_changed(table: DataFrame) -> dict[str, int]:
-    """Queries of a ranked table, and those whose first document was not first before.
+def count_ranked(table: DataFrame) -> dict[str, int]:
+    """Rows and queries of a ranked table, pairs that were cut, and changes at the top.
 
-    Queries without any first-stage rank are left out of `compared`.
+    Returns:
+        `ranked`, `truncated`, `queries`; `top1_changed`: queries whose first document was not
+        first before, of `top1_compared`, those with any first-stage rank.
     """
     first = F.min("retrieval_rank").over(Window.partitionBy("query_id"))
-    tops = table.select("query_id", "rank", "retrieval_rank", first.alias("first"))
-    row = (
-        tops.where(F.col("rank") == 1)
-        .agg(
-            F.count(F.lit(1)).alias("queries"),
-            F.count("retrieval_rank").alias("compared"),
-            F.count_if(F.col("retrieval_rank") > F.least("first", F.lit(1))).alias("changed"),
-        )
-        .first()
-    )
-    return {key: int(value) for key, value in row.asDict().items()} if row else {}
+    rows = table.select("rank", "retrieval_rank", "truncated", first.alias("first"))
+    top = F.col("rank") == 1
+    changed = F.col("retrieval_rank") > F.least("first", F.lit(1))
+    row = rows.agg(
+        F.count(F.lit(1)).alias("ranked"),
+        F.count_if("truncated").alias("truncated"),
+        F.count_if(top).alias("queries"),
+        F.count_if(top & F.isnotnull("retrieval_rank")).alias("top1_compared"),
+        F.count_if(top & changed).alias("top1_changed"),
+    ).collect()[0]
+    return {key: int(value) for key, value in row.asDict().items()}
 
 
 def _free_name(name: str, taken: set[str]) -> str:

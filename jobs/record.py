@@ -87,7 +87,9 @@ def make_record(
         "counts": counts,
         "reject_reasons": results.reasons,
         "rates": {
-            "top1_change_rate": _share(results.top1["changed"], results.top1["compared"]),
+            "top1_change_rate": _share(
+                results.written["top1_changed"], results.written["top1_compared"]
+            ),
             "reject_rate": _share(counts["rejected"], counts["input"]) or 0.0,
             "truncated_rate": _share(counts["truncated"], counts["ranked"]) or 0.0,
             "from_store_rate": _share(counts["from_store"], counts["distinct"]) or 0.0,

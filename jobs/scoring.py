@@ -28,6 +28,9 @@ from udfs.spec import Precision, ScorerSpec
 _ARCHIVE: Final = "model"
 # What a killed task has to score again at most; also enough work to hide a task's start.
 _PAIRS_PER_TASK: Final = 8192
+# Below it, tasks get smaller only to end at about the same time on slots of unlike speed.
+_FEW_PAIRS: Final = 1024
+_ROUNDS: Final = 3
 
 
 def make_spec(config: Config, checkpoint: Checkpoint) -> ScorerSpec:
@@ -138,10 +141,16 @@ def score_missing(
     if not everything:
         texts = texts.join(missing, on="pair_key", how="left_semi").dropDuplicates(["pair_key"])
     slots = task_slots(spark)
-    tasks = partitions or slots * math.ceil(count / (slots * _PAIRS_PER_TASK))
+    tasks = partitions or slots * _rounds(count / slots)
     # Hashing by key spreads long and short pairs evenly; sorting lets like lengths meet in a
     # window. Nothing may come between the UDF and the write, or Spark may score rows twice.
     spread = texts.repartition(tasks, "pair_key").sortWithinPartitions(F.desc("chars"), "pair_key")
     scored = spread.select("pair_key", rerank_udf(spec)("query", "doc").alias("score"))
     with ProgressBar(spark, count, title="scoring"):
         return store.append(scored.select("pair_key", "score.*"))
+
+
+def _rounds(pairs: float) -> int:
+    """Tasks that each slot gets, one after the other, for so many pairs a slot."""
+    even = min(_ROUNDS, int(pairs / _FEW_PAIRS))
+    return max(1, even, math.ceil(pairs / _PAIRS_PER_TASK))

@@ -13,10 +13,10 @@ from pyspark.sql import functions as F
 from jobs.checks import COLLAPSED, REJECTED, VALID, checked
 from jobs.config import Config, RankingConfig
 from jobs.errors import BookkeepingError
-from jobs.evaluation.distributions import distribution
+from jobs.evaluation.distributions import distribution_and_sums
 from jobs.evaluation.metrics import RunError, first_stage_order
 from jobs.output import OutputFolder
-from jobs.ranking import count_cut, ranked, top1_changed
+from jobs.ranking import count_cut, count_ranked, ranked
 from jobs.scoring import missing_keys, score_missing
 from jobs.store import ScoreStore
 from jobs.tables import Pairs
@@ -102,17 +102,17 @@ def fill_store(
         partitions=config.batching.partitions,
     )
     written = spark.read.parquet(attempt)
-    scored, tokens, padding = written.agg(
-        F.count_if(F.col("status") == OK), F.sum("n_tokens"), F.sum("n_padded")
-    ).collect()[0]
-    times = distribution(written, F.col("device_ms"), step=_MILLISECONDS)
-    return Scored(
-        from_store=known,
-        scored=scored,
-        tokens=tokens or 0,
-        padding=padding or 0,
-        device_ms=times.summary(0.5, 0.95, 0.99),
+    totals, times = distribution_and_sums(
+        written,
+        F.col("device_ms"),
+        {
+            "scored": F.count_if(F.col("status") == OK),
+            "tokens": F.sum("n_tokens"),
+            "padding": F.sum("n_padded"),
+        },
+        step=_MILLISECONDS,
     )
+    return Scored(from_store=known, device_ms=times.summary(0.5, 0.95, 0.99), **totals)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Results:
 
     counts: Counts
     reasons: Counts
-    top1: Counts
+    written: Counts
 
 
 def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: bool, done: Checked,
@@ -138,8 +138,8 @@ def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: b
     spread = scored.repartition(files, "query_id")
     table = ranked(spread, config, label=has_label).sortWithinPartitions("query_id", "rank")
     written = out.stage("ranked", table)
-    kept, truncated = written.agg(F.count(F.lit(1)), F.count_if("truncated")).collect()[0]
-    cut = count_cut(scored, config)
+    written_counts = count_ranked(written)
+    kept, cut = written_counts["ranked"], count_cut(scored, config)
     lost = done.counts["valid"] - kept - cut
     rejects = out.stage("rejects", _rejects(done, scores if lost else None))
     reasons = _by(rejects, "reason")
@@ -147,11 +147,11 @@ def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: b
         "ranked": kept,
         "cut": cut,
         "rejected": sum(reasons.values()),
-        "truncated": truncated,
+        "truncated": written_counts["truncated"],
+        "queries": written_counts["queries"],
     }
     _balance({**done.counts, **counts})
-    top1 = top1_changed(written)
-    return Results({**counts, "queries": top1["queries"]}, reasons, top1)
+    return Results(counts, reasons, written_counts)
 
 
 def all_candidates(config: RankingConfig, done: Checked, store: ScoreStore) -> DataFrame:
@@ -175,14 +175,20 @@ def all_candidates(config: RankingConfig, done: Checked, store: ScoreStore) -> D
 
 
 def _count_checked(rows: DataFrame) -> tuple[Counts, Counts]:
-    found = rows.groupBy("status", "reason").count().collect()
+    found = (
+        rows.groupBy("status", "reason")
+        .agg(F.count(F.lit(1)), F.count_distinct("pair_key"))
+        .collect()
+    )
     kinds: Counts = {}
     reasons: Counts = {}
-    for status, reason, count in found:
+    distinct = 0
+    for status, reason, count, keys in found:
         kinds[status] = kinds.get(status, 0) + count
         if reason is not None:
             reasons[reason] = reasons.get(reason, 0) + count
-    distinct = rows.where(F.isnotnull("pair_key")).select("pair_key").distinct().count()
+        if status == VALID:  # a collapsed row has the key of the valid one that it equals
+            distinct = keys
     counts = {
         "input": sum(kinds.values()),
         "collapsed": kinds.get(COLLAPSED, 0),

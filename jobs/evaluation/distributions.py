@@ -8,8 +8,10 @@ counted in Spark, and the rest is arithmetic on the counts.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -68,13 +70,22 @@ class Distribution:
 
 def distribution(rows: DataFrame, value: Column, *, step: float = 1.0) -> Distribution:
     """Count the values of a column, rounded to a multiple of `step`; nulls are left out."""
+    return distribution_and_sums(rows, value, {}, step=step)[1]
+
+
+def distribution_and_sums(
+    rows: DataFrame, value: Column, sums: Mapping[str, Column], *, step: float
+) -> tuple[dict[str, int], Distribution]:
+    """The same, and counts or whole sums over all rows, in one pass over them."""
     steps = F.round(value / F.lit(step)).cast("long").alias("steps")
-    found = rows.select(steps).where(F.isnotnull("steps")).groupBy("steps").count().collect()
-    ordered = sorted((int(row[0]), int(row[1])) for row in found)
-    return Distribution(
-        np.array([at * step for at, _ in ordered], dtype=np.float64),
-        np.array([count for _, count in ordered], dtype=np.int64),
+    totals = [column.alias(name) for name, column in sums.items()]
+    found = rows.groupBy(steps).agg(F.count(F.lit(1)).alias("n"), *totals).collect()
+    ordered = sorted((row for row in found if row["steps"] is not None), key=itemgetter("steps"))
+    counted = Distribution(
+        np.array([row["steps"] * step for row in ordered], dtype=np.float64),
+        np.array([row["n"] for row in ordered], dtype=np.int64),
     )
+    return {name: sum(int(row[name] or 0) for row in found) for name in sums}, counted
 
 
 def round_edges(low: float, high: float, bins: int) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -397,3 +398,41 @@ def test_askubuntu(spark: SparkSession, part: str, known: dict[str, float]) -> N
     found, _ = study("s", as_ranked(spark, rows), qrels, measures, lambda _, rows: rows)
     assert found.first_stage is not None
     assert {name: round(value, 3) for name, value in found.first_stage.items()} == known
+
+
+def test_cmedqa2(spark: SparkSession) -> None:
+    """400,000 candidates of 4,000 queries, against trec_eval itself."""
+    import pytrec_eval
+
+    with zipfile.ZipFile(shared_data("metrics/cmedqa2.test_candidates.zip")) as archive:
+        frame = pd.read_csv(archive.open("test_candidates.txt"), dtype={"question_id": str})
+    assert len(frame) == 400_000
+    # A score with many ties; the labels stay what they are.
+    frame["doc_id"] = frame["ans_id"].astype(str)
+    frame["score"] = (frame["ans_id"] * 7919 % 89).astype(np.float32)
+    frame = frame.drop_duplicates(["question_id", "doc_id"])
+    names = {"nDCG@10": "ndcg_cut_10", "AP": "map", "RR": "recip_rank", "P@5": "P_5"}
+    run: dict[str, dict[str, float]] = {}
+    grades: dict[str, dict[str, int]] = {}
+    columns = (frame[name].tolist() for name in ("question_id", "doc_id", "score", "label"))
+    for query, doc, score, label in zip(*columns, strict=True):
+        run.setdefault(query, {})[doc] = score
+        grades.setdefault(query, {})[doc] = label
+    judge = pytrec_eval.RelevanceEvaluator(grades, {"ndcg_cut.10", "map", "recip_rank", "P.5"})
+    known = pd.DataFrame(judge.evaluate(run)).T.sort_index()
+    table = spark.createDataFrame(
+        frame[["question_id", "doc_id", "score", "label"]].rename(
+            columns={"question_id": "query_id"}
+        )
+    ).withColumns(
+        {name: F.lit(None).cast(kind) for name, kind in (
+            ("retrieval_score", "double"), ("retrieval_rank", "int"), ("n_tokens", "int"),
+            ("truncated", "boolean"),
+        )}
+    )  # fmt: skip
+    qrels = table.select("query_id", "doc_id", F.col("label").cast("int").alias("relevance"))
+    found, _ = study("s", table, qrels, parse_measures(names), lambda _, rows: rows)
+    assert found.values["query_id"].tolist() == known.index.tolist()
+    for name, trec in names.items():
+        mine = found.values[f"reranked {name}"].to_numpy()
+        np.testing.assert_allclose(mine, known[trec].to_numpy(dtype=float), atol=1e-6)
