@@ -27,3 +27,20 @@ def test_settings_that_break_scoring_are_refused_before_spark_starts(
 ) -> None:
     with pytest.raises(RefusedError, match=said):
         open_session(Config.model_validate({"spark": spark}))
+
+
+def test_a_local_session_forks_its_workers_from_a_process_that_has_torch() -> None:
+    """And leaves it to torch where there is a GPU, as CUDA does not survive a fork."""
+    from jobs import session
+
+    expected = {} if session._NVIDIA.exists() else {"spark.python.daemon.module": "udfs.daemon"}
+    assert session._daemon() == expected
+
+
+@pytest.mark.parametrize(
+    ("pairs", "rounds"), [(1, 1), (1023, 1), (2150, 2), (4000, 3), (8192, 3), (100_000, 13)]
+)
+def test_a_slot_gets_a_few_tasks_of_a_size_that_may_be_lost(pairs: int, rounds: int) -> None:
+    from jobs.scoring import _rounds
+
+    assert _rounds(pairs) == rounds
