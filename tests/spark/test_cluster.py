@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pyspark
 import pytest
 
 from jobs.demo import FOLDER
+from jobs.errors import DONE, GATE_NOT_PASSED
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow  # four JVMs each
@@ -41,15 +43,41 @@ def options(model: Path, out: Path) -> list[str]:
     return [word for key, value in given.items() for word in (f"--{key}", str(value))]
 
 
-@pytest.mark.parametrize("ship", ["path", "archive"])
-def test_a_cluster_gives_the_ranked_table_of_a_local_run(
-    ship: str, tiny_bert: Path, discovery: Path, tmp_path: Path
-) -> None:
+def submit(master: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """spark-submit with the project in a zip."""
     zipped = subprocess.run(
         [sys.executable, ".make/zip.py"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["PYSPARK_PYTHON"] = sys.executable
+    return subprocess.run(
+        [str(SUBMIT), "--master", master, "--py-files", zipped, *words],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+
+
+def test_a_gate_that_fails_is_the_exit_code_of_spark_submit(tmp_path: Path) -> None:
+    pairs = [json.loads(line) for line in (FOLDER / "sample.jsonl").open(encoding="utf-8")]
+    columns = ("query_id", "doc_id", "retrieval_score", "label")
+    table = {name: [row[name] for row in pairs] for name in columns}
+    table["score"] = [float(row["label"]) for row in pairs]
+    (tmp_path / "ranked").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "ranked" / "part.parquet")
+    given = {
+        "ranked.path": tmp_path / "ranked", "output.path": tmp_path / "out",
+        "mlflow.enabled": "false", "evaluation.gate": "nDCG@10 >= 1",
+    }  # fmt: skip
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    gates = {"nDCG@10 first_stage >= 0.6": DONE, "RR@10 first_stage >= 0.6": GATE_NOT_PASSED}
+    for rule, code in gates.items():
+        ended = submit("local[2]", "jobs/evaluate.py", *words, "--evaluation.gate", rule)
+        assert ended.returncode == code, ended.stderr[-3000:]
+
+
+@pytest.mark.parametrize("ship", ["path", "archive"])
+def test_a_cluster_gives_the_ranked_table_of_a_local_run(
+    ship: str, tiny_bert: Path, discovery: Path, tmp_path: Path
+) -> None:
     settings = {
         "spark.worker.resource.gpu.amount": "1",
         "spark.worker.resource.gpu.discoveryScript": str(discovery),
@@ -58,14 +86,9 @@ def test_a_cluster_gives_the_ranked_table_of_a_local_run(
         "spark.task.resource.gpu.amount": "1",
         "spark.ui.enabled": "false",
     }
-    ended = subprocess.run(
-        [
-            *(str(SUBMIT), "--master", "local-cluster[2,1,1024]", "--py-files", zipped),
-            *(word for key, value in settings.items() for word in ("--conf", f"{key}={value}")),
-            *("jobs/rerank.py", *options(tiny_bert, tmp_path / "cluster"), "--model.ship", ship),
-        ],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    confs = [word for key, value in settings.items() for word in ("--conf", f"{key}={value}")]
+    given = [*options(tiny_bert, tmp_path / "cluster"), "--model.ship", ship]
+    ended = submit("local-cluster[2,1,1024]", *confs, "jobs/rerank.py", *given)
     assert ended.returncode == 0, ended.stderr[-3000:]
     local = subprocess.run(
         [sys.executable, "-m", "jobs.rerank", "--spark.master", "local[2]",
