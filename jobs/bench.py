@@ -25,39 +25,39 @@ from typing import Any, Final
 import numpy as np
 import pyarrow.parquet as pq
 
-from jobs.cli import load_config
+from jobs.command import Command
 from jobs.config import Config
-from jobs.errors import DONE, REFUSED, RefusedError
+from jobs.errors import DONE, RefusedError
 from jobs.models import resolve_model
 from jobs.record import versions
 from jobs.shapes import random_model
 from jobs.tracking.runs import fetch_model
 
-COMMAND: Final = "python -m jobs.bench"
+COMMAND: Final = Command(
+    name="python -m jobs.bench",
+    about="Time the whole job against the obvious way of doing the same, on your own pairs and "
+    "model.",
+    require=("model.name|bench.shape", "input.path"),
+)
 JOB: Final = "job"
 PEER: Final = "predict_batch_udf"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is one of `jobs.errors`."""
-    try:
-        config = load_config(
-            sys.argv[1:] if argv is None else argv,
-            require=("model.name|bench.shape", "input.path"),
-            command=COMMAND,
-            description=(__doc__ or "").splitlines()[0],
-        )
-        if find_spec("sentence_transformers") is None:
-            raise RefusedError("the peer is not installed; pip install 'spark-rerank[peers]'")
-        if config.bench.shape is None:
-            fetch = partial(fetch_model, config.mlflow.tracking_uri)
-            result = compare(config, resolve_model(config.model, fetch).path)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                result = compare(config, random_model(config.bench.shape, Path(folder)))
-    except RefusedError as error:
-        sys.stderr.writelines(f"- {finding}\n" for finding in error.findings)
-        return REFUSED
+    return COMMAND.run(argv, run)
+
+
+def run(config: Config) -> int:
+    """Compare, print, and write the result where `output.path` says."""
+    if find_spec("sentence_transformers") is None:
+        raise RefusedError("the peer is not installed; pip install 'spark-rerank[peers]'")
+    if config.bench.shape is None:
+        fetch = partial(fetch_model, config.mlflow.tracking_uri)
+        result = compare(config, resolve_model(config.model, fetch).path)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = compare(config, random_model(config.bench.shape, Path(folder)))
     sys.stdout.write(table(result) + "\n")
     if config.output.path:
         target = Path(config.output.path)

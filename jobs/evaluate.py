@@ -13,9 +13,9 @@ from functools import partial
 from pyspark.sql import SparkSession
 
 from jobs import finish
-from jobs.cli import load_config
+from jobs.command import Command
 from jobs.config import Config
-from jobs.errors import REFUSED, RefusedError
+from jobs.errors import RefusedError
 from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.ranked import named, read_ranked, record_beside
 from jobs.evaluation.result import PER_QUERY, Table, evaluate, find_baseline, read_judgements
@@ -26,38 +26,35 @@ from jobs.summary import evaluation_summary
 from jobs.tables import read_pairs
 from jobs.tracking.client import fetch_baseline
 
-COMMAND = "python -m jobs.evaluate"
-REQUIRED = ("ranked.path", "output.path")
+COMMAND = Command(
+    name="python -m jobs.evaluate",
+    about="Measure ranked tables against qrels, compare them, and hold the result against rules.",
+    require=("ranked.path", "output.path"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is one of `jobs.errors`."""
+    return COMMAND.run(argv, run)
+
+
+def run(config: Config) -> int:
+    """Refuse what can be refused without Spark, open the session, and measure."""
     watch = Stopwatch()
-    try:
-        config = load_config(
-            sys.argv[1:] if argv is None else argv,
-            require=REQUIRED,
-            command=COMMAND,
-            description=(__doc__ or "").splitlines()[0],
+    plan = make_plan(config.evaluation, config.report)
+    tables = named(config.ranked.path)
+    given = config.input
+    if plan.examples and not (given.path or given.table or given.run):
+        raise RefusedError(
+            "report.examples shows texts, which a ranked table does not hold; set input.path "
+            "to the table it was made from, or leave report.examples out"
         )
-        plan = make_plan(config.evaluation, config.report)
-        tables = named(config.ranked.path)
-        given = config.input
-        if plan.examples and not (given.path or given.table or given.run):
-            raise RefusedError(
-                "report.examples shows texts, which a ranked table does not hold; set input.path "
-                "to the table it was made from, or leave report.examples out"
-            )
-        with watch.part("session"):
-            spark = open_session(config)
-        return run(spark, config, plan, tables, watch)
-    except RefusedError as error:
-        sys.stderr.write("refused, nothing was written:\n")
-        sys.stderr.writelines(f"  - {finding}\n" for finding in error.findings)
-        return REFUSED
+    with watch.part("session"):
+        spark = open_session(config)
+    return measure(spark, config, plan, tables, watch)
 
 
-def run(
+def measure(
     spark: SparkSession, config: Config, plan: Plan, paths: Mapping[str, str], watch: Stopwatch
 ) -> int:
     """Read, measure, publish, record, report, track."""

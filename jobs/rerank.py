@@ -14,9 +14,9 @@ from functools import partial
 from pyspark.sql import SparkSession
 
 from jobs import finish, steps
-from jobs.cli import load_config
+from jobs.command import Command
 from jobs.config import Config
-from jobs.errors import DONE, REFUSED, TOO_MANY_REJECTS, RefusedError
+from jobs.errors import DONE, TOO_MANY_REJECTS
 from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.result import PER_QUERY, Table, evaluate, find_baseline, read_judgements
 from jobs.lengths import profile_lengths
@@ -33,32 +33,29 @@ from jobs.tracking.client import fetch_baseline
 from jobs.tracking.runs import fetch_model
 from udfs.checkpoint import Checkpoint
 
-COMMAND = "python -m jobs.rerank"
+COMMAND = Command(
+    name="python -m jobs.rerank",
+    about="Rerank a table of (query, candidate) pairs with a cross-encoder.",
+    require=("model.name", "input.path|input.table|input.run", "output.path"),
+)
 _RERANKED = "reranked"
-REQUIRED = ("model.name", "input.path|input.table|input.run", "output.path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is one of `jobs.errors`."""
+    return COMMAND.run(argv, run)
+
+
+def run(config: Config) -> int:
+    """Refuse what can be refused without Spark, open the session, and rerank."""
     watch = Stopwatch()
-    try:
-        config = load_config(
-            sys.argv[1:] if argv is None else argv,
-            require=REQUIRED,
-            command=COMMAND,
-            description=(__doc__ or "").splitlines()[0],
-        )
-        plan = make_plan(config.evaluation, config.report)
-        checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
-        with watch.part("session"):
-            spark = open_session(config)
-        if config.dry_run:
-            return dry_run(spark, config, checkpoint)
-        return rerank(spark, config, checkpoint, plan, watch)
-    except RefusedError as error:
-        sys.stderr.write("refused, nothing was written:\n")
-        sys.stderr.writelines(f"  - {finding}\n" for finding in error.findings)
-        return REFUSED
+    plan = make_plan(config.evaluation, config.report)
+    checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
+    with watch.part("session"):
+        spark = open_session(config)
+    if config.dry_run:
+        return dry_run(spark, config, checkpoint)
+    return rerank(spark, config, checkpoint, plan, watch)
 
 
 def rerank(

@@ -12,38 +12,38 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from jobs.cli import load_config
-from jobs.errors import DONE, REFUSED, RefusedError
+from jobs.command import Command
+from jobs.config import Config
+from jobs.errors import DONE, RefusedError
 from jobs.models import resolve_model
 from jobs.scoring import make_spec
 from jobs.tracking.runs import fetch_model
 from udfs.devices import common_precision, describe, process_slot
 from udfs.scorer import OK, Scorer
 
-COMMAND: Final = 'python -m jobs.try_model [...] "query" "doc 1" "doc 2" ...'
+COMMAND: Final = Command(
+    name='python -m jobs.try_model [...] "query" "doc 1" "doc 2" ...',
+    about="Score documents for a query, without Spark. Other sections are ignored.",
+    require=("model.name",),
+)
 _BAR: Final = 24  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is one of `jobs.errors`."""
     options, texts = split_texts(sys.argv[1:] if argv is None else argv)
-    try:
-        config = load_config(
-            options,
-            require=("model.name",),
-            command=COMMAND,
-            description="Score documents for a query, without Spark. Other sections are ignored.",
+    return COMMAND.run(options, partial(show, texts))
+
+
+def show(texts: Sequence[str], config: Config) -> int:
+    """Score `texts`, a query and its documents, and print them best first."""
+    if len(texts) < 2:
+        raise RefusedError(
+            f'{len(texts)} texts given, at least 2 are needed: "query" "document" ...'
         )
-        if len(texts) < 2:
-            raise RefusedError(
-                f'{len(texts)} texts given, at least 2 are needed: "query" "document" ...'
-            )
-        if not all(text.strip() for text in texts):
-            raise RefusedError("a text is blank; leave it out")
-        checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
-    except RefusedError as error:
-        sys.stderr.writelines(f"- {finding}\n" for finding in error.findings)
-        return REFUSED
+    if not all(text.strip() for text in texts):
+        raise RefusedError("a text is blank; leave it out")
+    checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
     slot = process_slot()
     wanted = config.model.precision
     precision = (

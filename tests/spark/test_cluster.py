@@ -18,7 +18,8 @@ from jobs.demo import FOLDER
 from jobs.errors import DONE, GATE_NOT_PASSED
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.slow  # four JVMs each
+# Four JVMs each.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
 KEYS = ["query_id", "rank"]

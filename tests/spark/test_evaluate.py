@@ -400,7 +400,7 @@ def test_askubuntu(spark: SparkSession, part: str, known: dict[str, float]) -> N
     assert {name: round(value, 3) for name, value in found.first_stage.items()} == known
 
 
-def test_cmedqa2(spark: SparkSession) -> None:
+def test_cmedqa2(spark: SparkSession, tmp_path: Path) -> None:
     """400,000 candidates of 4,000 queries, against trec_eval itself."""
     import pytrec_eval
 
@@ -420,11 +420,10 @@ def test_cmedqa2(spark: SparkSession) -> None:
         grades.setdefault(query, {})[doc] = label
     judge = pytrec_eval.RelevanceEvaluator(grades, {"ndcg_cut.10", "map", "recip_rank", "P.5"})
     known = pd.DataFrame(judge.evaluate(run)).T.sort_index()
-    table = spark.createDataFrame(
-        frame[["question_id", "doc_id", "score", "label"]].rename(
-            columns={"question_id": "query_id"}
-        )
-    ).withColumns(
+    # A file, and not rows in the plan: every step of the optimiser would copy all of them.
+    frame = frame.rename(columns={"question_id": "query_id"})
+    frame[["query_id", "doc_id", "score", "label"]].to_parquet(tmp_path / "ranked.parquet")
+    table = spark.read.parquet(str(tmp_path / "ranked.parquet")).withColumns(
         {name: F.lit(None).cast(kind) for name, kind in (
             ("retrieval_score", "double"), ("retrieval_rank", "int"), ("n_tokens", "int"),
             ("truncated", "boolean"),
