@@ -43,6 +43,10 @@ def run(config: Config) -> int:
     watch = Stopwatch()
     plan = make_plan(config.evaluation, config.report)
     tables = named(config.ranked.path)
+    if plan.baseline == next(iter(tables)):
+        raise RefusedError(
+            f"evaluation.baseline={plan.baseline} is the table that is judged; name another one"
+        )
     given = config.input
     if plan.examples and not (given.path or given.table or given.run):
         raise RefusedError(

@@ -22,30 +22,29 @@ RUN = "run.json"
 def write(
     out: OutputFolder, record: Mapping[str, Any], document: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Write metrics, report and record; the record last, as it says that a run is whole.
+    """Write metrics, record and report; the report last, as it holds nothing of its own.
 
     Args:
         out: the output folder.
         record: content of run.json.
-        document: the evaluation, None where there was nothing to measure by. Results of an
-            earlier run are removed then.
+        document: the evaluation, None where there was nothing to measure by.
 
     Returns:
         Path by name.
     """
-    places = {}
+    for name in (METRICS, REPORT):
+        out.remove(name)
     if document is None:
-        out.remove(METRICS)
-        out.remove(REPORT)
-    else:
-        from jobs.reporting.report import render
+        return {"run": out.write_json(RUN, record)}
+    from jobs.reporting.report import render
 
-        about = {key: record[key] for key in ("run_id", "started", "config", "versions")}
-        kept = {key: value for key, value in document.items() if key != "examples"}
-        places["metrics"] = out.write_json(METRICS, kept)
-        places["report"] = out.write_text(REPORT, render({"examples": [], **document, **about}))
-    places["run"] = out.write_json(RUN, record)
-    return places
+    about = {key: record[key] for key in ("run_id", "started", "config", "versions")}
+    kept = {key: value for key, value in document.items() if key != "examples"}
+    return {
+        "metrics": out.write_json(METRICS, kept),
+        "run": out.write_json(RUN, record),
+        "report": out.write_text(REPORT, render({"examples": [], **document, **about})),
+    }
 
 
 def exit_code(document: Mapping[str, Any] | None, tracked: int) -> int:

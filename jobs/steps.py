@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from jobs.checks import COLLAPSED, REJECTED, VALID, checked
 from jobs.config import Config, RankingConfig
 from jobs.errors import BookkeepingError
-from jobs.evaluation.distributions import distribution_and_sums
+from jobs.evaluation.distributions import distributions
 from jobs.evaluation.metrics import RunError, first_stage_order
 from jobs.output import OutputFolder
 from jobs.ranking import count_cut, count_ranked, ranked
@@ -102,17 +102,18 @@ def fill_store(
         partitions=config.batching.partitions,
     )
     written = spark.read.parquet(attempt)
-    totals, times = distribution_and_sums(
+    found, totals = distributions(
         written,
-        F.col("device_ms"),
+        {"device_ms": F.col("device_ms")},
         {
-            "scored": F.count_if(F.col("status") == OK),
-            "tokens": F.sum("n_tokens"),
-            "padding": F.sum("n_padded"),
+            "scored": (F.col("status") == OK).cast("int"),
+            "tokens": F.col("n_tokens"),
+            "padding": F.col("n_padded"),
         },
         step=_MILLISECONDS,
     )
-    return Scored(from_store=known, device_ms=times.summary(0.5, 0.95, 0.99), **totals)
+    times = found["device_ms"].summary(0.5, 0.95, 0.99)
+    return Scored(from_store=known, device_ms=times, **totals)
 
 
 @dataclass(frozen=True)

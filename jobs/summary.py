@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
+from jobs.evaluation.significance import SIGNIFICANT
 from jobs.lengths import LengthProfile
-
-_ALPHA: Final = 0.05
 
 
 def closing_summary(
@@ -76,12 +75,12 @@ def systems_table(document: Mapping[str, Any]) -> list[str]:
         cells = []
         for name in names:
             versus = (row["versus"] or {}).get(name)
-            star = "*" if versus and versus["p_holm"] < _ALPHA else " "
+            star = "*" if versus and versus["p_holm"] < SIGNIFICANT else " "
             value = f"{row['values'][name]:.4f}" if name in row["values"] else "-"
             cells.append(f"  {value + star:>14}")
         mark = "" if row["versus"] is not None else "  (baseline)"
         lines.append(f"{row['name']:<{wide}}{''.join(cells)}{mark}")
-    lines.append(f"* differs from the baseline, p < {_ALPHA} after Holm")
+    lines.append(f"* differs from the baseline, p < {SIGNIFICANT} after Holm")
     return lines
 
 

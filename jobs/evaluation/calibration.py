@@ -39,7 +39,9 @@ def calibration(labelled: DataFrame) -> dict[str, Any]:
     Returns:
         `edges`, `relevant`, `not_relevant`, `unjudged`, `reliability`, `ece`, `judged_pairs`.
     """
-    ends = labelled.agg(F.min("score"), F.max("score")).first()
+    # Tables of others may hold infinite scores, which are in no bin.
+    finite = labelled.where(F.abs("score") < float("inf"))
+    ends = finite.agg(F.min("score"), F.max("score")).first()
     if ends is None or ends[0] is None:
         return {}
     edges = round_edges(float(ends[0]), float(ends[1]), _SCORE_BINS)
@@ -51,7 +53,7 @@ def calibration(labelled: DataFrame) -> dict[str, Any]:
     probability = 1 / (1 + F.exp(-F.col("score").cast("double")))
     width = edges[1] - edges[0]
     cells = (
-        labelled.select(
+        finite.select(
             kind.alias("kind"),
             F.floor((F.col("score").cast("double") - edges[0]) / width).alias("bin"),
             F.least(F.floor(probability * _RELIABILITY_BINS), F.lit(_RELIABILITY_BINS - 1)).alias(

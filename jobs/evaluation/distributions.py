@@ -8,7 +8,7 @@ counted in Spark, and the rest is arithmetic on the counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 _NICE: Final = (1.0, 2.0, 5.0, 10.0)
@@ -68,24 +68,54 @@ class Distribution:
         return edges, [int(count) for count in counts]
 
 
-def distribution(rows: DataFrame, value: Column, *, step: float = 1.0) -> Distribution:
-    """Count the values of a column, rounded to a multiple of `step`; nulls are left out."""
-    return distribution_and_sums(rows, value, {}, step=step)[1]
+def distributions(
+    rows: DataFrame,
+    values: Mapping[str, Column],
+    sums: Mapping[str, Column] | None = None,
+    *,
+    step: float = 1.0,
+) -> tuple[dict[str, Distribution], dict[str, int]]:
+    """Count the values of several columns, and add up others, in one pass over the rows.
 
+    Args:
+        rows: any table.
+        values: what to count by name, rounded to a multiple of `step`; nulls are left out.
+        sums: whole numbers to add up over all rows, by name.
+        step: see `values`.
 
-def distribution_and_sums(
-    rows: DataFrame, value: Column, sums: Mapping[str, Column], *, step: float
-) -> tuple[dict[str, int], Distribution]:
-    """The same, and counts or whole sums over all rows, in one pass over them."""
-    steps = F.round(value / F.lit(step)).cast("long").alias("steps")
-    totals = [column.alias(name) for name, column in sums.items()]
-    found = rows.groupBy(steps).agg(F.count(F.lit(1)).alias("n"), *totals).collect()
-    ordered = sorted((row for row in found if row["steps"] is not None), key=itemgetter("steps"))
-    counted = Distribution(
-        np.array([row["steps"] * step for row in ordered], dtype=np.float64),
-        np.array([row["n"] for row in ordered], dtype=np.int64),
+    Returns:
+        A distribution per name, and a number per name.
+    """
+    cells = F.array(
+        *(
+            F.struct(F.lit(name).alias("of"), F.round(value / F.lit(step)).cast("long").alias("at"))
+            for name, value in values.items()
+        )
     )
-    return {name: sum(int(row[name] or 0) for row in found) for name in sums}, counted
+    # A row comes once for every name; what is to be added up is taken with the first.
+    first = next(iter(values))
+    cell = F.col("_cell")
+    totals = {
+        name: F.sum(F.when(cell["of"] == first, column)).alias(name)
+        for name, column in (sums or {}).items()
+    }
+    found = (
+        rows.select("*", F.explode(cells).alias("_cell"))
+        .groupBy(cell["of"].alias("of"), cell["at"].alias("at"))
+        .agg(F.count(F.lit(1)).alias("n"), *totals.values())
+        .collect()
+    )
+    counted = {name: _distribution(found, name, step) for name in values}
+    return counted, {name: sum(int(row[name] or 0) for row in found) for name in totals}
+
+
+def _distribution(cells: Iterable[Row], name: str, step: float) -> Distribution:
+    kept = [row for row in cells if row["of"] == name and row["at"] is not None]
+    kept.sort(key=itemgetter("at"))
+    return Distribution(
+        np.array([row["at"] * step for row in kept], dtype=np.float64),
+        np.array([row["n"] for row in kept], dtype=np.int64),
+    )
 
 
 def round_edges(low: float, high: float, bins: int) -> list[float]:

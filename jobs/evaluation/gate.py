@@ -98,6 +98,11 @@ def parse_rule(text: str) -> Rule:
         raise ValueError(
             f"rule {text!r}: only a difference can be significant; write 'delta' or 'vs baseline'"
         )
+    if significant and measure is not None and measure.name == "Judged":
+        raise ValueError(
+            f"rule {text!r}: {measure} counts judgements, whose difference is not tested; leave "
+            "out (significant)"
+        )
     limit = float(match["limit"])
     return Rule(words, match["name"], measure, side, match["sign"], limit, significant)
 

@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from jobs.evaluation.distributions import Distribution, distribution
+from jobs.evaluation.distributions import Distribution
 from jobs.evaluation.metrics import TieBreak
 
 TOP: Final = 10  # ranks that people look at
@@ -56,12 +56,12 @@ def query_moves(rows: DataFrame) -> DataFrame:
         F.count_if(F.col("truncated")).alias("n_truncated"),
         F.count_if(F.col("truncated") & near).alias("n_truncated_top"),
     )
+    first = F.get("orders", F.lit(0))["before"]
     before = F.transform("orders", lambda order: order["before"])
-    has_first_stage = F.isnotnull(F.get("orders", F.lit(0))["before"])
-    agreement = F.when(has_first_stage, _agreement(before))
+    agreement = _agreement(F.when(F.isnotnull(first), before))
     return queries.select(
         "query_id",
-        F.when(has_first_stage, F.get("orders", F.lit(0))["before"] != 1).alias("top1_changed"),
+        (first != 1).alias("top1_changed"),
         agreement["kendall_tau"].alias("kendall_tau"),
         agreement["rbo"].alias("rbo"),
         "n_truncated",
@@ -69,17 +69,21 @@ def query_moves(rows: DataFrame) -> DataFrame:
     )
 
 
-def rank_changes(rows: DataFrame) -> Distribution:
-    """Places that documents moved, up positive, counted over all pairs."""
-    return distribution(rows, F.col("before") - F.col("after"))
+def rank_change() -> Column:
+    """Places that a document moved, up positive; null without a first stage."""
+    return F.col("before") - F.col("after")
 
 
-def flow(rows: DataFrame) -> dict[str, Any]:
-    """Documents now among the first `TOP`, by the rank they had before."""
-    found = distribution(rows.where(F.col("after") <= TOP), F.col("before"))
-    counts = {f"{low}-{high}": _between(found, low, high) for low, high in _FLOW}
+def origin() -> Column:
+    """The former rank of a document that is now among the first `TOP`, null of others."""
+    return F.when(F.col("after") <= TOP, F.col("before"))
+
+
+def flow(origins: Distribution) -> dict[str, Any]:
+    """Where the first `TOP` came from."""
+    counts = {f"{low}-{high}": _between(origins, low, high) for low, high in _FLOW}
     last = _FLOW[-1][1]
-    counts[f"beyond {last}"] = _between(found, last + 1, 2**62)
+    counts[f"beyond {last}"] = _between(origins, last + 1, 2**62)
     return {"k": TOP, "rows": [{"from": key, "count": n} for key, n in counts.items()]}
 
 
@@ -127,13 +131,15 @@ def _between(found: Distribution, low: int, high: int) -> int:
 
 
 def _agreement(before: Column) -> Column:
+    # Spark runs it over every row, those without a first stage included: they have no ranks.
     def measure(orders: pd.Series) -> pd.DataFrame:
-        arrays = [np.asarray(order, dtype=np.int64) for order in orders]
+        ranks = [None if order is None else np.asarray(order, dtype=np.int64) for order in orders]
         return pd.DataFrame(
             {
-                "kendall_tau": [kendall_tau(array) for array in arrays],
-                "rbo": [rank_biased_overlap(array) for array in arrays],
-            }
+                "kendall_tau": [None if r is None else kendall_tau(r) for r in ranks],
+                "rbo": [None if r is None else rank_biased_overlap(r) for r in ranks],
+            },
+            dtype="float64",
         )
 
     udf = pandas_udf("kendall_tau double, rbo double")(measure)  # type: ignore[call-overload]

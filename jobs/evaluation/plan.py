@@ -9,6 +9,7 @@ from jobs.config import EvaluationConfig, ReportConfig
 from jobs.errors import RefusedError
 from jobs.evaluation.gate import Rule, parse_rules
 from jobs.evaluation.measures import Measure, parse_measures
+from jobs.evaluation.study import RESERVED
 
 REGISTERED: Final = "mlflow:"  # prefix of a baseline that is looked up in an experiment
 
@@ -52,6 +53,10 @@ def make_plan(config: EvaluationConfig, report: ReportConfig) -> Plan:
         )
     if config.baseline and not config.baseline.removeprefix(REGISTERED):
         findings.append("evaluation.baseline names no experiment; write mlflow:EXPERIMENT")
+    findings += [
+        f"evaluation.slices: {name} is a column of the table per query; rename yours"
+        for name in sorted(RESERVED & set(config.slices))
+    ]
     if findings:
         raise RefusedError(findings)
     extra = [rule.measure for rule in rules if rule.measure is not None]

@@ -142,9 +142,10 @@ def evaluate(
             f"{plan.baseline} has no passing run yet: there is nothing to compare with, and rules "
             "against the baseline hold"
         ]
-    found["moved"] = studies.moved(first, rows)
+    pairs = studies.count_pairs(rows)
+    found["moved"] = studies.moved(first, pairs)
     found["scores"] = calibration(rows)
-    found["lengths"] = studies.lengths(rows, max_length(judged.record))
+    found["lengths"] = studies.lengths(pairs, max_length(judged.record))
     found["operations"] = operations(judged.record)
     found["examples"] = []
     if judged.texts is not None:
@@ -159,11 +160,11 @@ def _logged(plan: Plan, folder: Path) -> Baseline:
     table = pd.read_parquet(folder)
     columns = {f"{studies.AFTER}{m}": str(m) for m in plan.measures}
     kept = {have: want for have, want in columns.items() if have in table.columns}
-    if "query_id" not in table.columns or not kept:
+    if not {"query_id", "judged"} <= set(table.columns) or not kept:
         raise RefusedError(
             f"evaluation.baseline {plan.baseline}: its latest passing run has none of the measures "
             f"{', '.join(columns.values())}; name an experiment that measured one of them"
         )
-    judged = table[table["judged"]]
-    values = judged[["query_id", *kept]].rename(columns=kept).reset_index(drop=True)
+    values = table[table["judged"]][["query_id", *kept]].rename(columns=kept)
+    values = values.reset_index(drop=True)
     return Baseline(str(plan.baseline), values)

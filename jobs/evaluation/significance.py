@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 EXACT_UP_TO: Final = 10_000  # queries
 RESAMPLES: Final = 9_999
+SIGNIFICANT: Final = 0.05  # p after Holm's correction below which a difference is marked
 _SEED: Final = 20_240_229
 _BATCH: Final = 2**24  # values resampled at once: 128 MiB
 _SAME: Final = 1e-9  # differences below it are rounding

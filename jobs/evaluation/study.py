@@ -6,7 +6,7 @@ makes the result of them, and never sees a pair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from jobs.evaluation import moves
 from jobs.evaluation.calibration import with_labels
-from jobs.evaluation.distributions import Distribution, distribution
+from jobs.evaluation.distributions import Distribution, distributions
 from jobs.evaluation.measures import Measure
 from jobs.evaluation.metrics import (
     CEILING,
@@ -30,8 +30,14 @@ from jobs.sources import quoted
 
 AFTER = "reranked "
 BEFORE = "first_stage "
-_LENGTH_BINS = 30
 _COUNTS = ("n_retrieved", "n_relevant", "answered", "judged")
+#: Columns of the table per query, which no slice can be named like.
+RESERVED = frozenset(
+    {"query_id", "top1_changed", "kendall_tau", "rbo", "n_truncated", "n_truncated_top"}
+    | {*_COUNTS, *FAULTS}
+)
+_LENGTH_BINS = 30
+_AGREEMENT = 1e-4  # to which tau and overlap are rounded, to be counted
 
 #: Writes a table under a name and reads it back.
 Stage = Callable[[str, DataFrame], DataFrame]
@@ -102,79 +108,102 @@ def study(
         "query_id", *(F.col(f"`{n}`").alias(AFTER + n) for n in names), *_ceilings(table), *_COUNTS,
         *FAULTS,
     )  # fmt: skip
+    sides = [AFTER]
     if order is not None:
+        sides.append(BEFORE)
         first = per_query(_first_stage(rows, order), qrels, measures, tie_break=tie_break)
-        faults = [F.col(fault).alias(BEFORE + fault) for fault in FAULTS]
         values = [F.col(f"`{n}`").alias(BEFORE + n) for n in names]
-        table = table.join(first.select("query_id", *values, *faults), on="query_id", how="left")
+        # Of the faults the first stage can only have scores of its own that are missing.
+        unscored = F.col("n_unscored").alias("_unscored")
+        table = table.join(first.select("query_id", *values, unscored), on="query_id", how="left")
+        worst = F.greatest("n_unscored", F.coalesce("_unscored", F.lit(0)))
+        table = table.withColumn("n_unscored", worst).drop("_unscored")
     table = table.join(moves.query_moves(rows), on="query_id", how="left")
     if slices:
         table = table.join(_slices(rows, slices), on="query_id", how="left")
     table = stage("per_query", table)
-    counts = summarise(_stage_of(table, AFTER, names))
-    before = None
-    if order is not None:
-        before = summarise(_stage_of(table.where("judged"), BEFORE, names))
-    kept = [f"{side}{n}" for n in names for side in (AFTER, BEFORE) if before or side == AFTER]
+    kept = [quoted(f"{side}{n}") for n in names for side in sides]
+    counts = summarise(table.select("query_id", *kept, *_ceilings(table), *_COUNTS, *FAULTS))
     values_frame = (
         table.where("judged")
-        .select("query_id", *map(quoted, kept), *map(quoted, slices))
+        .select("query_id", *kept, *map(quoted, slices))
         .orderBy("query_id")
         .toPandas()
     )
     found = Study(
         name=name,
         order=order,
-        per_query=table.drop(*FAULTS, *(BEFORE + fault for fault in FAULTS)),
+        per_query=table.drop(*FAULTS),
         values=values_frame,
-        first_stage=before and {n: float(before[n]) for n in names},
-        reranked={n: float(counts[n]) for n in names},
+        first_stage=_means(counts, BEFORE, names) if order is not None else None,
+        reranked=_means(counts, AFTER, names),
         ceiling={n: float(counts[CEILING + n]) for n in names if CEILING + n in counts},
         counts={key: int(value) for key, value in counts.items() if key.startswith("queries")},
     )
     return found, rows
 
 
-def moved(found: Study, rows: DataFrame) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Counted:
+    """What is counted over the pairs of a table.
+
+    Attributes:
+        changes: places that documents moved.
+        origins: former ranks of those now in front.
+        lengths: tokens of a pair, as the model was given it.
+        truncated: pairs that were cut.
+    """
+
+    changes: Distribution
+    origins: Distribution
+    lengths: Distribution
+    truncated: int
+
+
+def count_pairs(rows: DataFrame) -> Counted:
+    """Count over the rows that `study` returned, in one pass."""
+    values = {
+        "changes": moves.rank_change(), "origins": moves.origin(), "lengths": F.col("n_tokens"),
+    }  # fmt: skip
+    found, sums = distributions(rows, values, {"truncated": F.col("truncated").cast("int")})
+    return Counted(
+        changes=found["changes"],
+        origins=found["origins"],
+        lengths=found["lengths"],
+        truncated=sums["truncated"],
+    )
+
+
+def moved(found: Study, pairs: Counted) -> dict[str, Any] | None:
     """What reranking moved, over all queries of the table; None without a first stage."""
-    if found.order is None:
+    if not pairs.changes.size:
         return None
-    changes = moves.rank_changes(rows)
-    if not changes.size:
-        return None
-    agreement = {key: distribution(found.per_query, F.col(key), step=1e-4) for key in _AGREEMENT}
-    row = found.per_query.agg(
-        F.count("top1_changed").alias("compared"),
-        F.count_if("top1_changed").alias("changed"),
-        F.sum("n_truncated").alias("pairs"),
-        F.count_if(F.col("n_truncated") > 0).alias("queries"),
-        F.count_if(F.col("n_truncated_top") > 0).alias("in_top"),
-    ).collect()[0]
+    agreement, sums = distributions(
+        found.per_query,
+        {"kendall_tau": F.col("kendall_tau"), "rbo": F.col("rbo")},
+        {
+            "compared": F.isnotnull("top1_changed").cast("int"),
+            "changed": F.col("top1_changed").cast("int"),
+            "pairs": F.col("n_truncated"),
+            "queries": (F.col("n_truncated") > 0).cast("int"),
+            "queries_in_top": (F.col("n_truncated_top") > 0).cast("int"),
+        },
+        step=_AGREEMENT,
+    )
+    compared = sums.pop("compared")
     return {
-        "queries_compared": row["compared"],
-        "top1_change_rate": row["changed"] / row["compared"] if row["compared"] else None,
-        **moves.summary(changes),
-        **{
-            key: agreement[key].summary(0.05, 0.5, 0.95)
-            for key in _AGREEMENT
-            if agreement[key].size
-        },
-        "flow": moves.flow(rows),
-        "truncation": {
-            "pairs": row["pairs"] or 0,
-            "queries": row["queries"],
-            "queries_in_top": row["in_top"],
-            "k": moves.TOP,
-        },
+        "queries_compared": compared,
+        "top1_change_rate": sums.pop("changed") / compared,
+        **moves.summary(pairs.changes),
+        **{key: each.summary(0.05, 0.5, 0.95) for key, each in agreement.items() if each.size},
+        "flow": moves.flow(pairs.origins),
+        "truncation": {**sums, "k": moves.TOP},
     }
 
 
-_AGREEMENT = ("kendall_tau", "rbo")
-
-
-def lengths(rows: DataFrame, max_length: int | None) -> dict[str, Any] | None:
-    """Tokens of the pairs, as the model was given them; None where the table does not say."""
-    found: Distribution = distribution(rows, F.col("n_tokens"))
+def lengths(pairs: Counted, max_length: int | None) -> dict[str, Any] | None:
+    """Tokens of the pairs; None where the table does not say."""
+    found = pairs.lengths
     if not found.size:
         return None
     edges, counts = found.histogram(_LENGTH_BINS)
@@ -184,8 +213,12 @@ def lengths(rows: DataFrame, max_length: int | None) -> dict[str, Any] | None:
         **found.summary(0.5, 0.95, 0.99),
         "max": float(found.values[-1]),
         "max_length": max_length,
-        "truncated": rows.where("truncated").count(),
+        "truncated": pairs.truncated,
     }
+
+
+def _means(counts: Mapping[str, float], side: str, names: Sequence[str]) -> dict[str, float]:
+    return {name: float(counts[side + name]) for name in names}
 
 
 def _ceilings(table: DataFrame) -> list[Column]:
@@ -195,15 +228,6 @@ def _ceilings(table: DataFrame) -> list[Column]:
 def _first_stage(rows: DataFrame, order: str) -> DataFrame:
     score = F.col(order) if order == "retrieval_score" else -F.col(order).cast("double")
     return rows.select("query_id", "doc_id", score.alias("score"))
-
-
-def _stage_of(table: DataFrame, side: str, names: Sequence[str]) -> DataFrame:
-    """The columns of one side under the names that `summarise` knows."""
-    faults = FAULTS if side == AFTER else {BEFORE + fault: fault for fault in FAULTS}
-    renamed = [F.col(have).alias(want) for have, want in zip(faults, FAULTS, strict=True)]
-    ceilings = _ceilings(table) if side == AFTER else []
-    means = [F.col(f"`{side}{name}`").alias(name) for name in names]
-    return table.select("query_id", *means, *ceilings, *_COUNTS, *renamed)
 
 
 def _slices(rows: DataFrame, columns: Sequence[str]) -> DataFrame:

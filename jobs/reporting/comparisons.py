@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Final
 
+from jobs.evaluation.significance import SIGNIFICANT
 from jobs.reporting import words
 from jobs.reporting.parts import Cell, Column, Spread, Table
 
@@ -71,7 +72,7 @@ def systems_table(document: Mapping[str, Any]) -> Table | None:
     if len(references) == 1:
         notes.append(
             f"{_BETTER} significantly better, {_WORSE} significantly worse than {references[0]} "
-            f"(p below {words.SIGNIFICANT:g} after Holm’s correction)."
+            f"(p below {SIGNIFICANT:g} after Holm’s correction)."
         )
     columns = [Column("system", number=False), *(Column(m) for m in measures)]
     return Table("Every system by every measure", columns, rows, notes)
@@ -125,7 +126,7 @@ def _slice_table(
     has = {key for row in rows for key, value in row.items() if value is not None}
     compared, tested = "delta" in has, "test" in has
     notes = [f"Smaller numbers are {level} intervals."] if "ends" in has else []
-    notes += [f"{_BETTER} {_WORSE} mark p below {words.SIGNIFICANT:g}."] if tested else []
+    notes += [f"{_BETTER} {_WORSE} mark p below {SIGNIFICANT:g}."] if tested else []
     return _table(
         title,
         [
@@ -230,7 +231,7 @@ def _notes(document: _Row, has: Set[str], rows: Sequence[_Row]) -> list[str]:
         methods = list(dict.fromkeys(str(t["method"]) for t in tests if t.get("method")))
         notes.append(
             f"p: {'; '.join(['two-sided, after Holm’s correction', *methods])}. {_BETTER} {_WORSE} "
-            f"mark p below {words.SIGNIFICANT:g}."
+            f"mark p below {SIGNIFICANT:g}."
         )
         notes.append("Effect size: mean of the differences over their standard deviation.")
     if "ceiling" in has:

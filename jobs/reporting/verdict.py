@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.evaluation.significance import SIGNIFICANT
 from jobs.reporting import words
 from jobs.reporting.parts import Cell, Column, Figure, Table, Verdict
 
@@ -125,7 +126,7 @@ def _change(
     if "p_holm" in test and words.known(test["p_holm"]):
         sentence += "" if sure else ", which may be chance"
         numbers.append(words.p_equation(test["p_holm"]))
-        limit = f"{words.SIGNIFICANT:g}"
+        limit = f"{SIGNIFICANT:g}"
         judged = (
             f"The difference is significant: p is below {limit}"
             if sure

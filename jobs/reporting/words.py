@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeGuard
 
+from jobs.evaluation.significance import SIGNIFICANT
+
 NONE: Final = "–"
 _HARD: Final = "\u00a0"  # a blank that no line is broken at
-SIGNIFICANT: Final = 0.05  # p after Holm's correction below which a difference is called one
 
 
 def known(number: Any) -> TypeGuard[float]:

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from scipy import stats
 
 from jobs import evaluate
-from jobs.errors import DONE, GATE_NOT_PASSED, NOT_TRACKED, REFUSED
+from jobs.errors import DONE, GATE_NOT_PASSED, REFUSED
 from jobs.evaluation.document import assemble
 from jobs.evaluation.measures import Measure, parse_measure, parse_measures
 from jobs.evaluation.metrics import RunError
@@ -130,16 +130,18 @@ def tables(folder: Path, seed: int = 1, gain: float = 1.0) -> tuple[Path, Path]:
     return ranked, qrels
 
 
-@pytest.fixture
-def command(spark: SparkSession, tmp_path: Path) -> Evaluate:
-    def run(out: Path, ranked: Sequence[object], *words: str) -> int:
-        given = [word for path in ranked for word in ("--ranked.path", str(path))]
-        return evaluate.main(["--output.path", str(out), *given, *words])
+def run(out: Path, ranked: Sequence[object], *words: str) -> int:
+    given = [word for path in ranked for word in ("--ranked.path", str(path))]
+    return evaluate.main(["--output.path", str(out), *given, *words])
 
+
+@pytest.fixture
+def command(spark: SparkSession) -> Evaluate:
     return run
 
 
 OFF = ("--mlflow.enabled", "false")
+SLICES = ("--evaluation.slices", "language", "--evaluation.slices", "n_tokens")
 
 
 def document(out: Path) -> dict[str, Any]:
@@ -147,14 +149,18 @@ def document(out: Path) -> dict[str, Any]:
     return content
 
 
-def test_the_whole_evaluation(
-    command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ranked, qrels = tables(tmp_path)
-    out = tmp_path / "eval"
-    words = ("--evaluation.qrels", str(qrels), "--evaluation.slices", "language",
-             "--evaluation.slices", "n_tokens", *OFF)  # fmt: skip
-    assert command(out, [ranked], *words) == DONE
+@pytest.fixture(scope="module")
+def evaluated(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ranked table, its qrels, and `same`, their evaluation."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    ranked, qrels = tables(folder)
+    words = ("--evaluation.qrels", str(qrels), *SLICES, *OFF)
+    assert run(folder / "same", [f"same={ranked}"], *words) == DONE
+    return folder
+
+
+def test_the_whole_evaluation(evaluated: Path) -> None:
+    ranked, out = evaluated / "run1" / "ranked", evaluated / "same"
     found = document(out)
     assert (found["queries"], found["queries_unanswered"]) == (QUERIES + 1, 1)
     frame = pq.read_table(ranked).to_pandas()
@@ -206,20 +212,16 @@ def test_the_whole_evaluation(
     assert sum(row["queries"] for row in length["rows"]) == QUERIES + 1
     assert length["rows"][0]["value"].startswith("up to")
 
-    said = capsys.readouterr().out
-    assert f"over {QUERIES + 1} queries" in said and "1 queries without a candidate" in said
     report = (out / "report.html").read_text()
     assert "nDCG@10" in report and "q00" in report
 
 
-def test_the_reliability_of_a_probability(
-    command: Evaluate, spark: SparkSession, tmp_path: Path
-) -> None:
-    ranked, qrels = tables(tmp_path)
-    assert command(tmp_path / "eval", [ranked], "--evaluation.qrels", str(qrels), *OFF) == DONE
-    scores = document(tmp_path / "eval")["scores"]
-    frame = pq.read_table(ranked).to_pandas()
-    grades = pd.read_csv(qrels, sep=" ", names=["query_id", "_", "doc_id", "grade"])
+def test_the_reliability_of_a_probability(evaluated: Path) -> None:
+    scores = document(evaluated / "same")["scores"]
+    frame = pq.read_table(evaluated / "run1" / "ranked").to_pandas()
+    grades = pd.read_csv(
+        evaluated / "qrels.txt", sep=" ", names=["query_id", "_", "doc_id", "grade"]
+    )
     both = frame.merge(grades, on=["query_id", "doc_id"])
     probability = 1 / (1 + np.exp(-both["score"].astype(float)))
     bins = np.minimum((probability * 10).astype(int), 9)
@@ -236,18 +238,42 @@ def test_the_reliability_of_a_probability(
 
 
 def test_no_digit_depends_on_the_partitions(
-    command: Evaluate, spark: SparkSession, tmp_path: Path
-) -> None:
-    ranked, qrels = tables(tmp_path)
-    table = spark.read.parquet(str(ranked))
+    command: Evaluate, evaluated: Path, spark: SparkSession, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    table = spark.read.parquet(str(evaluated / "run1" / "ranked"))
     shuffled = tmp_path / "shuffled" / "ranked"
     table.repartition(7, F.rand(3)).write.parquet(str(shuffled))
-    documents = []
-    for source, out in ((ranked, tmp_path / "a"), (shuffled, tmp_path / "b")):
-        words = ("--evaluation.qrels", str(qrels), "--evaluation.slices", "n_tokens", *OFF)
-        assert command(out, [f"same={source}"], *words) == DONE
-        documents.append(document(out))
-    assert documents[0] == documents[1]
+    words = ("--evaluation.qrels", str(evaluated / "qrels.txt"), *SLICES, *OFF)
+    assert command(tmp_path / "eval", [f"same={shuffled}"], *words) == DONE
+    assert document(tmp_path / "eval") == document(evaluated / "same")
+    said = capsys.readouterr().out
+    assert f"over {QUERIES + 1} queries" in said and "1 queries without a candidate" in said
+
+
+def test_tables_without_rows_without_a_first_stage_and_with_infinite_scores(
+    command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranked, qrels = tables(tmp_path)
+    frame = pq.read_table(ranked).to_pandas()[["query_id", "doc_id", "score"]]
+    frame.loc[[3, 7], "score"] = [np.inf, -np.inf]
+    frame.to_parquet(tmp_path / "alone.parquet")
+    frame.head(0).to_parquet(tmp_path / "empty.parquet")
+    paths = [f"{name}={tmp_path}/{name}.parquet" for name in ("alone", "empty")]
+    words = ("--evaluation.qrels", str(qrels), *OFF)
+    assert command(tmp_path / "1", paths, *words) == DONE
+    found = document(tmp_path / "1")
+    assert (found["first_stage"], found["moved"], found["tests"]) == (None, None, None)
+    assert [(row["name"], row["versus"] is None) for row in found["systems"]] == [
+        ("alone", True), ("empty", False),
+    ]  # fmt: skip
+    assert found["systems"][1]["values"]["nDCG@10"] == 0.0
+    classes = ("relevant", "not_relevant", "unjudged")
+    assert sum(sum(found["scores"][name]) for name in classes) == len(frame) - 2
+    rules = ("--evaluation.gate", "nDCG@10 >= 0", "--evaluation.gate", "ece <= 1")
+    assert command(tmp_path / "2", paths[::-1], *words, *rules) == GATE_NOT_PASSED
+    assert "FAIL ece <= 1: unknown (no value is known)" in capsys.readouterr().out
+    assert document(tmp_path / "2")["queries_unanswered"] == QUERIES + 1
 
 
 def test_several_tables_and_a_baseline(
@@ -314,7 +340,7 @@ def test_a_gate_in_mlflow_and_the_latest_passing_run_as_baseline(
     keys = ["--evaluation.gate", "nDCG@10 >= 0.99"]
     down = [w for w in down if w != "mlflow:nightly"]
     assert command(tmp_path / "5", [good], *down, *keys) == GATE_NOT_PASSED
-    assert command(tmp_path / "6", [good], *down) == NOT_TRACKED
+    assert "MLflow could not be reached" in capsys.readouterr().err
 
 
 def test_texts_are_shown_only_on_demand(
@@ -349,6 +375,8 @@ def test_texts_are_shown_only_on_demand(
         (("--evaluation.gate", "goodness >= 1"), "top1_change_rate"),
         (("--evaluation.gate", "AP vs baseline >= 0"), "set evaluation.baseline"),
         (("--evaluation.metrics", "MRR"), "did you mean RR?"),
+        (("--evaluation.slices", "rbo"), "rbo is a column of the table per query"),
+        (("--evaluation.baseline", "run1"), "run1 is the table that is judged"),
         (("--ranked.path", "/no/table"), "/no/table"),
     ],
 )

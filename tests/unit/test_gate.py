@@ -53,6 +53,11 @@ def test_a_significant_rule_gives_its_p() -> None:
     assert found["rules"][0]["note"] == "p = 0.001 after Holm"
 
 
+def test_counts_of_judgements_are_not_tested() -> None:
+    with pytest.raises(ValueError, match=r"Judged@10 counts judgements.*leave out"):
+        parse_rule("Judged@10 delta >= 0 (significant)")
+
+
 def test_nothing_to_hold_is_passed_and_one_failure_fails_all() -> None:
     assert judge([], DOCUMENT, 0.05) == {"passed": True, "rules": []}
     rules = parse_rules(["queries >= 1", "queries >= 100"])
