@@ -22,6 +22,7 @@ from jobs.evaluation.operations import max_length, operations
 from jobs.evaluation.plan import REGISTERED, Plan
 from jobs.evaluation.qrels import from_labels, read_qrels
 from jobs.evaluation.ranked import read_ranked
+from jobs.masking import masked
 from jobs.output import OutputFolder
 
 PER_QUERY = "per_query"
@@ -134,7 +135,7 @@ def evaluate(
     further = {name: measured(name, table)[0] for name, table in others.items()}
     if isinstance(baseline, DataFrame):
         name = str(plan.baseline)
-        known = further.get(name) or measured(name, baseline)[0]
+        known = further.get(name) or measured(masked(name), baseline)[0]
         baseline = baseline_of(known)
     found = assemble(first, list(further.values()), baseline, plan.slices)
     if plan.baseline and baseline is None:
