@@ -107,6 +107,12 @@ def make_record(
     }
 
 
+def about_scores(config: Config, spec: ScorerSpec) -> dict[str, Any]:
+    """What the scores of a fingerprint are of, for people who look into a store."""
+    name = masked(str(config.model.name), known_secrets(config))
+    return {"model": name, "revision": config.model.revision, **spec.scoring()}
+
+
 def with_evaluation(
     record: Mapping[str, Any], document: Mapping[str, Any] | None
 ) -> dict[str, Any]:
