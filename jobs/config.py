@@ -143,6 +143,25 @@ class BatchingConfig(Section):
     )
 
 
+class ScoringConfig(Section):
+    """Executors that score, where they are to differ from those that read and rank (stage-level
+    scheduling). Needs a cluster with dynamic allocation.
+    """
+
+    gpus: PositiveInt | None = Field(
+        None, description="GPUs of such an executor, one for each task (unset: no such executors)"
+    )
+    cores: PositiveInt = Field(4, description="its cores, divided among its tasks [cores]")
+    memory: str = Field("4g", description="its JVM's heap [bytes, or with k, m, g]")
+    memory_overhead: str = Field(
+        "8g", description="its memory beside the heap: model, torch, CUDA [bytes, or with k, m, g]"
+    )
+    discovery_script: str = Field(
+        "", description="script on the executors that lists their GPUs as Spark wants it [path]"
+    )
+    vendor: str = Field("", description="vendor of the GPUs, for Kubernetes, e.g. nvidia.com")
+
+
 class RankingConfig(Section):
     """What is kept of each query's order."""
 
@@ -272,6 +291,7 @@ class Config(Section):
     input: InputConfig = InputConfig()
     model: ModelConfig = ModelConfig()
     batching: BatchingConfig = BatchingConfig()
+    scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
     ranked: RankedConfig = RankedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -30,6 +30,7 @@ from jobs.places import (
 )
 from jobs.ranking import refuse_slices
 from jobs.record import Stopwatch
+from jobs.resources import refuse_scoring
 from jobs.session import open_session
 from jobs.tables import Pairs, read_pairs
 from jobs.tracking.client import fetch_baseline
@@ -112,6 +113,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         spark = found.of(open_session, config)
     if spark is None:
         found.stop()
+    found.of(refuse_scoring, spark, config.scoring)
     sources = [given.path, given.corpus, given.queries, given.run]
     sources += table_folders(spark, given.table)
     _check_places(found, spark, sources, config.output.path, config.store.path)

@@ -19,6 +19,7 @@ from jobs.lengths import profile_lengths
 from jobs.output import OutputFolder
 from jobs.preflight import Rerank, check_rerank, judgements_of
 from jobs.record import Stopwatch, about_scores, make_record, with_evaluation
+from jobs.resources import scoring_profile
 from jobs.scoring import make_spec, missing_keys, probing, ship_model
 from jobs.store import ScoreStore, is_new
 from jobs.summary import closing_summary, dry_run_summary
@@ -50,8 +51,10 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
     scores_at = config.store.path or out.place("scores")
     draft = ship_model(spark, checkpoint, make_spec(config, checkpoint), config.model.ship)
     with out:
-        ahead = is_new(spark, scores_at)  # otherwise there may be nothing to score
-        with probing(spark, draft, config.model.precision, load=ahead) as probed:
+        profile = scoring_profile(config.scoring)
+        # Otherwise there may be nothing to score, or executors of their own wait for it idly.
+        ahead = profile is None and is_new(spark, scores_at)
+        with probing(spark, draft, config.model.precision, profile, load=ahead) as probed:
             with watch.part("checking"):
                 done = steps.check(out, pairs)
                 qrels = judgements_of(config.evaluation, ready.qrels, done.valid)
@@ -102,7 +105,8 @@ def dry_run(config: Config, ready: Rerank) -> int:
     spark, pairs, checkpoint = ready.spark, ready.pairs, ready.checkpoint
     done = steps.count_only(pairs)
     draft = make_spec(config, checkpoint)
-    with probing(spark, draft, config.model.precision, load=False) as probed:
+    profile = scoring_profile(config.scoring)
+    with probing(spark, draft, config.model.precision, profile, load=False) as probed:
         spec = replace(draft, precision=probed.result(), doc_template=pairs.doc_template)
     path = config.store.path or f"{config.output.path}/scores"
     missing = missing_keys(done.rows, ScoreStore(spark, path, spec.fingerprint())).count()
