@@ -53,12 +53,7 @@ wheel: $(VENV)/pyvenv.cfg ## dist/spark_rerank-VERSION-py3-none-any.whl
 	rm -rf build
 	$(PY) -m pip wheel -q --no-deps -w dist .
 
-environment: ## dist/environment.tar.gz, what executors need, for spark-submit --archives
-	sh .make/venv.sh build/environment
-	sh .make/install.sh build/environment -c conf/constraints.txt $(EXECUTOR) venv-pack
-	mkdir -p dist
-	build/environment/bin/venv-pack --force --compress-level 1 -o dist/environment.tar.gz
-	rm -rf build/environment
+environment: dist/environment.tar.gz ## what executors need, for spark-submit --archives
 
 constraints: ## resolve all packages anew and pin the result in conf/constraints.txt
 	sh .make/venv.sh build/constraints
@@ -79,6 +74,14 @@ $(VENV)/pyvenv.cfg:
 $(VENV)/.demo: pyproject.toml conf/constraints.txt $(VENV)/pyvenv.cfg
 	@sh .make/install.sh $(VENV) -c conf/constraints.txt -e .
 	@touch $@
+
+# Made of a fresh environment: that of the tests holds far more, and a link to this folder.
+dist/environment.tar.gz: conf/constraints.txt
+	sh .make/venv.sh build/environment
+	sh .make/install.sh build/environment -c conf/constraints.txt $(EXECUTOR) venv-pack
+	mkdir -p dist
+	build/environment/bin/venv-pack -p build/environment -o $@ --force --quiet --compress-level 1
+	rm -rf build/environment
 
 # What the tests need includes what the demo needs.
 $(VENV)/.test: pyproject.toml conf/constraints.txt $(VENV)/pyvenv.cfg

@@ -58,7 +58,8 @@ def query_moves(rows: DataFrame) -> DataFrame:
     )
     before = F.transform("orders", lambda order: order["before"])
     has_first_stage = F.isnotnull(F.get("orders", F.lit(0))["before"])
-    agreement = F.when(has_first_stage, _agreement(before))
+    # Spark runs a Python UDF for every row, whatever a `when` around it says.
+    agreement = _agreement(F.when(has_first_stage, before))
     return queries.select(
         "query_id",
         F.when(has_first_stage, F.get("orders", F.lit(0))["before"] != 1).alias("top1_changed"),
@@ -128,11 +129,11 @@ def _between(found: Distribution, low: int, high: int) -> int:
 
 def _agreement(before: Column) -> Column:
     def measure(orders: pd.Series) -> pd.DataFrame:
-        arrays = [np.asarray(order, dtype=np.int64) for order in orders]
+        arrays = [None if o is None else np.asarray(o, dtype=np.int64) for o in orders]
         return pd.DataFrame(
             {
-                "kendall_tau": [kendall_tau(array) for array in arrays],
-                "rbo": [rank_biased_overlap(array) for array in arrays],
+                "kendall_tau": [None if a is None else kendall_tau(a) for a in arrays],
+                "rbo": [None if a is None else rank_biased_overlap(a) for a in arrays],
             }
         )
 
