@@ -223,3 +223,32 @@ def test_a_standalone_cluster_with_its_environment_in_an_archive(
     works = list(tmp_path.glob("work-*/app-*/*/environment/bin/python"))
     assert len(works) == 2  # both workers had the environment
     equals_a_local_run(tiny_bert, tmp_path)
+
+
+def test_the_udf_works_in_a_connect_session(tiny_bert: Path) -> None:
+    """A real Connect server and client; the jobs themselves refuse such a session."""
+    pytest.importorskip("grpc")
+    code = f"""
+from pyspark.sql import SparkSession
+from udfs.columns import rerank_udf
+from udfs.scorer import Scorer
+from udfs.devices import TaskSlot
+from udfs.spec import ScorerSpec
+from pathlib import Path
+
+spark = SparkSession.builder.remote("local[1]").getOrCreate()
+spec = ScorerSpec({str(tiny_bert)!r}, "", max_length=64)
+table = spark.createDataFrame([("how long", "a year"), ("how long", None)], "q string, d string")
+first, second = table.select(rerank_udf(spec)("q", "d").alias("s")).select("s.*").collect()
+alone = Scorer.load(Path({str(tiny_bert)!r}), spec, TaskSlot(1)).score(["how long"], ["a year"])
+assert abs(first["logit"] - float(alone.logit[0])) < 1e-4, (first, alone)
+assert (second["logit"], second["status"]) == (None, "null_text")
+print(type(spark).__module__)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.strip().endswith("pyspark.sql.connect.session")
