@@ -113,19 +113,22 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         spark = found.of(open_session, config)
     if spark is None:
         found.stop()
-    found.of(refuse_scoring, spark, config.scoring)
-    sources = [given.path, given.corpus, given.queries, given.run]
-    sources += table_folders(spark, given.table)
-    _check_places(found, spark, sources, config.output.path, config.store.path)
-    pairs = found.of(read_pairs, spark, given, config.model)
-    if pairs is not None:
-        found.of(refuse_columns, pairs.rows.schema, config.output.format)
-        found.of(refuse_slices, pairs.rows.columns, config.evaluation.slices)
-        found.of(refuse_unmeasured, config.evaluation, pairs.has)
-    qrels = found.of(read_qrels, spark, qrels_at) if qrels_at else None
-    baseline = None
-    if plan is not None:
-        baseline = found.of(find_baseline, spark, plan, {}, partial(fetch_baseline, config.mlflow))
+    with watch.part("preflight"):
+        found.of(refuse_scoring, spark, config.scoring)
+        sources = [given.path, given.corpus, given.queries, given.run]
+        sources += table_folders(spark, given.table)
+        _check_places(found, spark, sources, config.output.path, config.store.path)
+        pairs = found.of(read_pairs, spark, given, config.model)
+        if pairs is not None:
+            found.of(refuse_columns, pairs.rows.schema, config.output.format)
+            found.of(refuse_slices, pairs.rows.columns, config.evaluation.slices)
+            found.of(refuse_unmeasured, config.evaluation, pairs.has)
+        qrels = found.of(read_qrels, spark, qrels_at) if qrels_at else None
+        baseline = None
+        if plan is not None:
+            baseline = found.of(
+                find_baseline, spark, plan, {}, partial(fetch_baseline, config.mlflow)
+            )
     found.refuse()
     assert plan is not None and checkpoint is not None and pairs is not None  # or it was refused
     return Rerank(spark, plan, checkpoint, pairs, qrels, baseline)
