@@ -9,13 +9,16 @@ PY := $(VENV)/bin/python
 # and type stubs of the pandas that is in use.
 HOLD ?= 'torch==2.13.0' 'pandas-stubs<3'
 
+# What `udfs` imports, besides the pyspark that a cluster has of its own.
+EXECUTOR := torch transformers safetensors pandas pyarrow
+
 # Recipes that start Spark begin with this. It is quick when there is a Java, so no stamp keeps it.
 WITH_JAVA = JAVA_HOME="$$(sh .make/java.sh $(PY))" && export JAVA_HOME &&
 
 .DEFAULT_GOAL := help
 # Two pips at work in one environment would break it.
 .NOTPARALLEL:
-.PHONY: help setup demo test unit test-slow lint bench zip wheel constraints clean
+.PHONY: help setup demo test unit test-slow lint bench zip wheel environment constraints clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -50,9 +53,11 @@ wheel: $(VENV)/pyvenv.cfg ## dist/spark_rerank-VERSION-py3-none-any.whl
 	rm -rf build
 	$(PY) -m pip wheel -q --no-deps -w dist .
 
+environment: dist/environment.tar.gz ## what executors need, for spark-submit --archives
+
 constraints: ## resolve all packages anew and pin the result in conf/constraints.txt
 	sh .make/venv.sh build/constraints
-	sh .make/install.sh build/constraints $(HOLD) install-jdk -e '.[test]'
+	sh .make/install.sh build/constraints $(HOLD) install-jdk venv-pack -e '.[test]'
 	{ sed -n '/^#/p' conf/constraints.txt; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | \
 	  sed 's/^\(torch==[^+]*\)+.*/\1/'; } > build/constraints.txt
@@ -69,6 +74,14 @@ $(VENV)/pyvenv.cfg:
 $(VENV)/.demo: pyproject.toml conf/constraints.txt $(VENV)/pyvenv.cfg
 	@sh .make/install.sh $(VENV) -c conf/constraints.txt -e .
 	@touch $@
+
+# Made of a fresh environment: that of the tests holds far more, and a link to this folder.
+dist/environment.tar.gz: conf/constraints.txt
+	sh .make/venv.sh build/environment
+	sh .make/install.sh build/environment -c conf/constraints.txt $(EXECUTOR) venv-pack
+	mkdir -p dist
+	build/environment/bin/venv-pack -p build/environment -o $@ --force --quiet --compress-level 1
+	rm -rf build/environment
 
 # What the tests need includes what the demo needs.
 $(VENV)/.test: pyproject.toml conf/constraints.txt $(VENV)/pyvenv.cfg

@@ -1,14 +1,18 @@
-"""The frame of every command: configuration in, exit code out."""
+"""The frame of every command: configuration in, exit code out, and no secret in what it says."""
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 from jobs.cli import load_config
 from jobs.config import Config
 from jobs.errors import REFUSED, RefusedError
+from jobs.masking import known_secrets, masked, secrets_of
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,27 @@ class Command:
         Returns:
             One of the exit codes of `jobs.errors`.
         """
+        known = secrets_of(os.environ)
         try:
-            return story(
-                load_config(
-                    sys.argv[1:] if argv is None else argv,
-                    require=self.require,
-                    command=self.name,
-                    description=self.about,
-                )
+            config = load_config(
+                sys.argv[1:] if argv is None else argv,
+                require=self.require,
+                command=self.name,
+                description=self.about,
             )
+            known = known_secrets(config)
+            _mask_tracebacks(known)
+            return story(config)
         except RefusedError as error:
             sys.stderr.write("refused, nothing was written:\n")
-            sys.stderr.writelines(f"  - {finding}\n" for finding in error.findings)
+            sys.stderr.writelines(f"  - {masked(finding, known)}\n" for finding in error.findings)
             return REFUSED
+
+
+def _mask_tracebacks(known: tuple[str, ...]) -> None:
+    """An unexpected error may quote an address with its password."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace)), known))
+
+    sys.excepthook = show

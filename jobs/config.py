@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Age = Annotated[str, Field(pattern=r"^\d+[mhd]$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -142,6 +143,25 @@ class BatchingConfig(Section):
     )
 
 
+class ScoringConfig(Section):
+    """Executors that score, where they are to differ from those that read and rank (stage-level
+    scheduling). Needs a cluster with dynamic allocation.
+    """
+
+    gpus: PositiveInt | None = Field(
+        None, description="GPUs of such an executor, one for each task (unset: no such executors)"
+    )
+    cores: PositiveInt = Field(4, description="its cores, divided among its tasks [cores]")
+    memory: str = Field("4g", description="its JVM's heap [bytes, or with k, m, g]")
+    memory_overhead: str = Field(
+        "8g", description="its memory beside the heap: model, torch, CUDA [bytes, or with k, m, g]"
+    )
+    discovery_script: str = Field(
+        "", description="script on the executors that lists their GPUs as Spark wants it [path]"
+    )
+    vendor: str = Field("", description="vendor of the GPUs, for Kubernetes, e.g. nvidia.com")
+
+
 class RankingConfig(Section):
     """What is kept of each query's order."""
 
@@ -205,6 +225,19 @@ class StoreConfig(Section):
     """Where scores are kept. Runs that share a store share their work."""
 
     path: str | None = Field(None, description="score store (unset: OUT/scores) [path or URI]")
+    older_than: Age = Field(
+        "30d",
+        description="jobs.store gc: scores of a fingerprint not used for so long are dropped "
+        "[minutes m, hours h, days d]",
+    )
+    settled: Age = Field(
+        "6h",
+        description="jobs.store compact, gc: what was used or changed more recently is left "
+        "alone; longer than any run takes [minutes m, hours h, days d]",
+    )
+    tolerance: Annotated[float, Field(ge=0.0)] = Field(
+        0.05, description="jobs.store verify: how far two scores of one pair may differ [logit]"
+    )
 
 
 class OutputConfig(Section):
@@ -258,6 +291,7 @@ class Config(Section):
     input: InputConfig = InputConfig()
     model: ModelConfig = ModelConfig()
     batching: BatchingConfig = BatchingConfig()
+    scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
     ranked: RankedConfig = RankedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

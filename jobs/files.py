@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder: its path, its size [bytes] and when it was last changed [s since 1970]."""
+
+    path: str
+    size: int
+    modified: float
+    is_folder: bool
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
 
 
 class Files:
@@ -40,6 +57,28 @@ class Files:
         statuses = self._system(path).listStatus(self._path(path))
         return sorted(status.getPath().getName() for status in statuses)
 
+    def entries(self, path: str) -> list[Entry]:
+        """What is in a folder, sorted by name; empty where there is none."""
+        if not self.exists(path):
+            return []
+        found = [
+            Entry(
+                str(status.getPath().toString()),
+                int(status.getLen()),
+                int(status.getModificationTime()) / 1000,
+                bool(status.isDirectory()),
+            )
+            for status in self._system(path).listStatus(self._path(path))
+        ]
+        return sorted(found, key=lambda entry: entry.path)
+
+    def tree(self, path: str) -> list[Entry]:
+        """Everything below a folder."""
+        found = []
+        for entry in self.entries(path):
+            found += [entry, *(self.tree(entry.path) if entry.is_folder else [])]
+        return found
+
     def rename(self, source: str, target: str) -> None:
         """Move a file or folder to a name that is free.
 
@@ -61,6 +100,34 @@ class Files:
         """
         if not self._system(path).mkdirs(self._path(path)):
             raise OSError(f"cannot make the folder {path}")
+
+    def try_write(self, folder: str) -> None:
+        """Write a small file into a folder and remove it, with every folder made for it.
+
+        Raises:
+            OSError: with what the file system said.
+        """
+        made = []
+        above = folder.rstrip("/")
+        try:
+            while above and not self.exists(above):
+                made.append(above)
+                parent = self._path(above).getParent()
+                above = str(parent.toString()) if parent is not None else ""
+            file = self._path(f"{folder.rstrip('/')}/.tried-{uuid.uuid4().hex}")
+            try:
+                stream = self._system(folder).create(file, True)
+                stream.write(bytearray(b"written to see whether it can be"))
+                stream.close()
+            finally:
+                self._system(folder).delete(file, False)
+                for path in made:
+                    # Another run may have put something there by now.
+                    if not self.children(path):
+                        self._system(path).delete(self._path(path), False)
+        except Py4JJavaError as error:
+            said = error.java_exception
+            raise OSError(f"{said.getClass().getSimpleName()}: {said.getMessage()}") from None
 
     def write_text(self, path: str, text: str) -> None:
         """Write a small UTF-8 file whole: beside its place first, then moved over."""

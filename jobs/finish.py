@@ -61,9 +61,10 @@ def track_run(config: Config, out: OutputFolder, record: Mapping[str, Any]) -> i
     try:
         run_id = track(run_json, config.mlflow.tracking_uri, config.mlflow.timeout)
     except TrackingError as error:
+        again = replay_command(str(run_json), config.mlflow.tracking_uri)
         sys.stderr.write(
             f"the data is complete, but MLflow could not be reached: {error}\n"
-            f"log this run later with: {replay_command(str(run_json))}\n"
+            f"log this run later with: {again}\n"
         )
         return NOT_TRACKED
     if not is_local:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,22 +22,6 @@ _CSV: Final = {
     "header": "true", "multiLine": "true", "escape": '"', "emptyValue": "",
     "ignoreLeadingWhiteSpace": "false", "ignoreTrailingWhiteSpace": "false",
 }  # fmt: skip
-
-
-def refuse_overlap(spark: SparkSession, sources: Iterable[str | None], out: str) -> None:
-    """Keep results out of the input: a later run would read them, or replace the input by them.
-
-    Raises:
-        RefusedError: if a source lies in the output folder, or the folder in a source.
-    """
-    files = Files(spark)
-    target = files.absolute(out).rstrip("/") + "/"
-    for source in filter(None, sources):
-        given = files.absolute(source).rstrip("/") + "/"
-        if target.startswith(given) or given.startswith(target):
-            raise RefusedError(
-                f"output.path={out} and the input {source} lie in one another; choose another"
-            )
 
 
 def refuse_columns(schema: StructType, output_format: str) -> None:

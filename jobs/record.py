@@ -11,8 +11,9 @@ from importlib import metadata
 from typing import Any, Final
 
 from jobs.config import Config
+from jobs.masking import known_secrets, masked, masked_tree
 from jobs.steps import Checked, Results, Scored
-from jobs.tracking.uris import masked, resolve_uri
+from jobs.tracking.uris import resolve_uri
 from udfs.checkpoint import Checkpoint
 from udfs.spec import ScorerSpec
 
@@ -77,7 +78,7 @@ def make_record(
         "config": public_config(config),
         "fingerprint": spec.fingerprint(),
         "model": {
-            "name": config.model.name,
+            "name": masked(str(config.model.name)),
             "revision": config.model.revision,
             "digest": checkpoint.digest,
             "architecture": checkpoint.architecture,
@@ -104,6 +105,12 @@ def make_record(
         "versions": {**versions(), "spark": spark_version},
         "mlflow_run_id": None,
     }
+
+
+def about_scores(config: Config, spec: ScorerSpec) -> dict[str, Any]:
+    """What the scores of a fingerprint are of, for people who look into a store."""
+    name = masked(str(config.model.name), known_secrets(config))
+    return {"model": name, "revision": config.model.revision, **spec.scoring()}
 
 
 def with_evaluation(
@@ -154,21 +161,17 @@ def make_evaluation_record(
 
 
 def public_config(config: Config) -> dict[str, Any]:
-    """The resolved configuration without user or password in any URI, or values of free settings.
+    """The resolved configuration without secrets.
 
-    Spark settings and reader options may hold keys of a storage account, so only their names are
-    kept.
+    Of Spark settings and reader options, where keys of storage accounts are given, only the names
+    are kept: no list of suspicious names is complete.
     """
     content = config.model_dump(mode="json")
     content["spark"]["settings"] = sorted(content["spark"]["settings"])
     content["input"]["options"] = sorted(content["input"]["options"])
     content["mlflow"]["tracking_uri"] = resolve_uri(config.mlflow.tracking_uri)
-    for section in content.values():
-        if isinstance(section, dict):
-            for key, value in section.items():
-                if isinstance(value, str) and "://" in value:
-                    section[key] = masked(value)
-    return content
+    public: dict[str, Any] = masked_tree(content, known_secrets(config))
+    return public
 
 
 def versions() -> dict[str, str]:

@@ -9,29 +9,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-
-from pyspark.sql import SparkSession
 
 from jobs import finish, steps
 from jobs.command import Command
 from jobs.config import Config
 from jobs.errors import DONE, TOO_MANY_REJECTS
-from jobs.evaluation.plan import Plan, make_plan
-from jobs.evaluation.result import PER_QUERY, Table, evaluate, find_baseline, read_judgements
+from jobs.evaluation.result import PER_QUERY, Table, evaluate
 from jobs.lengths import profile_lengths
-from jobs.models import resolve_model
-from jobs.output import OutputFolder, refuse_columns, refuse_overlap
-from jobs.ranking import refuse_slices
-from jobs.record import Stopwatch, make_record, with_evaluation
+from jobs.output import OutputFolder
+from jobs.preflight import Rerank, check_rerank, judgements_of
+from jobs.record import Stopwatch, about_scores, make_record, with_evaluation
+from jobs.resources import scoring_profile
 from jobs.scoring import make_spec, missing_keys, probing, ship_model
-from jobs.session import open_session
 from jobs.store import ScoreStore, is_new
 from jobs.summary import closing_summary, dry_run_summary
-from jobs.tables import read_pairs
-from jobs.tracking.client import fetch_baseline
-from jobs.tracking.runs import fetch_model
-from udfs.checkpoint import Checkpoint
 
 COMMAND = Command(
     name="python -m jobs.rerank",
@@ -47,47 +38,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    """Refuse what can be refused without Spark, open the session, and rerank."""
+    """Refuse all that can be refused, then rerank, or say what it would cost."""
     watch = Stopwatch()
-    plan = make_plan(config.evaluation, config.report)
-    checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
-    with watch.part("session"):
-        spark = open_session(config)
-    if config.dry_run:
-        return dry_run(spark, config, checkpoint)
-    return rerank(spark, config, checkpoint, plan, watch)
+    ready = check_rerank(config, watch)
+    return dry_run(config, ready) if config.dry_run else rerank(config, ready, watch)
 
 
-def rerank(
-    spark: SparkSession,
-    config: Config,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    watch: Stopwatch,
-) -> int:
+def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
     """Read, check, score, rank, publish, record, track; each step reads what the last one wrote."""
-    given = config.input
-    refuse_overlap(
-        spark, (given.path, given.corpus, given.queries, given.run), str(config.output.path)
-    )
+    spark, plan, pairs, checkpoint = ready.spark, ready.plan, ready.pairs, ready.checkpoint
     out = OutputFolder(spark, str(config.output.path), config.output.format)
     scores_at = config.store.path or out.place("scores")
     draft = ship_model(spark, checkpoint, make_spec(config, checkpoint), config.model.ship)
     with out:
-        ahead = is_new(spark, scores_at)  # otherwise there may be nothing to score
-        with probing(spark, draft, config.model.precision, load=ahead) as probed:
+        profile = scoring_profile(config.scoring)
+        # Otherwise there may be nothing to score, or executors of their own wait for it idly.
+        ahead = profile is None and is_new(spark, scores_at)
+        with probing(spark, draft, config.model.precision, profile, load=ahead) as probed:
             with watch.part("checking"):
-                pairs = read_pairs(spark, given, config.model)
-                refuse_columns(pairs.rows.schema, config.output.format)
-                refuse_slices(pairs.rows.columns, plan.slices)
                 done = steps.check(out, pairs)
-                qrels = read_judgements(spark, config.evaluation.qrels, done.valid)
-                fetch = partial(fetch_baseline, config.mlflow)
-                baseline = find_baseline(spark, plan, {}, fetch) if qrels is not None else None
+                qrels = judgements_of(config.evaluation, ready.qrels, done.valid)
             with watch.part("probing"):
                 precision = probed.result()
         spec = replace(draft, precision=precision, doc_template=pairs.doc_template)
         store = ScoreStore(spark, scores_at, spec.fingerprint())
+        store.open(about_scores(config, spec))
         with watch.part("scoring"):
             stored = steps.fill_store(spark, config, pairs, done, spec, store)
         with watch.part("ranking"):
@@ -104,7 +79,7 @@ def rerank(
                 candidates = steps.all_candidates(config.ranking, done, store)
                 judged = Table(_RERANKED, candidates, record, pairs.rows if plan.examples else None)
                 document = evaluate(
-                    plan, judged, {}, baseline, qrels, out, tie_break=config.ranking.tie_break
+                    plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
                 )
         tables = ["ranked", "rejects", *([PER_QUERY] if document else [])]
         out.publish(tables)
@@ -125,12 +100,13 @@ def rerank(
     return finish.exit_code(document, tracked)
 
 
-def dry_run(spark: SparkSession, config: Config, checkpoint: Checkpoint) -> int:
-    """Read and check the input, and say what a run would cost."""
-    pairs = read_pairs(spark, config.input, config.model)
+def dry_run(config: Config, ready: Rerank) -> int:
+    """Check the input's rows, and say what a run would cost."""
+    spark, pairs, checkpoint = ready.spark, ready.pairs, ready.checkpoint
     done = steps.count_only(pairs)
     draft = make_spec(config, checkpoint)
-    with probing(spark, draft, config.model.precision, load=False) as probed:
+    profile = scoring_profile(config.scoring)
+    with probing(spark, draft, config.model.precision, profile, load=False) as probed:
         spec = replace(draft, precision=probed.result(), doc_template=pairs.doc_template)
     path = config.store.path or f"{config.output.path}/scores"
     missing = missing_keys(done.rows, ScoreStore(spark, path, spec.fingerprint())).count()

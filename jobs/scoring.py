@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Literal
 
+from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -21,7 +22,7 @@ from jobs.session import is_local, task_slots
 from jobs.store import ScoreStore
 from jobs.tables import Pairs
 from udfs.checkpoint import Checkpoint
-from udfs.columns import probe_devices, rerank_udf
+from udfs.columns import ROWS_SCHEMA, probe_devices, rerank_rows, rerank_udf
 from udfs.devices import common_precision
 from udfs.spec import Precision, ScorerSpec
 
@@ -59,7 +60,12 @@ def make_spec(config: Config, checkpoint: Checkpoint) -> ScorerSpec:
 
 @contextmanager
 def probing(
-    spark: SparkSession, draft: ScorerSpec, wanted: Precision | Literal["auto"], *, load: bool
+    spark: SparkSession,
+    draft: ScorerSpec,
+    wanted: Precision | Literal["auto"],
+    profile: ResourceProfile | None = None,
+    *,
+    load: bool,
 ) -> Iterator[Future[Precision]]:
     """Find out, beside the body of the `with`, the number type that scores will have.
 
@@ -70,6 +76,7 @@ def probing(
         spark: the session.
         draft: the scorer, but for its precision and how texts are made.
         wanted: a precision, or `auto`: what all executors are best at.
+        profile: what tasks that score ask for, if it is not what others do.
         load: whether workers load the model, too.
     """
     context, group = spark.sparkContext, f"probing-{uuid.uuid4().hex}"
@@ -78,10 +85,13 @@ def probing(
         if wanted != "auto" and not load:
             return wanted
         context.setJobGroup(group, "probing devices", interruptOnCancel=True)
-        slots = 1 if is_local(str(context.master)) else task_slots(spark)
+        alike = profile is not None or is_local(str(context.master))
+        slots = 1 if alike else task_slots(spark)
         given = None if wanted == "auto" else wanted
         # An RDD, as it needs nothing of the SQL engine, which the body is just starting.
         tasks = context.parallelize(range(slots), slots)
+        if profile is not None:
+            tasks = tasks.withResources(profile)
         devices = tasks.mapPartitions(probe_devices(draft, given, load=load)).collect()
         return given or common_precision(devices)
 
@@ -120,6 +130,7 @@ def score_missing(
     count: int,
     everything: bool,
     partitions: int,
+    profile: ResourceProfile | None = None,
 ) -> str:
     """Score pairs and append them to the store.
 
@@ -133,6 +144,7 @@ def score_missing(
         everything: whether the input's rows are just the missing keys, each once; then there is
             nothing to select and nothing to deduplicate.
         partitions: scoring tasks; 0: from the number of pairs and task slots.
+        profile: executors that the scoring stage is to have for itself.
 
     Returns:
         The folder of this attempt.
@@ -145,9 +157,15 @@ def score_missing(
     # Hashing by key spreads long and short pairs evenly; sorting lets like lengths meet in a
     # window. Nothing may come between the UDF and the write, or Spark may score rows twice.
     spread = texts.repartition(tasks, "pair_key").sortWithinPartitions(F.desc("chars"), "pair_key")
-    scored = spread.select("pair_key", rerank_udf(spec)("query", "doc").alias("score"))
+    if profile is None:
+        score = rerank_udf(spec)("query", "doc").alias("score")
+        scored = spread.select("pair_key", score).select("pair_key", "score.*")
+    else:
+        # The shuffle above ends the stage that reads; what follows it is a stage of this profile.
+        texts = spread.select("pair_key", "query", "doc")
+        scored = texts.mapInPandas(rerank_rows(spec), ROWS_SCHEMA, profile=profile)
     with ProgressBar(spark, count, title="scoring"):
-        return store.append(scored.select("pair_key", "score.*"))
+        return store.append(scored)
 
 
 def _rounds(pairs: float) -> int:

@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from jobs.config import Config
 from jobs.errors import RefusedError
+from jobs.masking import SECRET_NAME, USER_IN_URI
 from udfs.devices import usable_cores
 
 # Settings of the session's SQL engine that a run depends on, whoever started the session.
@@ -41,6 +42,11 @@ _LOCAL: Final = {
     "spark.driver.host": "localhost",
     "spark.driver.bindAddress": "127.0.0.1",
 }
+# Event log and UI hide more than Spark would by itself.
+_QUIET: Final = {
+    "spark.redaction.regex": SECRET_NAME,
+    "spark.redaction.string.regex": USER_IN_URI,
+}
 _NVIDIA: Final = Path("/dev/nvidiactl")
 # Under local[*] there is no executor to hold a GPU: with these set, no task ever starts.
 _GPU_SETTINGS: Final = ("spark.task.resource.gpu.", "spark.executor.resource.gpu.")
@@ -58,14 +64,15 @@ def open_session(config: Config) -> SparkSession:
         RefusedError: if a setting cannot work, with the reason and the remedy.
     """
     settings = dict(config.spark.settings)
+    given = settings if under_spark_submit() else {**settings, "spark.master": config.spark.master}
+    _refuse_settings(given)
     builder = SparkSession.Builder().appName(config.spark.app_name)
     if not under_spark_submit():
-        _refuse_settings({**settings, "spark.master": config.spark.master})
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(config.spark.master)
         if config.spark.master.startswith("local"):
             settings = {**_LOCAL, **_local_shuffle(config.spark.master), **_daemon(), **settings}
-    for key, value in settings.items():
+    for key, value in {**_QUIET, **settings}.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
     given = dict(spark.sparkContext.getConf().getAll())
@@ -106,9 +113,27 @@ def _local_shuffle(master: str) -> dict[str, str]:
     return {"spark.sql.shuffle.partitions": str(max(4, 2 * count))}
 
 
+def _asks_for_connect(settings: Mapping[str, str]) -> list[str]:
+    """Settings and variables that make a session a client of Spark Connect."""
+    master, mode = settings.get("spark.master", ""), settings.get("spark.api.mode", "")
+    ways = {
+        "spark.remote": settings.get("spark.remote"),
+        "SPARK_REMOTE": os.environ.get("SPARK_REMOTE"),
+        "spark.master": master if master.startswith("sc:") else None,
+        "spark.api.mode": mode if mode == "connect" else None,
+        "SPARK_CONNECT_MODE_ENABLED": os.environ.get("SPARK_CONNECT_MODE_ENABLED"),
+    }
+    return [f"{key}={value}" for key, value in ways.items() if value]
+
+
 def _refuse_settings(settings: Mapping[str, str]) -> None:
     """Settings that would hang or break scoring, whoever made them."""
     findings = []
+    if asked := _asks_for_connect(settings):
+        findings.append(
+            f"{', '.join(asked)} asks for Spark Connect, which gives a client no driver JVM to "
+            "move results into place with; use a classic session (spark-submit, or spark.master)"
+        )
     gpu = sorted(key for key in settings if key.startswith(_GPU_SETTINGS))
     master = settings.get("spark.master", "")
     if gpu and is_local(master):

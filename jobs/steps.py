@@ -17,6 +17,7 @@ from jobs.evaluation.distributions import distributions
 from jobs.evaluation.metrics import RunError, first_stage_order
 from jobs.output import OutputFolder
 from jobs.ranking import count_cut, count_ranked, ranked
+from jobs.resources import scoring_profile
 from jobs.scoring import missing_keys, score_missing
 from jobs.store import ScoreStore
 from jobs.tables import Pairs
@@ -100,6 +101,7 @@ def fill_store(
         count=count,
         everything=count == done.counts["input"],
         partitions=config.batching.partitions,
+        profile=scoring_profile(config.scoring),
     )
     written = spark.read.parquet(attempt)
     found, totals = distributions(

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.evaluation.significance import SIGNIFICANT
 from jobs.lengths import LengthProfile
+from jobs.masking import masked
 
 
 def closing_summary(
@@ -31,14 +32,14 @@ def closing_summary(
         )
     if document:
         lines += ["", *metrics_table(document), *systems_table(document), *gate_lines(document)]
-    lines += ["", *(f"{name:<10} {path}" for name, path in places.items())]
+    lines += ["", *(f"{name:<10} {masked(path)}" for name, path in places.items())]
     return "\n".join(lines)
 
 
 def evaluation_summary(document: Mapping[str, Any], places: Mapping[str, str]) -> str:
     """What `jobs.evaluate` shows: measures, comparison, gate, and where the files are."""
     lines = [*metrics_table(document), *systems_table(document), *gate_lines(document)]
-    lines += ["", *(f"{name:<10} {path}" for name, path in places.items())]
+    lines += ["", *(f"{name:<10} {masked(path)}" for name, path in places.items())]
     return "\n".join(lines)
 
 

@@ -71,18 +71,22 @@ def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkp
         raise CheckpointError([f"{path} has no config.json; name a Hugging Face folder"]) from None
     except ValueError:
         raise CheckpointError([f"{path}/config.json is not a JSON object; copy it anew"]) from None
-    findings = _check_config(config, trust_remote_code)
+    findings = _check_config(config, trust_remote_code) + _check_beside(path, trust_remote_code)
     tensors, weight_findings = _read_weights(path)
     findings += weight_findings
     if tensors and not weight_findings:
         findings += _check_head(tensors)
     if not any((path / name).is_file() for name in _SCORING_FILES[1:-1]):
         findings.append(f"{path} has no tokenizer files; save the tokenizer beside the model")
+    try:
+        digest = digest_of(path)
+    except OSError as error:
+        findings.append(f"{path} cannot be read whole ({error.strerror}); copy it anew")
     if findings:
         raise CheckpointError(findings)
     return Checkpoint(
         path=path,
-        digest=digest_of(path),
+        digest=digest,
         architecture=str(config["architectures"][0]),
         positions=_positions(config),
         parameters=sum(_size(shape) for shape in tensors.values()),
@@ -100,11 +104,44 @@ def _check_config(config: dict[str, Any], trust_remote_code: bool) -> list[str]:
     labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
     if labels != 1:
         findings.append(f"the model has {labels} labels; a cross-encoder has one logit")
-    hidden = sorted(key for key in config if key.startswith("_") and key.endswith("_internal"))
-    remote = ["auto_map"] if "auto_map" in config else []
-    if (remote or hidden) and not trust_remote_code:
+    asked = sorted(set(_code_keys(config)))
+    if asked and not trust_remote_code:
         findings.append(
-            f"config.json asks for code of its own ({', '.join(remote + hidden)}); choose another "
+            f"config.json asks for code of its own ({', '.join(asked)}); choose another "
+            "checkpoint, or read the code and set model.trust_remote_code"
+        )
+    return findings
+
+
+def _code_keys(content: Any) -> Iterator[str]:
+    """Keys, at any depth, that make transformers fetch or run code (CVE-2026-4372)."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "auto_map" or (key.startswith("_") and key.endswith("_internal")):
+                yield key
+            yield from _code_keys(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _code_keys(value)
+
+
+def _check_beside(path: Path, trust_remote_code: bool) -> list[str]:
+    """Files beside config.json that would bring in code, or weights nobody has checked."""
+    findings = []
+    if (path / "adapter_config.json").exists():
+        findings.append(
+            f"{path} holds adapter_config.json, which has weights loaded from another place; merge "
+            "the adapter into its model and save that"
+        )
+    try:
+        content = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except OSError:
+        return findings
+    except ValueError:
+        return [*findings, f"{path}/tokenizer_config.json is not JSON; copy it anew"]
+    if (asked := sorted(set(_code_keys(content)))) and not trust_remote_code:
+        findings.append(
+            f"tokenizer_config.json asks for code of its own ({', '.join(asked)}); choose another "
             "checkpoint, or read the code and set model.trust_remote_code"
         )
     return findings
@@ -126,12 +163,29 @@ def _read_weights(path: Path) -> tuple[dict[str, list[int]], list[str]]:
             tensors |= _read_header(file)
         except (OSError, ValueError) as error:
             findings.append(f"{file} cannot be read as safetensors ({error}); copy it anew")
-    index = path / "model.safetensors.index.json"
-    if index.is_file() and not findings:
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        if missing := len(wanted - set(tensors)):
-            findings.append(f"{missing} tensors of {index} are in no file; copy the folder anew")
+    if not findings:
+        findings += _check_index(path, {file.name for file in files}, set(tensors))
     return tensors, findings
+
+
+def _check_index(path: Path, files: set[str], tensors: set[str]) -> list[str]:
+    """The index of shards is followed when loading: it may only name what was checked here."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    try:
+        wanted = {str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [f"{index} is no index of weights; copy it anew"]
+    findings = []
+    if outside := sorted(set(wanted.values()) - files):
+        findings.append(
+            f"{index} names {', '.join(outside[:3])}, which is none of this folder's weight files; "
+            "copy the folder anew"
+        )
+    if missing := len(set(wanted) - tensors):
+        findings.append(f"{missing} tensors of {index} are in no file; copy the folder anew")
+    return findings
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -6,6 +6,7 @@ scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -24,6 +25,7 @@ from udfs.worker import get_scorer
 SCORE_SCHEMA: Final = (
     "logit float, n_tokens int, n_padded int, truncated boolean, device_ms float, status string"
 )
+ROWS_SCHEMA: Final = f"pair_key string, {SCORE_SCHEMA}"
 NULL_TEXT: Final = "null_text"
 _WINDOW_CHARACTERS: Final = 2**25
 
@@ -43,13 +45,40 @@ def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
     run it again for an action that runs again: write the result once, then read what was written.
     """
 
+    udf = pandas_udf(SCORE_SCHEMA)(_scoring(spec))  # type: ignore[call-overload]
+    return cast("Callable[..., Column]", udf.asNondeterministic())
+
+
+def rerank_rows(spec: ScorerSpec) -> Callable[[Iterable[pd.DataFrame]], Iterator[pd.DataFrame]]:
+    """The same for `DataFrame.mapInPandas`, which can be given executors of its own.
+
+    Takes `pair_key`, `query` and `doc`; gives `ROWS_SCHEMA`.
+    """
+    score = _scoring(spec)
+
+    def score_rows(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        keys: deque[pd.Series] = deque()
+
+        def texts() -> Iterator[Pairs]:
+            for frame in frames:
+                keys.append(frame["pair_key"])
+                yield frame["query"], frame["doc"]
+
+        for scores in score(texts()):
+            yield scores.assign(pair_key=keys.popleft().to_numpy())
+
+    return score_rows
+
+
+def _scoring(spec: ScorerSpec) -> Callable[[Iterator[Pairs]], Iterator[pd.DataFrame]]:
+    """What runs on an executor: batches of texts in, as many frames of scores out."""
+
     def score(batches: Iterator[Pairs]) -> Iterator[pd.DataFrame]:
         scorer = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
         for window in _windows(batches, spec.window):
             yield from _score_window(scorer, window)
 
-    udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
-    return cast("Callable[..., Column]", udf.asNondeterministic())
+    return score
 
 
 def probe_devices(

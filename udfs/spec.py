@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 Truncation = Literal["longest_first", "passage"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -90,9 +90,12 @@ class ScorerSpec:
         """The same without how texts are made, which a worker that gets texts need not know."""
         return replace(self, doc_template="", query_instruction="", doc_instruction="")
 
+    def scoring(self) -> dict[str, Any]:
+        """Everything that can change a score, by name."""
+        scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
+        return {**scoring, "scoring_version": SCORING_VERSION}
+
     def fingerprint(self) -> str:
         """Hexadecimal digest [32 digits] of everything that can change a score."""
-        scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
-        scoring["scoring_version"] = SCORING_VERSION
-        canonical = json.dumps(scoring, sort_keys=True, ensure_ascii=True)
+        canonical = json.dumps(self.scoring(), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from jobs.errors import RefusedError
 from jobs.files import Files
+from jobs.masking import masked
 from jobs.sources import FAULT, quoted, read_source
 
 _NEEDED: Final = ("query_id", "doc_id", "score")
@@ -93,5 +94,5 @@ def record_beside(spark: SparkSession, path: str) -> dict[str, Any] | None:
 
 
 def _short(path: str) -> str:
-    parts = [part for part in path.rstrip("/").split("/") if part and part != "ranked"]
+    parts = [part for part in masked(path).rstrip("/").split("/") if part and part != "ranked"]
     return parts[-1] if parts else path

@@ -20,8 +20,9 @@ from jobs.evaluation.gate import judge
 from jobs.evaluation.metrics import TieBreak
 from jobs.evaluation.operations import max_length, operations
 from jobs.evaluation.plan import REGISTERED, Plan
-from jobs.evaluation.qrels import from_labels, read_qrels
+from jobs.evaluation.qrels import from_labels
 from jobs.evaluation.ranked import read_ranked
+from jobs.masking import masked
 from jobs.output import OutputFolder
 
 PER_QUERY = "per_query"
@@ -47,14 +48,12 @@ class Table:
     texts: DataFrame | None = None
 
 
-def read_judgements(spark: SparkSession, qrels: str | None, table: DataFrame) -> DataFrame | None:
-    """The qrels to measure by: a file, or the labels of a table; None if there are none.
+def labels_of(table: DataFrame) -> DataFrame | None:
+    """The qrels in a table's column label; None if there is none, or it is empty.
 
     Raises:
         RefusedError: if they cannot be used.
     """
-    if qrels:
-        return read_qrels(spark, qrels)
     if "label" not in table.columns:
         return None
     found = from_labels(table.select("query_id", "doc_id", "label"))
@@ -134,7 +133,7 @@ def evaluate(
     further = {name: measured(name, table)[0] for name, table in others.items()}
     if isinstance(baseline, DataFrame):
         name = str(plan.baseline)
-        known = further.get(name) or measured(name, baseline)[0]
+        known = further.get(name) or measured(masked(name), baseline)[0]
         baseline = baseline_of(known)
     found = assemble(first, list(further.values()), baseline, plan.slices)
     if plan.baseline and baseline is None:

@@ -16,7 +16,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from jobs.errors import DONE, NOT_TRACKED, REFUSED
-from jobs.tracking.client import NOTHING
+from jobs.masking import MASK, masked, secrets_of
+from jobs.tracking.client import NOTHING, SERVER
 from jobs.tracking.runs import ARTIFACTS, find_baseline, log_run
 from jobs.tracking.uris import resolve_uri
 
@@ -45,20 +46,27 @@ def main(argv: Sequence[str]) -> int:
                 f"{run_json} is not a run's record; name the run.json of a finished run\n"
             )
             return REFUSED
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        settings = record.get("config", {}).get("mlflow", {})
-        os.environ["MLFLOW_TRACKING_URI"] = resolve_uri(settings.get("tracking_uri"))
+    if SERVER not in os.environ:
+        recorded = record.get("config", {}).get("mlflow", {}).get("tracking_uri")
+        if MASK in (recorded or ""):
+            sys.stderr.write(
+                f"{run_json} holds the server's address without its password ({recorded}); set "
+                f"{SERVER} to the whole address\n"
+            )
+            return REFUSED
+        os.environ[SERVER] = resolve_uri(recorded)
     os.environ.update({key: os.environ.get(key, value) for key, value in _PATIENCE.items()})
     beside = [run_json.with_name(name) for name in ARTIFACTS]
     try:
-        if os.environ["MLFLOW_TRACKING_URI"].startswith(("http://", "https://")):
-            _connect(os.environ["MLFLOW_TRACKING_URI"])
+        if os.environ[SERVER].startswith(("http://", "https://")):
+            _connect(os.environ[SERVER])
         if fetching:
             said = str(find_baseline(argv[1], Path(argv[2])) or NOTHING)
         else:
             said = log_run(record, [file for file in beside if file.exists()], run_json)
     except Exception as error:  # the client raises many kinds; none may pass unreported
-        sys.stderr.write(f"MLflow: {type(error).__name__}: {str(error).splitlines()[0][:300]}\n")
+        said = masked(f"{type(error).__name__}: {error}", secrets_of(os.environ))
+        sys.stderr.write(f"MLflow: {said.splitlines()[0][:300]}\n")
         return NOT_TRACKED
     sys.stdout.write(f"{said}\n")
     return DONE

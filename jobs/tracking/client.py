@@ -14,8 +14,10 @@ from typing import Final
 
 from jobs.config import MlflowConfig
 from jobs.errors import DONE, RefusedError
-from jobs.tracking.uris import is_local, masked, resolve_uri
+from jobs.masking import MASK, masked
+from jobs.tracking.uris import is_local, resolve_uri
 
+SERVER: Final = "MLFLOW_TRACKING_URI"  # the variable that names the server to MLflow
 NOTHING: Final = "none"  # printed where an experiment has no passing run
 _LOCAL_LIMIT: Final = 300.0  # s; a new sqlite database takes its time on a busy machine
 
@@ -24,10 +26,16 @@ class TrackingError(Exception):
     """The run could not be logged; the data is whole."""
 
 
-def replay_command(run_json: str) -> str:
-    """The command that logs a finished run again."""
+def replay_command(run_json: str, tracking_uri: str | None) -> str:
+    """The command that logs a finished run again, and what has to be set for it.
+
+    run.json holds no password, so the address of a server that needs one has to be given anew.
+    """
     words = [sys.executable, "-m", "jobs.tracking", run_json]
-    return f"PYTHONPATH={shlex.quote(_package_root())} {shlex.join(words)}"
+    command = f"PYTHONPATH={shlex.quote(_package_root())} {shlex.join(words)}"
+    if MASK not in masked(resolve_uri(tracking_uri)):
+        return command
+    return f"{command}\n(with the server's whole address, password included, in {SERVER})"
 
 
 def track(run_json: Path, tracking_uri: str | None, timeout: float) -> str:
@@ -79,7 +87,7 @@ def _in_its_own_process(arguments: list[str], tracking_uri: str | None, timeout:
     """Run this module in a process with a time limit; return the last line it prints."""
     uri = resolve_uri(tracking_uri)
     limit = max(timeout, _LOCAL_LIMIT) if is_local(uri) else max(1.0, timeout - 1.0)
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
+    environment = {**os.environ, SERVER: uri}
     environment["PYTHONPATH"] = os.pathsep.join([_package_root(), *sys.path])
     try:
         ended = subprocess.run(

@@ -1,11 +1,10 @@
-"""Where runs go, and how an address is shown without what must stay secret."""
+"""Where runs go."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 _SQLITE: Final = "sqlite:///"
 DEFAULT_URI: Final = f"{_SQLITE}mlflow.db"
@@ -24,14 +23,3 @@ def resolve_uri(tracking_uri: str | None) -> str:
 def is_local(uri: str) -> bool:
     """Whether runs go to a database or folder of this machine, and not to a server."""
     return uri.startswith(_SQLITE) or "://" not in uri or uri.startswith("file:")
-
-
-def masked(uri: str) -> str:
-    """A URI without user, password and query, where tokens travel.
-
-    `abfss://CONTAINER@ACCOUNT/...` and `wasbs://` name a place before the @, and keep it.
-    """
-    parts = urlsplit(uri)._replace(query="", fragment="")
-    if "@" in parts.netloc and parts.scheme not in ("abfs", "abfss", "wasb", "wasbs"):
-        parts = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}")
-    return parts.geturl() if "://" in uri and not uri.startswith(_SQLITE) else uri

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
+from jobs import rerank
+from jobs.demo import FOLDER
 from tests.conftest import ROOT
+
+SAMPLE = FOLDER / "sample.jsonl"
+Job = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +39,20 @@ def spark() -> Iterator[SparkSession]:
     )
     yield session
     session.stop()
+
+
+@pytest.fixture
+def job(spark: SparkSession, tiny_bert: Path, tmp_path: Path) -> Job:
+    """Run the job on the sample with the tiny model; keyword arguments are further keys."""
+
+    def run(out: Path, **keys: object) -> int:
+        options = {
+            "input.path": SAMPLE, "input.doc_template": "{title}\\n{body}", "output.path": out,
+            "model.name": tiny_bert, "model.max_length": 64, "model.precision": "fp32",
+            "mlflow.enabled": "false", "input.label": "",
+        }  # fmt: skip
+        options |= {key.replace("__", "."): value for key, value in keys.items()}
+        words = [[f"--{key}", str(value)] for key, value in options.items() if value is not None]
+        return rerank.main([word for pair in words for word in pair])
+
+    return run

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +46,10 @@ def options(model: Path, out: Path) -> list[str]:
         "mlflow.enabled": "false", "output.path": out,
     }  # fmt: skip
     return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+
+
+def confs(settings: Mapping[str, object]) -> list[str]:
+    return [word for key, value in settings.items() for word in ("--conf", f"{key}={value}")]
 
 
 def submit(master: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -87,13 +95,17 @@ def test_a_cluster_gives_the_ranked_table_of_a_local_run(
         "spark.task.resource.gpu.amount": "1",
         "spark.ui.enabled": "false",
     }
-    confs = [word for key, value in settings.items() for word in ("--conf", f"{key}={value}")]
     given = [*options(tiny_bert, tmp_path / "cluster"), "--model.ship", ship]
-    ended = submit("local-cluster[2,1,1024]", *confs, "jobs/rerank.py", *given)
+    ended = submit("local-cluster[2,1,1024]", *confs(settings), "jobs/rerank.py", *given)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    equals_a_local_run(tiny_bert, tmp_path)
+
+
+def equals_a_local_run(model: Path, tmp_path: Path) -> None:
+    """The ranked table in `cluster` against that of a local run."""
     local = subprocess.run(
         [sys.executable, "-m", "jobs.rerank", "--spark.master", "local[2]",
-         *options(tiny_bert, tmp_path / "local")],
+         *options(model, tmp_path / "local")],
         cwd=ROOT, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert local.returncode == 0, local.stderr[-3000:]
@@ -106,3 +118,137 @@ def test_a_cluster_gives_the_ranked_table_of_a_local_run(
     np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-4)
     run = json.loads((tmp_path / "cluster" / "run.json").read_text())
     assert run["counts"]["scored"] == 245
+
+
+def test_only_the_scoring_stage_gets_executors_with_gpus(
+    tiny_bert: Path, discovery: Path, tmp_path: Path
+) -> None:
+    """Stage-level scheduling: the event log says what each stage asked for."""
+    events = tmp_path / "events"
+    events.mkdir()
+    settings = {
+        "spark.worker.resource.gpu.amount": "1",
+        "spark.worker.resource.gpu.discoveryScript": discovery,
+        "spark.executor.cores": "1",
+        "spark.executor.memory": "700m",
+        "spark.dynamicAllocation.enabled": "true",
+        "spark.dynamicAllocation.shuffleTracking.enabled": "true",
+        "spark.ui.enabled": "false",
+        "spark.eventLog.enabled": "true",
+        "spark.eventLog.dir": events.as_uri(),
+        "spark.eventLog.compress": "false",
+        "spark.eventLog.rolling.enabled": "false",
+    }
+    scoring = {
+        "gpus": 1, "cores": 1, "memory": "700m", "memory_overhead": "384m",
+        "discovery_script": discovery,
+    }  # fmt: skip
+    words = [word for key, value in scoring.items() for word in (f"--scoring.{key}", str(value))]
+    given = [*options(tiny_bert, tmp_path / "cluster"), *words]
+    ended = submit("local-cluster[2,2,2048]", *confs(settings), "jobs/rerank.py", *given)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (log,) = [file for file in events.rglob("*") if file.is_file() and file.name[0] != "."]
+    lines = [json.loads(line) for line in log.open(encoding="utf-8")]
+    stages = [row["Stage Info"] for row in lines if row["Event"] == "SparkListenerStageSubmitted"]
+    scored = [row for row in stages if "MapInPandas" in json.dumps(row["RDD Info"])]
+    assert {row["Resource Profile Id"] for row in scored} == {1}
+    assert {row["Resource Profile Id"] for row in stages} == {0, 1}
+    equals_a_local_run(tiny_bert, tmp_path)
+
+
+@pytest.fixture
+def standalone(discovery: Path, tmp_path: Path) -> Iterator[str]:
+    """A master and two workers of the pip package, each with a made-up GPU."""
+    started: list[subprocess.Popen[bytes]] = []
+    gpu = {"amount": "1", "discoveryScript": str(discovery)}
+    workers = " ".join(f"-Dspark.worker.resource.gpu.{key}={value}" for key, value in gpu.items())
+
+    def start(name: str, *words: str) -> Path:
+        log = tmp_path / f"{name}-{len(started)}.log"
+        with log.open("wb") as stream:
+            started.append(
+                subprocess.Popen(
+                    [str(SUBMIT.with_name("spark-class")),
+                     f"org.apache.spark.deploy.{name.lower()}.{name}",
+                     "--host", "127.0.0.1", "--port", "0", "--webui-port", "0", *words],
+                    stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+                    env={**os.environ, "SPARK_WORKER_OPTS": workers},
+                )
+            )  # fmt: skip
+        return log
+
+    try:
+        master = said(start("Master"), r"Starting Spark master at (spark://\S+)")
+        for _ in range(2):
+            work = tmp_path / f"work-{len(started)}"
+            log = start("Worker", "--cores", "1", "--memory", "1g", "--work-dir", str(work), master)
+            said(log, r"(Successfully registered) with master")
+        yield master
+    finally:
+        for process in reversed(started):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def said(log: Path, pattern: str) -> str:
+    """What a daemon writes once it is ready."""
+    for _ in range(600):
+        if found := re.search(pattern, log.read_text(errors="replace")):
+            return found[1]
+        time.sleep(0.1)
+    raise AssertionError(log.read_text(errors="replace")[-2000:])
+
+
+def test_a_standalone_cluster_with_its_environment_in_an_archive(
+    standalone: str, tiny_bert: Path, discovery: Path, tmp_path: Path
+) -> None:
+    """The commands of the README; executors have no package but those in the archive."""
+    made = subprocess.run(
+        ["make", "environment"], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert made.returncode == 0, made.stderr[-3000:]
+    smaller = {
+        "spark.executor.resource.gpu.discoveryScript": discovery,
+        "spark.pyspark.driver.python": sys.executable,
+        "spark.executor.cores": 1, "spark.task.cpus": 1, "spark.executor.memory": "700m",
+        # Whichever package an executor had beside the archive would come from here.
+        "spark.executorEnv.PYTHONNOUSERSITE": 1,
+    }  # fmt: skip
+    ended = submit(
+        standalone, "--properties-file", "conf/cluster/standalone.conf", *confs(smaller),
+        "--archives", "dist/environment.tar.gz#environment",
+        "jobs/rerank.py", *options(tiny_bert, tmp_path / "cluster"),
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    works = list(tmp_path.glob("work-*/app-*/*/environment/bin/python"))
+    assert len(works) == 2  # both workers had the environment
+    equals_a_local_run(tiny_bert, tmp_path)
+
+
+def test_the_udf_works_in_a_connect_session(tiny_bert: Path) -> None:
+    """A real Connect server and client; the jobs themselves refuse such a session."""
+    pytest.importorskip("grpc")
+    code = f"""
+from pyspark.sql import SparkSession
+from udfs.columns import rerank_udf
+from udfs.scorer import Scorer
+from udfs.devices import TaskSlot
+from udfs.spec import ScorerSpec
+from pathlib import Path
+
+spark = SparkSession.builder.remote("local[1]").getOrCreate()
+spec = ScorerSpec({str(tiny_bert)!r}, "", max_length=64)
+table = spark.createDataFrame([("how long", "a year"), ("how long", None)], "q string, d string")
+first, second = table.select(rerank_udf(spec)("q", "d").alias("s")).select("s.*").collect()
+alone = Scorer.load(Path({str(tiny_bert)!r}), spec, TaskSlot(1)).score(["how long"], ["a year"])
+assert abs(first["logit"] - float(alone.logit[0])) < 1e-4, (first, alone)
+assert (second["logit"], second["status"]) == (None, "null_text")
+print(type(spark).__module__)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.strip().endswith("pyspark.sql.connect.session")

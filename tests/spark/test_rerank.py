@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,13 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import rerank
-from jobs.demo import FOLDER
 from jobs.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS
 from tests.conftest import SENTENCES, shared_data
+from tests.spark.conftest import SAMPLE, Job
 from udfs.devices import TaskSlot
 from udfs.encode import PairEncoder
 from udfs.scorer import Scorer
 from udfs.spec import ScorerSpec
-
-SAMPLE = FOLDER / "sample.jsonl"
-Job = Callable[..., int]
-
-
-@pytest.fixture
-def job(spark: SparkSession, tiny_bert: Path, tmp_path: Path) -> Job:
-    """Run the job on the sample with the tiny model; keyword arguments are further keys."""
-
-    def run(out: Path, **keys: object) -> int:
-        options = {
-            "input.path": SAMPLE, "input.doc_template": "{title}\\n{body}", "output.path": out,
-            "model.name": tiny_bert, "model.max_length": 64, "model.precision": "fp32",
-            "mlflow.enabled": "false", "input.label": "",
-        }  # fmt: skip
-        options |= {key.replace("__", "."): value for key, value in keys.items()}
-        words = [[f"--{key}", str(value)] for key, value in options.items() if value is not None]
-        return rerank.main([word for pair in words for word in pair])
-
-    return run
 
 
 def read(out: Path, name: str = "ranked") -> pd.DataFrame:

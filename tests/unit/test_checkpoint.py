@@ -55,6 +55,7 @@ def test_an_encoder_without_a_head_is_refused(copy: Path) -> None:
         ({"architectures": ["BertModel"]}, "architecture BertModel"),
         ({"auto_map": {"AutoModel": "modeling.Model"}}, "auto_map"),
         ({"_attn_implementation_internal": "x/y"}, "_attn_implementation_internal"),
+        ({"text_config": {"layers": [{"auto_map": {}}]}}, "auto_map"),
     ],
 )
 def test_a_config_that_is_no_plain_cross_encoder_is_refused(
@@ -96,3 +97,42 @@ def test_all_findings_come_at_once(copy: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         inspect_checkpoint(tmp_path / "nope")
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(copy: Path) -> None:
+    file = copy / "tokenizer_config.json"
+    asking = {**json.loads(file.read_text()), "auto_map": {"AutoTokenizer": ["evil.T", None]}}
+    file.write_text(json.dumps(asking))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json asks for code"):
+        inspect_checkpoint(copy)
+    assert inspect_checkpoint(copy, trust_remote_code=True).positions == 128
+
+
+def test_an_adapter_that_would_load_another_model_is_refused(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with pytest.raises(CheckpointError, match="another place"):
+        inspect_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("../outside/model-00001-of-00001.safetensors", "none of this folder's weight files"),
+        ("pytorch_model.bin", "none of this folder's weight files"),
+        (None, "is no index"),
+    ],
+)
+def test_an_index_may_only_name_weights_that_were_checked(
+    copy: Path, names: str | None, said: str
+) -> None:
+    """transformers opens whatever files it lists: outside of the folder, or pickles."""
+    shard = "model-00001-of-00001.safetensors"
+    (copy / "model.safetensors").rename(copy / shard)
+    tensors = load_file(copy / shard)
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, shard)}))
+    assert inspect_checkpoint(copy).parameters > 10_000
+    wrong = {"weight_map": dict.fromkeys(tensors, names)} if names else {"weights": []}
+    index.write_text(json.dumps(wrong))
+    with pytest.raises(CheckpointError, match=said):
+        inspect_checkpoint(copy)

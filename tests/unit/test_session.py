@@ -20,6 +20,9 @@ from jobs.session import open_session
             "spark.speculation=true",
         ),
         ({"master": "local[many]"}, "is no master"),
+        ({"settings": {"spark.remote": "sc://host"}}, "spark.remote=sc://host asks for Spark Conn"),
+        ({"master": "sc://host"}, "spark.master=sc://host asks for Spark Connect"),
+        ({"settings": {"spark.api.mode": "connect"}}, "no driver JVM"),
     ],
 )
 def test_settings_that_break_scoring_are_refused_before_spark_starts(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -10,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from jobs.config import Config
-from jobs.errors import REFUSED, RefusedError
+from jobs.errors import DONE, REFUSED, RefusedError
+from jobs.masking import masked
 from jobs.record import public_config
 from jobs.tracking.__main__ import main
-from jobs.tracking.client import TrackingError, track
+from jobs.tracking.client import TrackingError, replay_command, track
 from jobs.tracking.runs import fetch_model
-from jobs.tracking.uris import masked
 
 
 @pytest.fixture
@@ -65,22 +67,46 @@ def test_a_closed_port_costs_seconds(run_json: Path) -> None:
     assert time.monotonic() - start < 20
 
 
-def test_no_password_is_shown_or_recorded() -> None:
-    uri = "https://user:secret@mlflow.example.org:5000/x"
-    assert masked(uri) == "https://***@mlflow.example.org:5000/x"
-    assert masked("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
-    assert masked("/data/in.parquet") == "/data/in.parquet"
-    assert masked("abfss://box@account.net/in") == "abfss://box@account.net/in"
-    assert masked("https://host/in?sig=secret") == "https://host/in"
+def test_no_password_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "secret-of-env")
     config = Config.model_validate(
         {
-            "mlflow": {"tracking_uri": uri},
-            "store": {"path": "s3a://key:secret@bucket/scores"},
-            "spark": {"settings": {"fs.s3a.secret.key": "secret"}},
-            "input": {"options": {"password": "secret"}},
+            "mlflow": {"tracking_uri": "https://user:secret@mlflow.example.org:5000/x"},
+            "store": {"path": "s3a://key:secret/with/slash@bucket/scores"},
+            "ranked": {"path": ["a=s3a://key:secret@bucket/ranked"]},
+            "evaluation": {"baseline": "wasbs://box@account/r?sig=secret"},
+            "spark": {"settings": {"fs.s3a.secret.key": "secret-of-spark"}},
+            "input": {"options": {"password": "secret"}, "path": "/in/secret-of-spark"},
+            "output": {"path": "/out/secret-of-env"},
         }
     )
-    assert "secret" not in json.dumps(public_config(config)).replace("s3a.secret.key", "")
+    said = json.dumps(public_config(config))
+    assert "secret" not in said.replace("s3a.secret.key", "")
+    assert public_config(config)["store"]["path"] == "s3a://***@bucket/scores"
+
+
+def test_a_replay_asks_for_the_password_that_the_record_does_not_hold(
+    run_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """MLflow's own database takes a whole address, with a query, from the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = "http://user:secret@127.0.0.1:9"
+    record = json.loads(run_json.read_text())
+    record["config"]["mlflow"]["tracking_uri"] = masked(uri)
+    run_json.write_text(json.dumps(record))
+    command = replay_command(str(run_json), uri)
+    assert "password included, in MLFLOW_TRACKING_URI" in command and "secret" not in command
+    assert "\n" not in replay_command(str(run_json), "http://host")
+    assert main([str(run_json)]) == REFUSED
+    said = capsys.readouterr().err
+    assert "set MLFLOW_TRACKING_URI to the whole address" in said
+    ended = subprocess.run(
+        command.splitlines()[0], shell=True, capture_output=True, text=True, check=False,
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"},
+    )  # fmt: skip
+    assert ended.returncode == DONE, ended.stderr
+    assert json.loads(run_json.read_text())["mlflow_run_id"] == ended.stdout.strip()
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["/no/such/run.json"]])

@@ -1,0 +1,257 @@
+"""Everything that can be refused, looked at before any work starts, and reported in one list.
+
+What needs no Spark comes first, but does not end the look-around: a user who mends a model's name
+wants to know about the missing column, too. Only a session that cannot start hides what is behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn, ParamSpec, TypeVar
+
+from pyspark.sql import DataFrame, SparkSession
+
+from jobs.config import Config, EvaluationConfig
+from jobs.errors import RefusedError
+from jobs.evaluation.document import Baseline
+from jobs.evaluation.plan import Plan, make_plan
+from jobs.evaluation.qrels import read_qrels
+from jobs.evaluation.ranked import named, read_ranked
+from jobs.evaluation.result import find_baseline, labels_of
+from jobs.models import resolve_model
+from jobs.output import refuse_columns
+from jobs.places import (
+    refuse_overlap,
+    refuse_store_in_results,
+    refuse_unwritable,
+    table_folders,
+)
+from jobs.ranking import refuse_slices
+from jobs.record import Stopwatch
+from jobs.resources import refuse_scoring
+from jobs.session import open_session
+from jobs.tables import Pairs, read_pairs
+from jobs.tracking.client import fetch_baseline
+from jobs.tracking.runs import fetch_model
+from udfs.checkpoint import Checkpoint
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Findings:
+    """What several checks refuse, gathered."""
+
+    def __init__(self) -> None:
+        """Nothing is wrong yet."""
+        self._found: list[str] = []
+
+    def of(self, check: Callable[_P, _T], *args: _P.args, **keys: _P.kwargs) -> _T | None:
+        """What a check returns; None if it refuses, with its findings kept."""
+        try:
+            return check(*args, **keys)
+        except RefusedError as error:
+            self._found += [said for said in error.findings if said not in self._found]
+            return None
+
+    def __bool__(self) -> bool:
+        """Whether anything is wrong."""
+        return bool(self._found)
+
+    def add(self, finding: str) -> None:
+        """Keep a sentence: the value, what is wrong with it, and the remedy."""
+        self._found.append(finding)
+
+    def refuse(self) -> None:
+        """Refuse if anything was found.
+
+        Raises:
+            RefusedError: with all of it.
+        """
+        if self._found:
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Refuse with what was found."""
+        raise RefusedError(self._found)
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """What a run of `jobs.rerank` starts from, checked.
+
+    Attributes:
+        spark: the session.
+        plan: what an evaluation has to answer.
+        checkpoint: the model's folder.
+        pairs: the input; nothing of it but its columns was looked at.
+        qrels: those of `evaluation.qrels`; None: labels of the input, if any.
+        baseline: what to compare with, None if there is nothing (yet).
+    """
+
+    spark: SparkSession
+    plan: Plan
+    checkpoint: Checkpoint
+    pairs: Pairs
+    qrels: DataFrame | None
+    baseline: Baseline | DataFrame | None
+
+
+def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
+    """Look at everything `jobs.rerank` needs.
+
+    Raises:
+        RefusedError: with all that cannot work.
+    """
+    found, given, qrels_at = Findings(), config.input, config.evaluation.qrels
+    plan = found.of(make_plan, config.evaluation, config.report)
+    fetch = partial(fetch_model, config.mlflow.tracking_uri)
+    checkpoint = found.of(resolve_model, config.model, fetch)
+    with watch.part("session"):
+        spark = found.of(open_session, config)
+    if spark is None:
+        found.stop()
+    with watch.part("preflight"):
+        found.of(refuse_scoring, spark, config.scoring)
+        sources = [given.path, given.corpus, given.queries, given.run]
+        sources += table_folders(spark, given.table)
+        _check_places(found, spark, sources, config.output.path, config.store.path)
+        pairs = found.of(read_pairs, spark, given, config.model)
+        if pairs is not None:
+            found.of(refuse_columns, pairs.rows.schema, config.output.format)
+            found.of(refuse_slices, pairs.rows.columns, config.evaluation.slices)
+            found.of(refuse_unmeasured, config.evaluation, pairs.has)
+        qrels = found.of(read_qrels, spark, qrels_at) if qrels_at else None
+        baseline = None
+        if plan is not None:
+            baseline = found.of(
+                find_baseline, spark, plan, {}, partial(fetch_baseline, config.mlflow)
+            )
+    found.refuse()
+    assert plan is not None and checkpoint is not None and pairs is not None  # or it was refused
+    return Rerank(spark, plan, checkpoint, pairs, qrels, baseline)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What a run of `jobs.evaluate` starts from, checked.
+
+    Attributes:
+        spark: the session.
+        plan: what to answer.
+        paths: ranked tables by name, the judged one first.
+        tables: the same, read.
+        qrels: what to measure by.
+        texts: the pairs with their texts, None if none are to be shown.
+        baseline: what to compare with, None if there is nothing (yet).
+    """
+
+    spark: SparkSession
+    plan: Plan
+    paths: dict[str, str]
+    tables: dict[str, DataFrame]
+    qrels: DataFrame
+    texts: DataFrame | None
+    baseline: Baseline | DataFrame | None
+
+
+def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
+    """Look at everything `jobs.evaluate` needs.
+
+    Raises:
+        RefusedError: with all that cannot work.
+    """
+    found, given = Findings(), config.input
+    plan = found.of(make_plan, config.evaluation, config.report)
+    paths = found.of(named, config.ranked.path) or {}
+    first = next(iter(paths), "")
+    if paths and config.evaluation.baseline == first:
+        found.add(f"evaluation.baseline={first} is the table that is judged; name another one")
+    if config.report.examples and not (given.path or given.table or given.run):
+        found.add(
+            "report.examples shows texts, which a ranked table does not hold; set input.path "
+            "to the table it was made from, or leave report.examples out"
+        )
+    with watch.part("session"):
+        spark = found.of(open_session, config)
+    if spark is None:
+        found.stop()
+    with watch.part("reading"):
+        _check_places(found, spark, list(paths.values()), config.output.path, None)
+        slices = {first: config.evaluation.slices}
+        read = {n: found.of(read_ranked, spark, p, slices.get(n, ())) for n, p in paths.items()}
+        tables = {name: table for name, table in read.items() if table is not None}
+        qrels = _judgements(found, spark, config.evaluation.qrels, tables.get(first))
+        pairs = None
+        if config.report.examples and not found:
+            pairs = found.of(read_pairs, spark, given, config.model)
+        baseline = None
+        if plan is not None:
+            others = {name: table for name, table in tables.items() if name != first}
+            fetch = partial(fetch_baseline, config.mlflow)
+            baseline = found.of(find_baseline, spark, plan, others, fetch)
+    found.refuse()
+    assert plan is not None and qrels is not None  # or it was refused
+    texts = None if pairs is None else pairs.rows
+    return Evaluate(spark, plan, paths, tables, qrels, texts, baseline)
+
+
+def _judgements(
+    found: Findings, spark: SparkSession, path: str | None, table: DataFrame | None
+) -> DataFrame | None:
+    """The qrels; those of a file even where the table to be judged cannot be read."""
+    if path:
+        return found.of(read_qrels, spark, path)
+    if table is None:
+        return None
+    qrels = found.of(labels_of, table)
+    if qrels is None and not found:
+        found.add(
+            "there is nothing to measure by: set evaluation.qrels, or give a ranked table with "
+            "grades in a column label"
+        )
+    return qrels
+
+
+def judgements_of(
+    config: EvaluationConfig, qrels: DataFrame | None, valid: DataFrame
+) -> DataFrame | None:
+    """The qrels that were read, else the labels of valid rows; None where nobody asks for any.
+
+    Raises:
+        RefusedError: labels that cannot be used, or none at all where a gate needs some.
+    """
+    if qrels is not None:
+        return qrels
+    found = labels_of(valid)
+    refuse_unmeasured(config, () if found is None else ("label",))
+    return found
+
+
+def refuse_unmeasured(config: EvaluationConfig, has: Collection[str]) -> None:
+    """A gate, or a comparison, that nothing can answer must not pass in silence.
+
+    Raises:
+        RefusedError: if there are neither qrels nor labels.
+    """
+    asked = [f"evaluation.{key}" for key in ("gate", "baseline") if getattr(config, key)]
+    if asked and not config.qrels and "label" not in has:
+        raise RefusedError(
+            f"{' and '.join(asked)} cannot be answered without judgements; set evaluation.qrels, "
+            "or input.label to a column of grades"
+        )
+
+
+def _check_places(
+    found: Findings,
+    spark: SparkSession,
+    sources: Sequence[str | None],
+    out: str | None,
+    store: str | None,
+) -> None:
+    targets = {"output.path": out, "store.path": store}
+    found.of(refuse_overlap, spark, sources, targets)
+    found.of(refuse_store_in_results, spark, str(out), store)
+    found.of(refuse_unwritable, spark, targets)

@@ -1,0 +1,235 @@
+"""What is refused before any work starts: all at once, with exit code 2 and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs import evaluate, preflight
+from jobs.errors import DONE, REFUSED
+from jobs.files import Files
+from tests.conftest import ROOT, SENTENCES
+from tests.spark.conftest import SAMPLE, Job
+
+
+def findings(said: str) -> list[str]:
+    return [line.removeprefix("  - ") for line in said.splitlines() if line.startswith("  - ")]
+
+
+def test_findings_of_all_kinds_come_in_one_list(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("work was started")
+
+    monkeypatch.setattr("jobs.rerank.probing", start)
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    code = job(
+        out, model__name="/no/model", input__query="question", evaluation__slices="tongue",
+        evaluation__gate="nDCG@10 >= high", evaluation__qrels="/no/qrels",
+        store__path=f"{SAMPLE}/scores",
+    )  # fmt: skip
+    assert code == REFUSED
+    found = findings(capsys.readouterr().err)
+    for said in (
+        "cannot read rule", "model folder /no/model does not exist", "no column question",
+        "output.path=", "store.path=", "lie in one another", "/no/qrels",
+    ):  # fmt: skip
+        assert any(said in finding for finding in found), said
+    assert len(found) == len(set(found)) >= 7
+
+
+def test_a_gate_that_nothing_can_answer_is_refused(
+    job: Job, spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without labels there used to be no evaluation, and the gate passed in silence."""
+    out, gate = tmp_path / "out", "p95_ms_per_pair <= 20"
+    assert job(out, evaluation__gate=gate) == REFUSED
+    assert "evaluation.gate cannot be answered without judgements" in capsys.readouterr().err
+    rows = [("1", "q", "a", SENTENCES[0], None)]
+    schema = "query_id string, query string, doc_id string, doc string, label int"
+    spark.createDataFrame(rows, schema).write.parquet(str(tmp_path / "in.parquet"))
+    given = {"input__path": tmp_path / "in.parquet", "input__doc_template": None}
+    assert job(out, evaluation__gate=gate, input__label="label", **given) == REFUSED
+    assert "cannot be answered" in capsys.readouterr().err
+    assert not list(out.glob("*"))
+
+
+def test_places_are_tried_and_left_as_they_were(spark: SparkSession, tmp_path: Path) -> None:
+    files = Files(spark)
+    files.try_write(str(tmp_path / "a" / "b"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "kept").write_text("x")
+    files.try_write(str(tmp_path / "a" / "b"))
+    files.try_write(str(tmp_path / "a"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "kept"]
+    for place in (tmp_path / "a" / "kept" / "below", Path("/proc/out")):
+        with pytest.raises(OSError, match=r"\w+: "):
+            files.try_write(str(place))
+    with pytest.raises(OSError, match="UnsupportedFileSystem"):
+        files.try_write("nosuch://bucket/out")
+
+
+@pytest.mark.parametrize(
+    ("store", "refused"),
+    [
+        ("out", True), ("out/ranked/scores", True), ("out/_work", True), (".", True),
+        ("out/my-scores", False), ("scores", False),
+    ],
+)  # fmt: skip
+def test_a_store_where_runs_would_delete_it_is_refused(
+    store: str, refused: bool, spark: SparkSession, tmp_path: Path
+) -> None:
+    found = preflight.Findings()
+    found.of(preflight.refuse_store_in_results, spark, str(tmp_path / "out"), str(tmp_path / store))
+    assert bool(found) == refused
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "refused"),
+    [
+        ("in", "in/../in/out", True), ("in/../in", "in", True), ("link", "in/out", True),
+        ("*", "in/out", True), ("i[n]", "in", True), ("*.parquet", "in", False),
+        ("in", "in-2", False), ("in/day=1", "in/day=2", False),
+    ],
+)  # fmt: skip
+def test_overlaps_are_seen_through_dots_links_and_patterns(
+    source: str, out: str, refused: bool, spark: SparkSession, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    found = preflight.Findings()
+    target = {"output.path": f"{tmp_path}/{out}"}
+    found.of(preflight.refuse_overlap, spark, [f"{tmp_path}/{source}"], target)
+    assert bool(found) == refused
+
+
+def test_an_evaluation_reports_everything_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spark: SparkSession
+) -> None:
+    del spark
+    pq.write_table(pa.table({"query_id": ["1"], "doc_id": ["a"]}), tmp_path / "ranked.parquet")
+    words = [
+        "--ranked.path", f"a={tmp_path}/ranked.parquet", "--ranked.path", "b=/no/ranked",
+        "--output.path", "/proc/out", "--report.examples", "2", "--evaluation.qrels", "/no/qrels",
+        "--evaluation.metrics", "MRR@10", "--mlflow.enabled", "false",
+    ]  # fmt: skip
+    assert evaluate.main(words) == REFUSED
+    found = findings(capsys.readouterr().err)
+    for said in ("lacks score", "/no/ranked", "/proc/out", "report.examples", "/no/qrels", "MRR"):
+        assert any(said in finding for finding in found), said
+
+
+NASTY = [
+    "x` ; DROP TABLE pairs; --", "`", "a.b", "*", "in.in", "${x}", "label'); --", "query`.`id",
+    "__proto", "a b,c(d)=\t\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["parquet", "json"])
+def test_names_that_look_like_sql_are_only_names(form: str, job: Job, tmp_path: Path) -> None:
+    """As columns passed through, as slices, and as the columns of the pair itself."""
+    query, doc, *passed = NASTY
+    table = pd.DataFrame(
+        {
+            "query_id": ["1", "1"], query: [SENTENCES[0]] * 2, "doc_id": ["a", "b"],
+            doc: SENTENCES[1:3], "label": [0, 1], **{name: [f"v-{name}"] * 2 for name in passed},
+        }
+    )  # fmt: skip
+    source = tmp_path / f"in.{form}"
+    if form == "json":
+        table.to_json(source, orient="records", lines=True)
+    else:
+        table.to_parquet(source)
+    code = job(
+        tmp_path / "out", input__path=source, input__doc_template=None, input__query=query,
+        input__doc=doc, evaluation__slices=passed[0], input__label="label",
+    )  # fmt: skip
+    assert code == DONE
+    ranked = pq.read_table(tmp_path / "out" / "ranked").to_pandas()
+    assert len(ranked) == 2
+    kept = [name for name in passed if not name.startswith("__")]
+    assert set(kept) <= set(ranked.columns)
+    for name in kept:
+        assert set(ranked[name]) == {f"v-{name}"}
+
+
+@pytest.mark.parametrize("table", ["x` ; DROP TABLE pairs", "x; DROP TABLE y", "no.such.table"])
+def test_a_table_name_never_runs_as_sql(
+    table: str, job: Job, spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spark.range(3).createOrReplaceTempView("pairs")
+    assert job(tmp_path / "out", input__path=None, input__table=table) == REFUSED
+    assert "cannot be read" in capsys.readouterr().err
+    assert spark.table("pairs").count() == 3
+    spark.catalog.dropTempView("pairs")
+
+
+def evil(kind: str, folder: Path) -> str:
+    """Make a model folder malicious; what must be said of it."""
+    mark = folder.parent / "was-run"
+    code = f"open({str(mark)!r}, 'w')\nclass Model: pass\n"
+    (folder / "modeling.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    if kind == "auto_map":
+        config["auto_map"] = {"AutoModelForSequenceClassification": "modeling.Model"}
+    elif kind == "internal":
+        config["_attn_implementation_internal"] = "evil/kernels"
+    elif kind == "pickle":
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cbuiltins\nexec\n.")
+    elif kind == "index":
+        (folder / "model.safetensors").rename(folder / "model-1-of-1.safetensors")
+        index = {"weight_map": {"x": "../../evil.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(config))
+    return {
+        "auto_map": "asks for code of its own (auto_map)",
+        "internal": "asks for code of its own (_attn_implementation_internal)",
+        "pickle": "which can run code",
+        "index": "none of this folder's weight files",
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["auto_map", "internal", "pickle", "index"])
+def test_a_malicious_model_is_refused_and_nothing_of_it_runs(
+    kind: str, job: Job, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    said = evil(kind, folder)
+    out = tmp_path / "out"
+    assert job(out, model__name=folder) == REFUSED
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("way", ["SPARK_REMOTE", "spark.remote"])
+def test_spark_connect_is_refused_in_a_sentence(way: str, tiny_bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--input.path", str(SAMPLE), "--model.name", str(tiny_bert),
+             "--model.max_length", "64", "--output.path", str(out)]  # fmt: skip
+    words += ["--spark.settings", "spark.remote=local[2]"] if way == "spark.remote" else []
+    environment = {**os.environ, **({"SPARK_REMOTE": "local[2]"} if way == "SPARK_REMOTE" else {})}
+    ended = subprocess.run(
+        [sys.executable, "-m", "jobs.rerank", *words],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == REFUSED
+    assert findings(ended.stderr) == [
+        f"{way}=local[2] asks for Spark Connect, which gives a client no driver JVM to move "
+        "results into place with; use a classic session (spark-submit, or spark.master)"
+    ]
+    assert not out.exists()

@@ -1,0 +1,302 @@
+"""Upkeep of a real store: what a few runs, two of them at once and one killed, leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from jobs.errors import DONE, GATE_NOT_PASSED, REFUSED
+from jobs.files import Files
+from jobs.store import ScoreStore
+from jobs.store.__main__ import main
+from jobs.store.inventory import take_inventory
+from jobs.store.merging import merge
+from tests.conftest import ROOT
+
+PRINT = "0" * 32
+
+
+def keys(first: int, last: int) -> list[str]:
+    return [f"{number:064x}" for number in range(first, last)]
+
+
+@pytest.fixture
+def store(written: Path, spark: SparkSession, tmp_path: Path) -> ScoreStore:
+    """A copy of the store for each test."""
+    shutil.copytree(written, tmp_path / "scores")
+    return ScoreStore(spark, str(tmp_path / "scores"), PRINT)
+
+
+@pytest.fixture(scope="module")
+def written(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four attempts: 100 pairs in 4 files, 60 of them again with other last bits, 20 more, none.
+
+    Pair 7 has no finite score, pair 50 has one in the second attempt only.
+    """
+    folder = tmp_path_factory.mktemp("store") / "scores"
+    store = ScoreStore(spark, str(folder), PRINT)
+    store.open({"model": "tiny", "revision": "0123456789", "max_length": 64, "precision": "bf16"})
+    for first, last, shift, files in ((0, 100, 0.0, 4), (40, 120, 0.001, 3), (115, 130, 0.002, 1)):
+        rows = [(key, int(key, 16) + shift) for key in keys(first, last)]
+        table = spark.createDataFrame(rows, "pair_key string, logit double").repartition(files)
+        failed = (F.col("pair_key") == keys(7, 8)[0]) | (F.col("pair_key") == keys(50, 51)[0])
+        failed = failed & F.lit(first == 0)
+        store.append(
+            table.withColumns(
+                {
+                    "n_tokens": F.lit(9), "n_padded": F.lit(0), "truncated": F.lit(False),
+                    "device_ms": F.lit(0.5), "logit": F.when(~failed, F.col("logit")),
+                    "status": F.when(failed, "nonfinite").otherwise("ok"),
+                }
+            )
+        )  # fmt: skip
+    dead = Path(store.folder) / "attempt=dead" / "_temporary" / "0"
+    dead.mkdir(parents=True)
+    (dead / "part-0.parquet").write_bytes(b"PAR1 half")
+    return folder
+
+
+def content(store: ScoreStore) -> pd.DataFrame:
+    return store.read().toPandas().sort_values("pair_key", ignore_index=True)
+
+
+def run(verb: str, store: ScoreStore, *words: str) -> int:
+    return main([verb, "--store.path", str(Path(store.folder).parent), *words])
+
+
+def age(store: ScoreStore, hours: float) -> None:
+    """Make everything look as if it had been written so long ago."""
+    then = time.time() - hours * 3600
+    folder = Path(store.folder)
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (then, then))
+
+
+def test_ls_tells_what_a_store_holds(store: ScoreStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ls", store) == DONE
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[:7] == [PRINT, "tiny@0123456", "64", "bf16", "130", "8", row[6]]
+    assert row[8] == "4"
+
+
+def test_a_store_that_is_none_is_refused(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del spark
+    assert main(["ls", "--store.path", str(tmp_path / "no")]) == REFUSED
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["gc", "--store.path", str(tmp_path), "--older-than", "soon"]) == REFUSED
+    assert "store.older_than" in capsys.readouterr().err
+    assert main(["ls", "--store.path", str(tmp_path)]) == REFUSED
+    assert "holds no fingerprint" in capsys.readouterr().err
+    assert main(["tidy"]) == REFUSED
+    assert main(["--help"]) == DONE
+    assert "compact" in capsys.readouterr().out
+
+
+def test_verify_passes_scores_that_differ_by_the_last_bits_only(
+    store: ScoreStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("verify", store) == DONE
+    said = capsys.readouterr().out
+    assert "129 pairs in 8 files, 64 scored more than once (they differ by up to 0.00" in said
+    assert run("verify", store, "--store.tolerance", "0.0005") == GATE_NOT_PASSED
+    assert "64 pairs have scores that differ by more than" in capsys.readouterr().out
+
+
+def flip(file: Path) -> None:
+    """A bit in the middle of the data, with nobody but Parquet to notice."""
+    content = bytearray(file.read_bytes())
+    content[60] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def other(file: Path) -> None:
+    pd.DataFrame({"pair_key": [1.5]}).to_parquet(file)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, other])
+def test_verify_names_a_file_that_cannot_be_read(
+    damage: Callable[[Path], None], store: ScoreStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sorted(Path(store.folder).glob("attempt=*/part-*.parquet"))[2]
+    (file.parent / f".{file.name}.crc").unlink()
+    damage(file)
+    assert run("verify", store) == GATE_NOT_PASSED
+    findings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  - ")]
+    assert len(findings) == 1
+    assert file.name in findings[0] and "scored again" in findings[0]
+
+
+def test_verify_names_a_file_of_another_table(
+    store: ScoreStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(store.folder) / "attempt=stranger"
+    folder.mkdir()
+    pd.DataFrame({"pair_key": ["x", "y"], "doc": ["a", "b"]}).to_parquet(folder / "p.parquet")
+    assert run("verify", store) == GATE_NOT_PASSED
+    assert "p.parquet: 2 of 2 rows are no scores" in capsys.readouterr().out
+
+
+def test_compact_leaves_a_store_in_use_alone(
+    store: ScoreStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path(store.folder).rglob("*"))
+    assert run("compact", store) == DONE
+    assert "used 0 minutes ago, left alone" in capsys.readouterr().out
+    assert sorted(Path(store.folder).rglob("*")) == before
+    age(store, hours=7)
+    store.open({"model": "tiny"})  # a run that has only looked
+    assert run("compact", store) == DONE
+    assert "left alone" in capsys.readouterr().out
+
+
+def test_compact_merges_and_changes_no_score(
+    store: ScoreStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of pairs with two scores every reader still takes the one it took before."""
+    before = content(store)
+    assert len(before) == 130
+    age(store, hours=7)
+    assert run("compact", store, "--dry-run") == DONE
+    assert "would merge 8 files" in capsys.readouterr().out
+    assert run("compact", store) == DONE
+    assert "8 files of 3 attempts are now 1, with 130 pairs" in capsys.readouterr().out
+    assert len(list(Path(store.folder).rglob("part-*.snappy.parquet"))) == 1
+    pd.testing.assert_frame_equal(content(store), before)
+    assert run("verify", store) == DONE
+    age(store, hours=7)
+    assert run("compact", store) == DONE
+    assert "nothing to merge" in capsys.readouterr().out
+
+
+def test_a_merge_with_a_younger_attempt_keeps_each_readers_choice(store: ScoreStore) -> None:
+    """The merged attempt's name is random; what counts is the name a score came with."""
+    before = content(store)
+    (inventory,) = take_inventory(Files(store._spark), str(Path(store.folder).parent))
+    for leave_out in (0, 1):
+        attempts = [a for a in inventory.attempts if a.files]
+        copy = Path(store.folder).with_name(f"fingerprint={leave_out}")
+        shutil.copytree(store.folder, copy)
+        kept = attempts.pop(leave_out)
+        aside = copy.parent / f"aside-{leave_out}"
+        (copy / Path(kept.path).name).rename(aside)
+        copied = ScoreStore(store._spark, str(copy.parent), str(leave_out))
+        found = take_inventory(Files(store._spark), str(copy.parent))
+        merge(store._spark, next(f for f in found if f.name == str(leave_out)))
+        aside.rename(copy / Path(kept.path).name)
+        pd.testing.assert_frame_equal(content(copied), before)
+
+
+def test_compact_may_be_killed_between_any_two_steps(
+    store: ScoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after each deletion, and with half a folder deleted: the same scores."""
+    before = content(store)
+    age(store, hours=7)
+    really, steps = Files.delete, 0
+
+    class KilledError(Exception):
+        pass
+
+    def delete(files: Files, path: str) -> None:
+        nonlocal steps
+        pd.testing.assert_frame_equal(content(store), before)
+        half = sorted(Path(path.removeprefix("file:")).glob("part-*.parquet"))
+        for file in half[: len(half) // 2]:
+            file.unlink()
+        pd.testing.assert_frame_equal(content(store), before)
+        steps += 1
+        if steps == 2:
+            raise KilledError
+        really(files, path)
+
+    monkeypatch.setattr(Files, "delete", delete)
+    with pytest.raises(KilledError):
+        run("compact", store, "--store.settled", "0m")
+    pd.testing.assert_frame_equal(content(store), before)
+    assert run("compact", store, "--store.settled", "0m") == DONE
+    pd.testing.assert_frame_equal(content(store), before)
+    assert steps >= 4
+
+
+def test_a_merge_that_cannot_read_all_deletes_nothing(
+    store: ScoreStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = min(Path(store.folder).glob("attempt=*/part-*.parquet"))
+    cut(file)
+    (file.parent / f".{file.name}.crc").unlink()
+    before = sorted(Path(store.folder).glob("*/part-*.parquet"))
+    assert run("compact", store, "--store.settled", "0m") == REFUSED
+    assert "nothing was deleted" in capsys.readouterr().err
+    assert sorted(Path(store.folder).glob("*/part-*.parquet")) == before
+
+
+def test_gc_drops_dead_attempts_and_what_is_out_of_use(
+    store: ScoreStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(store)
+    assert run("gc", store) == DONE  # all of it may still be at work
+    assert "0 B freed" in capsys.readouterr().out
+    age(store, hours=7)
+    assert run("gc", store, "--dry-run") == DONE
+    assert "would drop" in capsys.readouterr().out
+    assert (Path(store.folder) / "attempt=dead").exists()
+    assert run("gc", store) == DONE
+    assert "attempt=dead: no task of it has ended" in capsys.readouterr().out
+    assert not (Path(store.folder) / "attempt=dead").exists()
+    left = min(Path(store.folder).glob("attempt=*")) / "_temporary" / "0"
+    left.mkdir(parents=True)
+    (left / "part-9.parquet").write_bytes(b"half")
+    age(store, hours=24 * 29)
+    assert run("gc", store) == DONE
+    assert "tasks that never ended" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(content(store), before)
+    age(store, hours=24 * 31)
+    assert run("gc", store, "--older-than", "32d") == DONE
+    pd.testing.assert_frame_equal(content(store), before)
+    assert run("gc", store, "--older-than", "30d") == DONE
+    assert "not used for 31 days" in capsys.readouterr().out
+    assert not Path(store.folder).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_9_of_compact_at_any_time_loses_no_score(store: ScoreStore) -> None:
+    before = content(store)
+    killed = 0
+    for delay in (0.0, 0.05, 0.2, 0.4, 0.8):
+        age(store, hours=7)
+        folders = set(Path(store.folder).glob("attempt=*"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.store", "compact", "--store.path",
+             str(Path(store.folder).parent), "--spark.master", "local[1]"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        while process.poll() is None and set(Path(store.folder).glob("attempt=*")) == folders:
+            time.sleep(0.01)
+        time.sleep(delay)
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            killed += 1
+        process.wait()
+        pd.testing.assert_frame_equal(content(store), before)
+    assert killed >= 2
+    about = json.loads((Path(store.folder) / "_about.json").read_text())
+    assert about["model"] == "tiny"
