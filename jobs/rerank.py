@@ -16,6 +16,7 @@ from jobs.config import Config
 from jobs.errors import DONE, TOO_MANY_REJECTS
 from jobs.evaluation.result import PER_QUERY, Table, evaluate
 from jobs.lengths import profile_lengths
+from jobs.masking import masked
 from jobs.output import OutputFolder
 from jobs.preflight import Rerank, check_rerank, judgements_of
 from jobs.record import Stopwatch, about_scores, make_record, with_evaluation
@@ -52,7 +53,8 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
     draft = ship_model(spark, checkpoint, make_spec(config, checkpoint), config.model.ship)
     with out:
         profile = scoring_profile(config.scoring)
-        # Otherwise there may be nothing to score, or executors of their own wait for it idly.
+        # Workers load the model ahead where there is something to score for sure, unless they are
+        # executors of their own, which are not to wait for it idly.
         ahead = profile is None and is_new(spark, scores_at)
         with probing(spark, draft, config.model.precision, profile, load=ahead) as probed:
             with watch.part("checking"):
@@ -94,7 +96,8 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
     if rate > config.input.max_reject_rate:
         sys.stderr.write(
             f"{rate:.2%} of the rows were rejected, input.max_reject_rate allows "
-            f"{config.input.max_reject_rate:.2%}; see {places['rejects']}, or raise the limit\n"
+            f"{config.input.max_reject_rate:.2%}; see {masked(places['rejects'])}, "
+            "or raise the limit\n"
         )
         return TOO_MANY_REJECTS
     return finish.exit_code(document, tracked)

@@ -233,3 +233,31 @@ def test_spark_connect_is_refused_in_a_sentence(way: str, tiny_bert: Path, tmp_p
         "results into place with; use a classic session (spark-submit, or spark.master)"
     ]
     assert not out.exists()
+
+
+def test_the_event_log_holds_no_secret(tmp_path: Path) -> None:
+    """Spark's own pattern lets a SAS token and a data source name pass."""
+    code = """
+import sys
+from jobs.config import Config
+from jobs.session import open_session
+
+settings = {
+    "spark.eventLog.enabled": "true", "spark.eventLog.compress": "false",
+    "spark.eventLog.dir": sys.argv[1], "spark.eventLog.rolling.enabled": "false",
+    "spark.hadoop.fs.azure.sas.fixed": "hush-sas", "spark.executorEnv.SENTRY_DSN": "hush-dsn",
+    "spark.hadoop.fs.s3a.secret.key": "hush-key", "spark.hadoop.my.host": "not-hidden",
+}
+spark = open_session(Config.model_validate({"spark": {"settings": settings, "master": "local[1]"}}))
+spark.range(3).count()
+spark.stop()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, tmp_path.as_uri()],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (log,) = [file for file in tmp_path.iterdir() if not file.name.startswith(".")]
+    written = log.read_text() + ended.stderr + ended.stdout
+    assert "not-hidden" in written
+    assert "hush" not in written
