@@ -149,10 +149,16 @@ def test_only_the_scoring_stage_gets_executors_with_gpus(
     assert ended.returncode == 0, ended.stderr[-3000:]
     (log,) = [file for file in events.rglob("*") if file.is_file() and file.name[0] != "."]
     lines = [json.loads(line) for line in log.open(encoding="utf-8")]
-    stages = [row["Stage Info"] for row in lines if row["Event"] == "SparkListenerStageSubmitted"]
-    scored = [row for row in stages if "MapInPandas" in json.dumps(row["RDD Info"])]
-    assert {row["Resource Profile Id"] for row in scored} == {1}
-    assert {row["Resource Profile Id"] for row in stages} == {0, 1}
+    events_of = {"Executor Info": "SparkListenerExecutorAdded",
+                 "Stage Info": "SparkListenerStageSubmitted"}  # fmt: skip
+    executors, stages = (
+        [row[info] for row in lines if row["Event"] == event] for info, event in events_of.items()
+    )
+    with_gpu = {row["Resource Profile Id"] for row in executors if row["Resources"]}
+    without = {row["Resource Profile Id"] for row in executors if not row["Resources"]}
+    assert without == {0} and len(with_gpu) == 1 and not with_gpu & without
+    assert len({s["Stage ID"] for s in stages if s["Resource Profile Id"] in with_gpu}) == 1
+    assert {s["Resource Profile Id"] for s in stages} == with_gpu | without
     equals_a_local_run(tiny_bert, tmp_path)
 
 
