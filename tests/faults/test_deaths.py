@@ -13,7 +13,9 @@ from tests.faults.conftest import KILLED, Job
 from tests.faults.daemon import Faults
 from tests.faults.launch import Driver
 
-TASKS, SLOTS = 8, 2
+pytestmark = pytest.mark.timeout(900)
+
+SLOTS = 2
 LARGEST_TASK = 60  # pairs; hashing spreads 245 of them over eight tasks
 
 
