@@ -141,6 +141,11 @@ class BatchingConfig(Section):
     partitions: Annotated[int, Field(ge=0)] = Field(
         0, description="scoring tasks (0: from the number of pairs and task slots) [tasks]"
     )
+    timeout: Annotated[float, Field(ge=0)] = Field(
+        600.0,
+        description="longest time for one batch; a worker that takes longer hangs: it ends, and "
+        "Spark starts its task again (0: wait for ever) [s]",
+    )
 
 
 class ScoringConfig(Section):

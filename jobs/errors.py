@@ -26,5 +26,9 @@ class RefusedError(Exception):
         super().__init__("\n".join(self.findings))
 
 
+class LockedError(Exception):
+    """Another run is moving its results to the same places and does not end."""
+
+
 class BookkeepingError(Exception):
     """Rows written do not add up to rows read. The output folder keeps its former content."""

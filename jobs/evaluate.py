@@ -50,12 +50,11 @@ def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
                 ready.plan, judged, further, ready.baseline, ready.qrels, out,
                 tie_break=config.ranking.tie_break,
             )  # fmt: skip
-        out.publish([PER_QUERY])
-    record = make_evaluation_record(
-        run_id=out.run_id, config=config, document=document, watch=watch,
-        spark_version=spark.version,
-    )  # fmt: skip
-    places = {PER_QUERY: out.place(PER_QUERY), **finish.write(out, record, document)}
+        record = make_evaluation_record(
+            run_id=out.run_id, config=config, document=document, watch=watch,
+            spark_version=spark.version,
+        )  # fmt: skip
+        places = finish.publish(out, [PER_QUERY], record, document)
     sys.stdout.write(evaluation_summary(document, places) + "\n")
     return finish.exit_code(document, finish.track_run(config, out, record))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,34 @@ class Files:
         """
         if not self._system(path).mkdirs(self._path(path)):
             raise OSError(f"cannot make the folder {path}")
+
+    def delete_if_empty(self, path: str) -> None:
+        """Remove a folder in which another run has not begun anything meanwhile."""
+        with suppress(Py4JJavaError):  # it holds something
+            self._system(path).delete(self._path(path), False)
+
+    def create(self, path: str) -> bool:
+        """Make an empty file, and say whether it was not there before.
+
+        One of many callers gets True, where the file system creates files atomically (HDFS does;
+        Hadoop's view of a local disk does not).
+        """
+        try:
+            return bool(self._system(path).createNewFile(self._path(path)))
+        except Py4JJavaError:
+            if self.exists(path):
+                return False
+            raise
+
+    def modified(self, path: str) -> float | None:
+        """When a file or folder last changed, by the file system's clock [s]; None without one."""
+        try:
+            status = self._system(path).getFileStatus(self._path(path))
+        except Py4JJavaError as error:
+            if error.java_exception.getClass().getName() != "java.io.FileNotFoundException":
+                raise
+            return None
+        return float(status.getModificationTime()) / 1000.0
 
     def try_write(self, folder: str) -> None:
         """Write a small file into a folder and remove it, with every folder made for it.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.config import Config
 from jobs.errors import DONE, GATE_NOT_PASSED, NOT_TRACKED
+from jobs.evaluation.result import PER_QUERY
 from jobs.models import cache
 from jobs.output import OutputFolder
 from jobs.tracking.client import TrackingError, replay_command, track
@@ -19,32 +20,39 @@ REPORT = "report.html"
 RUN = "run.json"
 
 
-def write(
-    out: OutputFolder, record: Mapping[str, Any], document: Mapping[str, Any] | None
+def publish(
+    out: OutputFolder,
+    tables: Sequence[str],
+    record: Mapping[str, Any],
+    document: Mapping[str, Any] | None,
 ) -> dict[str, str]:
-    """Write metrics, record and report; the report last, as it holds nothing of its own.
+    """Write metrics, report and record, and move them and the tables to their places.
+
+    The record is named last: it says that a run is whole.
 
     Args:
         out: the output folder.
+        tables: what was staged so far.
         record: content of run.json.
-        document: the evaluation, None where there was nothing to measure by.
+        document: the evaluation, None where there was nothing to measure by. Measures of an
+            earlier run are removed then.
 
     Returns:
-        Path by name.
+        Path by name, without endings.
     """
-    for name in (METRICS, REPORT):
-        out.remove(name)
-    if document is None:
-        return {"run": out.write_json(RUN, record)}
-    from jobs.reporting.report import render
+    files = [RUN]
+    if document is not None:
+        from jobs.reporting.report import render
 
-    about = {key: record[key] for key in ("run_id", "started", "config", "versions")}
-    kept = {key: value for key, value in document.items() if key != "examples"}
-    return {
-        "metrics": out.write_json(METRICS, kept),
-        "run": out.write_json(RUN, record),
-        "report": out.write_text(REPORT, render({"examples": [], **document, **about})),
-    }
+        about = {key: record[key] for key in ("run_id", "started", "config", "versions")}
+        kept = {key: value for key, value in document.items() if key != "examples"}
+        out.stage_json(METRICS, kept)
+        out.stage_text(REPORT, render({"examples": [], **document, **about}))
+        files = [METRICS, REPORT, RUN]
+    out.stage_json(RUN, record)
+    names = [*tables, *files]
+    out.publish(names, gone={PER_QUERY, METRICS, REPORT} - set(names))
+    return {Path(name).stem: out.place(name) for name in names}
 
 
 def exit_code(document: Mapping[str, Any] | None, tracked: int) -> int:
@@ -68,7 +76,7 @@ def track_run(config: Config, out: OutputFolder, record: Mapping[str, Any]) -> i
         )
         return NOT_TRACKED
     if not is_local:
-        out.write_json(RUN, {**record, "mlflow_run_id": run_id})
+        out.update_json(RUN, {**record, "mlflow_run_id": run_id})
     sys.stdout.write(f"{'mlflow':<10} run {run_id}\n")
     return DONE
 

@@ -16,7 +16,8 @@ from jobs.files import Files
 
 # Children of OUT that a run replaces or removes, with all they hold.
 _REPLACED: Final = (
-    "ranked", "rejects", "per_query", "metrics.json", "report.html", "run.json", "_work", "_former",
+    "ranked", "rejects", "per_query", "metrics.json", "report.html", "run.json",
+    "_work", "_swap.json", ".lock",
 )  # fmt: skip
 
 

@@ -83,13 +83,9 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
                 document = evaluate(
                     plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
                 )
+        record = with_evaluation({**record, "timings": watch.timings()}, document)
         tables = ["ranked", "rejects", *([PER_QUERY] if document else [])]
-        out.publish(tables)
-        if document is None:
-            out.remove(PER_QUERY)
-    record = with_evaluation({**record, "timings": watch.timings()}, document)
-    places = {name: out.place(name) for name in tables}
-    places |= finish.write(out, record, document)
+        places = finish.publish(out, tables, record, document)
     sys.stdout.write(closing_summary(record, document, places) + "\n")
     tracked = finish.track_run(config, out, record)
     rate = record["rates"]["reject_rate"]

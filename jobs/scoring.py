@@ -55,6 +55,7 @@ def make_spec(config: Config, checkpoint: Checkpoint) -> ScorerSpec:
         max_tokens=batching.max_tokens,
         max_pairs=batching.max_pairs,
         window=batching.window,
+        batch_timeout=batching.timeout,
     )
 
 

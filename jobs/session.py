@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,9 +45,13 @@ _LOCAL: Final = {
 }
 # Event log and UI hide more than Spark would by itself.
 _QUIET: Final = {
-    "spark.redaction.regex": SECRET_NAME,
+    "spark.redaction.regex": f"{SECRET_NAME}|{USER_IN_URI}",  # of a setting's name or value
     "spark.redaction.string.regex": USER_IN_URI,
 }
+# How often a task is started in all, as on a cluster (spark.task.maxFailures); `local[n]` gives up
+# a whole run for one worker that died.
+_LOCAL_ATTEMPTS: Final = 4
+_LOCAL_MASTER: Final = re.compile(r"local(\[(?P<slots>\*|\d+)(, *\d+)?\])?")
 _NVIDIA: Final = Path("/dev/nvidiactl")
 # Under local[*] there is no executor to hold a GPU: with these set, no task ever starts.
 _GPU_SETTINGS: Final = ("spark.task.resource.gpu.", "spark.executor.resource.gpu.")
@@ -69,9 +74,11 @@ def open_session(config: Config) -> SparkSession:
     builder = SparkSession.Builder().appName(config.spark.app_name)
     if not under_spark_submit():
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        builder = builder.master(config.spark.master)
-        if config.spark.master.startswith("local"):
-            settings = {**_LOCAL, **_local_shuffle(config.spark.master), **_daemon(), **settings}
+        master = config.spark.master
+        if master.startswith("local"):
+            master = _with_retries(master) if is_local(master) else master
+            settings = {**_LOCAL, **_local_shuffle(master), **_daemon(), **settings}
+        builder = builder.master(master)
     for key, value in {**_QUIET, **settings}.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
@@ -102,13 +109,23 @@ def _daemon() -> dict[str, str]:
     return {} if _NVIDIA.exists() else {"spark.python.daemon.module": "udfs.daemon"}
 
 
+def _with_retries(master: str) -> str:
+    """A local master that starts a task again when its worker dies: `local[2]` -> `local[2,4]`.
+
+    Raises:
+        RefusedError: if it looks local and is no master.
+    """
+    found = _LOCAL_MASTER.fullmatch(master)
+    if not found:
+        raise RefusedError(f"spark.master={master} is no master; write local[*] or local[2]")
+    return master if "," in master else f"local[{found['slots'] or 1},{_LOCAL_ATTEMPTS}]"
+
+
 def _local_shuffle(master: str) -> dict[str, str]:
     """A shuffle of 200 partitions costs a laptop more than its sort."""
-    if not master.startswith("local["):
+    if not is_local(master):
         return {"spark.sql.shuffle.partitions": "4"}
-    cores = master.removeprefix("local[").split(",")[0].rstrip("]")
-    if cores != "*" and not cores.isdigit():
-        raise RefusedError(f"spark.master={master} is no master; write local[*] or local[2]")
+    cores = master.removeprefix("local[").split(",")[0]
     count = usable_cores() if cores == "*" else int(cores)
     return {"spark.sql.shuffle.partitions": str(max(4, 2 * count))}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from udfs.checkpoint import digest_of
 from udfs.encode import Batch
 from udfs.spec import Precision, ScorerSpec
 
@@ -40,9 +41,10 @@ class TorchModel:
         """Load weights from safetensors, offline.
 
         Raises:
-            ModelError: if a weight the model needs is not in the checkpoint, or it has more than
-                one logit.
+            ModelError: if a weight the model needs is not in the checkpoint, it has more than
+                one logit, or the folder is not the one that `spec` was made from.
         """
+        _refuse_another_model(path, spec.model_digest)
         import torch
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
@@ -87,6 +89,21 @@ class TorchModel:
             logits: torch.Tensor = self._model(**on_device).logits
             result: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
         return result
+
+
+def _refuse_another_model(path: Path, digest: str) -> None:
+    """Hash what is about to be loaded, as its scores will be kept under this digest.
+
+    The driver has hashed the folder as it saw it. Here it may be another machine's folder of that
+    name, or one that was replaced or damaged since. An empty digest, of a spec made by hand,
+    stands for any folder.
+    """
+    found = digest_of(path) if digest else ""
+    if found != digest:
+        raise ModelError(
+            f"the model in {path} has the digest {found[:12]} here and had {digest[:12]} on the "
+            "driver; copy the folder anew, and change no model while a job uses it"
+        )
 
 
 def _keep_head_in_float32(model: Any) -> None:

@@ -17,10 +17,12 @@ from udfs.batching import plan_batches
 from udfs.encode import Batch, EncodedPairs, PairEncoder
 from udfs.model import TorchModel
 from udfs.spec import ScorerSpec
+from udfs.watchdog import limited
 
 OK: Final = "ok"
 NONFINITE: Final = "nonfinite"
 OUT_OF_MEMORY: Final = "out_of_memory"
+_NO_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,14 @@ class Scorer:
 
         start = time.perf_counter()
         try:
-            logits = self._model.forward(self._encoder.collate(pairs, rows))
-        except torch.OutOfMemoryError:
+            with limited(self._spec.batch_timeout):
+                logits = self._model.forward(self._encoder.collate(pairs, rows))
+        except (torch.OutOfMemoryError, MemoryError):
+            logits = None
+        except RuntimeError as error:
+            # torch has a class of its own for a GPU that is full, and none for a CPU.
+            if _NO_MEMORY not in str(error):
+                raise
             logits = None
         if logits is None and torch.cuda.is_available():
             torch.cuda.empty_cache()

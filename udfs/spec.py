@@ -21,7 +21,7 @@ SCORING_VERSION: Final = 2
 
 # Keys that say where and how fast a pair is scored, but not what its score is.
 _NOT_SCORING: Final = (
-    "model_path", "device", "max_tokens", "max_pairs", "window"
+    "model_path", "device", "max_tokens", "max_pairs", "window", "batch_timeout"
 )  # fmt: skip
 
 
@@ -46,6 +46,8 @@ class ScorerSpec:
         max_tokens: padded size of one batch [tokens].
         max_pairs: rows of one batch [pairs].
         window: pairs held and sorted by length before batching [pairs].
+        batch_timeout: longest time for one batch, after which the process ends itself; only for
+            processes that somebody starts again, such as Spark's workers. 0: no limit [s].
 
     Raises:
         ValueError: naming the value, the limit and the remedy.
@@ -66,6 +68,7 @@ class ScorerSpec:
     max_tokens: int = 4096
     max_pairs: int = 512
     window: int = 1024
+    batch_timeout: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that no scorer could serve."""

@@ -22,7 +22,8 @@ _LONGEST_PARAM: Final = 6000  # characters, MLflow's limit
 def log_run(record: Mapping[str, Any], artifacts: Sequence[Path], run_json: Path) -> str:
     """Log one finished run to `MLFLOW_TRACKING_URI`; again after a failure, into the same run.
 
-    The run id is put into `run_json`, which is logged last.
+    The run id is put into `run_json`. Results that another run has replaced meanwhile are left
+    alone and not logged.
     """
     import mlflow
     from mlflow.tracking import MlflowClient
@@ -46,8 +47,10 @@ def log_run(record: Mapping[str, Any], artifacts: Sequence[Path], run_json: Path
         mlflow.log_input(_dataset(record), context=str(record.get("kind", "rerank")))
         run_id = str(run.info.run_id)
         record = {**record, "mlflow_run_id": run_id}
-        _replace_text(run_json, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        for file in (run_json, *artifacts):
+        files = (run_json, *artifacts) if _is_of(run_json, record["run_id"]) else ()
+        if files:
+            _replace_text(run_json, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        for file in files:
             if file.is_dir():
                 mlflow.log_artifacts(str(file), file.name)
             else:
@@ -158,6 +161,14 @@ def _dataset(record: Mapping[str, Any]) -> Any:
     except mlflow.MlflowException:
         source = CodeDatasetSource(tags={"path": str(where)})
     return MetaDataset(source=source, name=Path(str(where)).name or "input")  # type: ignore[abstract]
+
+
+def _is_of(run_json: Path, run_id: str) -> bool:
+    """Whether the results are still this run's, and not those of a run that came after it."""
+    try:
+        return bool(json.loads(run_json.read_text(encoding="utf-8"))["run_id"] == run_id)
+    except FileNotFoundError:  # its results are being replaced just now
+        return False
 
 
 def _replace_text(file: Path, text: str) -> None:

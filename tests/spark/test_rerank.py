@@ -258,17 +258,6 @@ def test_a_failed_run_leaves_the_former_output_as_it_was(
     assert not (out / "_work").exists()
 
 
-def test_a_run_killed_between_the_renames_is_mended_by_the_next(job: Job, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert job(out) == DONE
-    before = read(out)
-    (out / "_former").mkdir()
-    (out / "ranked").rename(out / "_former" / "ranked")
-    assert job(out) == DONE
-    pd.testing.assert_frame_equal(read(out), before)
-    assert not (out / "_former").exists()
-
-
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

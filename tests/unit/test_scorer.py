@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from tests.conftest import SENTENCES
+from udfs.checkpoint import digest_of
 from udfs.devices import TaskSlot
 from udfs.encode import Batch, PairEncoder
+from udfs.model import ModelError
 from udfs.scorer import NONFINITE, OK, OUT_OF_MEMORY, Loader, Scorer
 from udfs.spec import ScorerSpec
 
@@ -83,6 +86,21 @@ def test_a_pair_that_never_fits_is_marked_and_the_rest_scored(tiny_bert: Path) -
     assert (scores.status[~too_long] == OK).all()
 
 
+def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> None:
+    """torch has no error class for it: this is the true error of an allocation that is too big."""
+
+    class Greedy(Lengths):
+        def forward(self, batch: Batch) -> NDArray[np.float32]:
+            if batch.input_ids.size > self.capacity:
+                torch.empty(1 << 48)
+            return super().forward(batch)
+
+    scores = scorer(tiny_bert, Greedy(capacity=60), max_tokens=1000).score(QUERIES, DOCS)
+    too_long = scores.n_tokens > 60
+    assert too_long.any() and not too_long.all()
+    assert (scores.status == np.where(too_long, OUT_OF_MEMORY, OK)).all()
+
+
 def test_only_memory_errors_are_retried(tiny_bert: Path) -> None:
     class Broken(Lengths):
         def forward(self, batch: Batch) -> NDArray[np.float32]:
@@ -126,3 +144,18 @@ def test_bf16_keeps_logits_apart(tiny_bert: Path) -> None:
     docs = [SENTENCES[(i * 5) % 8] for i in range(64)]
     rounded, exact = half.score(queries, docs).logit, full.score(queries, docs).logit
     assert len(np.unique(rounded)) > 0.9 * len(np.unique(exact))
+
+
+def test_a_model_that_is_not_the_one_the_driver_saw_is_not_loaded(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Another machine's folder of that name, or one that changed since the driver hashed it."""
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    given = ScorerSpec(str(folder), digest_of(folder), max_length=64)
+    Scorer.load(folder, given, TaskSlot(cpus=1))
+    weights = folder / "model.safetensors"
+    flipped = bytearray(weights.read_bytes())
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    with pytest.raises(ModelError, match="copy the folder anew"):
+        Scorer.load(folder, given, TaskSlot(cpus=1))

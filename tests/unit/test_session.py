@@ -32,6 +32,19 @@ def test_settings_that_break_scoring_are_refused_before_spark_starts(
         open_session(Config.model_validate({"spark": spark}))
 
 
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("local", "local[1,4]"), ("local[2]", "local[2,4]"), ("local[*]", "local[*,4]"),
+        ("local[2,1]", "local[2,1]"), ("local[2, 8]", "local[2, 8]"),
+    ],
+)  # fmt: skip
+def test_a_local_run_starts_a_task_again_unless_told_otherwise(given: str, used: str) -> None:
+    from jobs.session import _with_retries
+
+    assert _with_retries(given) == used
+
+
 def test_a_local_session_forks_its_workers_from_a_process_that_has_torch() -> None:
     """And leaves it to torch where there is a GPU, as CUDA does not survive a fork."""
     from jobs import session

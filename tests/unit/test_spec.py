@@ -12,13 +12,16 @@ CHANGES = {
     "truncation": "passage", "precision": "bf16", "attention": "eager", "backend": "stub",
     "doc_template": "{title}", "query_instruction": "query: ", "doc_instruction": "passage: ",
     "trust_remote_code": True, "device": "cpu", "max_tokens": 8192, "max_pairs": 7, "window": 9,
+    "batch_timeout": 5.0,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ScorerSpec)])
 def test_the_fingerprint_moves_with_what_changes_a_score_and_with_nothing_else(name: str) -> None:
     moved = replace(SPEC, **{name: CHANGES[name]}).fingerprint() != SPEC.fingerprint()
-    assert moved == (name not in ("model_path", "device", "max_tokens", "max_pairs", "window"))
+    assert moved == (
+        name not in ("model_path", "device", "max_tokens", "max_pairs", "window", "batch_timeout")
+    )
 
 
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
