@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 
 from jobs import rerank, tune
 from jobs.errors import DONE
+from jobs.tracking.client import track
 from tests.spark.test_rerank import SAMPLE
 from tests.unit.test_report import CHROMIUM, Page, _in_a_browser
 
@@ -92,6 +93,10 @@ def test_every_setting_is_a_run_below_the_tunings(tuned: tuple[Path, dict[str, o
     best = next(run for run in children if run.data.tags["recommended"] == "True")
     assert best.data.metrics["pairs_per_s"] == document["rates"]["pairs_per_s"]
     assert best.data.params["precision"] == document["recommended"]["model"]["precision"]
+    # Logged again, nothing is doubled.
+    uri = f"sqlite:///{folder}/mlflow.db"
+    assert track(folder / "out" / "tune.json", uri, 60.0) == parent.info.run_id
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert names == {"tune.json", "tune.html", "recommended.yaml"}
 
