@@ -15,6 +15,7 @@ from jobs.config import TuneConfig
 from jobs.tables import Pairs
 
 _ON_CPU, _ON_GPU = 320, 4096  # pairs
+_ORDER = ("unanswered", "drawn", "query_id")
 _LONGEST = 200_000  # characters of a text; more than any max_length keeps
 
 
@@ -63,40 +64,24 @@ def draw_sample(
     Of a query's candidates up to half are relevant ones, where there are any: without them there
     would be no order to judge. Queries without a relevant candidate are drawn last.
     """
-    rows = keyed(pairs).where(F.isnotnull("pair_key")).dropDuplicates(["query_id", "doc_id"])
-    grade = F.lit(None).cast("double").alias("grade")
-    if qrels is None:
-        rows = rows.select("query_id", "doc_id", "query", "doc", grade)
+    rows = keyed(pairs).where(F.isnotnull("pair_key"))
+    candidates = rows.groupBy("query_id", "doc_id").agg(F.min("pair_key").alias("pair_key"))
+    if qrels is not None:
+        grades = qrels.select("query_id", "doc_id", F.col("relevance").alias("grade"))
+        candidates = candidates.join(grades, on=["query_id", "doc_id"], how="left")
     else:
-        judged = qrels.select(
-            "query_id", "doc_id", F.col("relevance").cast("double").alias("grade")
-        )
-        rows = rows.select("query_id", "doc_id", "query", "doc").join(
-            judged, on=["query_id", "doc_id"], how="left"
-        )
-    relevant = F.coalesce(F.col("grade") > 0, F.lit(False))
-    number = rows.select(F.count_distinct("query_id")).collect()[0][0]
+        candidates = candidates.withColumn("grade", F.lit(None))
+    number = candidates.select(F.count_distinct("query_id")).collect()[0][0]
     wanted = config.pairs or (_ON_GPU if on_gpu else _ON_CPU)
     each = max(config.candidates, math.ceil(wanted / max(1, number)))
-    drawn = F.xxhash64("query_id", "doc_id", F.lit(config.seed))
-    query = Window.partitionBy("query_id")
-    rows = rows.withColumn(
-        "__place", F.row_number().over(Window.partitionBy("query_id", relevant).orderBy(drawn))
-    ).withColumns(
-        {
-            "__first": relevant & (F.col("__place") <= each // 2),
-            "__answered": F.max(relevant).over(query),
-        }
-    )
-    rows = rows.withColumn(
-        "__place", F.row_number().over(query.orderBy(F.desc("__first"), drawn, "doc_id"))
-    ).where(F.col("__place") <= each)
-    order = (F.desc("__answered"), F.xxhash64("query_id", F.lit(config.seed)), "query_id")
+    chosen = _drawn(candidates, each, config.seed).limit(max(wanted, each))
+    # Only the chosen ids meet the texts, which are most of the table.
     texts = [F.substring(side, 1, _LONGEST).alias(side) for side in ("query", "doc")]
     found = (
-        rows.select("query_id", "doc_id", *texts, "grade", "__answered", "__place")
-        .orderBy(*order, "__place")
-        .limit(max(wanted, each))
+        rows.select("query_id", "doc_id", "pair_key", *texts)
+        .join(F.broadcast(chosen), on=["query_id", "doc_id", "pair_key"])
+        .dropDuplicates(["query_id", "doc_id"])
+        .orderBy(*_ORDER, "place")
         .collect()
     )
     return Sample(
@@ -106,6 +91,29 @@ def draw_sample(
         [row["doc"] for row in found],
         np.array([np.nan if row["grade"] is None else row["grade"] for row in found], np.float64),
     )
+
+
+def _drawn(candidates: DataFrame, each: int, seed: int) -> DataFrame:
+    """Up to `each` candidates of every query, in an order drawn by hashes.
+
+    Columns: query_id, doc_id, pair_key, grade, unanswered (no relevant candidate), drawn (the
+    query's hash), place (the candidate's, from 1).
+    """
+    relevant = F.coalesce(F.col("grade") > 0, F.lit(False))
+    by_hash = F.xxhash64("query_id", "doc_id", F.lit(seed))
+    query = Window.partitionBy("query_id")
+    kind = Window.partitionBy("query_id", relevant).orderBy(by_hash, "doc_id")
+    ahead = relevant & (F.row_number().over(kind) <= each // 2)
+    flagged = candidates.withColumns(
+        {
+            "ahead": ahead,
+            "unanswered": ~F.max(relevant).over(query),
+            "drawn": F.xxhash64("query_id", F.lit(seed)),
+        }
+    )
+    place = F.row_number().over(query.orderBy(F.desc("ahead"), by_hash, "doc_id"))
+    placed = flagged.withColumn("place", place).where(F.col("place") <= each).drop("ahead")
+    return placed.orderBy(*_ORDER, "place")
 
 
 def _numbered(names: list[str]) -> NDArray[np.int64]:

@@ -9,9 +9,14 @@ import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from jobs import rerank, tune
+from jobs import rerank
+from jobs import tune as command
+from jobs.config import Config, TuneConfig
 from jobs.errors import DONE
+from jobs.evaluation.qrels import from_labels
+from jobs.tables import read_pairs
 from jobs.tracking.client import track
+from jobs.tuning.sample import draw_sample
 from tests.spark.test_rerank import SAMPLE
 from tests.unit.test_report import CHROMIUM, Page, _in_a_browser
 
@@ -35,7 +40,7 @@ def tuned(
         "tune.seconds": 15, "tune.pairs": 48, "tune.precisions": "bf16", "tune.max_tokens": 1024,
         "tune.max_pairs": 8, "tune.min_tau": 0.5, "tune.max_loss": 1,
     }  # fmt: skip
-    assert tune.main(words(keys)) == DONE
+    assert command.main(words(keys)) == DONE
     return folder, given
 
 
@@ -113,3 +118,19 @@ def test_the_page_is_whole_and_fits_every_screen(
         found, console = _in_a_browser(tmp_path, {"tune": html})
         assert [frame for frame in found if frame["scroll"] > frame["client"]] == []
         assert console == []
+
+
+def test_a_sample_is_whole_queries_with_relevant_candidates(spark: SparkSession) -> None:
+    config = Config.model_validate({"input": {"path": str(SAMPLE), "doc": "body"}})
+    pairs = read_pairs(spark, config.input, config.model)
+    qrels = from_labels(pairs.rows.select("query_id", "doc_id", "label"))
+    tune = TuneConfig(pairs=40, candidates=4)
+    drawn = draw_sample(pairs, qrels, tune, on_gpu=False)
+    assert len(drawn) == 40 and len(set(drawn.query_ids)) == 10
+    assert drawn.query_ids == sorted(drawn.query_ids, key=drawn.query_ids.index), "not together"
+    for query in set(drawn.query_ids):
+        grades = [g for g, q in zip(drawn.grades, drawn.query_ids, strict=True) if q == query]
+        assert len(grades) == 4 and max(grades) > 0
+    assert draw_sample(pairs, qrels, tune, on_gpu=False).doc_ids == drawn.doc_ids
+    other = draw_sample(pairs, None, tune.model_copy(update={"seed": 1}), on_gpu=False)
+    assert other.doc_ids != drawn.doc_ids and not other.labelled
