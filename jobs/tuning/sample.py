@@ -70,7 +70,7 @@ def draw_sample(
         grades = qrels.select("query_id", "doc_id", F.col("relevance").alias("grade"))
         candidates = candidates.join(grades, on=["query_id", "doc_id"], how="left")
     else:
-        candidates = candidates.withColumn("grade", F.lit(None))
+        candidates = candidates.withColumn("grade", F.lit(None).cast("int"))
     number = candidates.select(F.count_distinct("query_id")).collect()[0][0]
     wanted = config.pairs or (_ON_GPU if on_gpu else _ON_CPU)
     each = max(config.candidates, math.ceil(wanted / max(1, number)))
