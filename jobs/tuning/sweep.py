@@ -101,7 +101,8 @@ def sweep(
     """
     found = [Measured(setting) for setting in grid]
     at, reference, overhead = _reference(found, sample, measure, budget)
-    pairs = _fitting(sample, reference.seconds, budget.left(_ONCE) / len(grid) - overhead)
+    given = budget.left(_ONCE) / len(grid)
+    pairs = _fitting(sample, reference, overhead, given) if given > 0 else sample
     rest = found[at:]
     if len(pairs) == len(sample):
         rest.pop(0).trials.append(reference)
@@ -137,12 +138,18 @@ def _reference(
     )
 
 
-def _fitting(sample: Sample, seconds: float, given: float) -> Sample:
-    """As much of the sample as can be scored in the given time, if all of it takes `seconds`.
+def _fitting(sample: Sample, reference: Trial, overhead: float, given: float) -> Sample:
+    """As much of the sample as a trial has time for.
 
-    All of it where no time is left: then there is the reference alone, which had all of it.
+    Args:
+        sample: all of it took the reference `reference.seconds`.
+        reference: its trial.
+        overhead: time a trial takes besides scoring [s].
+        given: time for each trial if all settings are to have their turn [s]. Scoring gets as much
+            time as the rest of a trial in any case: on fewer pairs there would be little to see.
     """
-    return sample.first(int(len(sample) * given / seconds)) if 0 < given < seconds else sample
+    part = max(given - overhead, overhead) / max(reference.seconds, 1e-9)
+    return sample.first(int(len(sample) * part)) if part < 1 else sample
 
 
 def _while(items: Sequence[Measured], budget: Budget, share: float) -> Iterator[Measured]:
