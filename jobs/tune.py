@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from jobs import finish
@@ -19,16 +18,14 @@ from jobs.checks import keyed
 from jobs.command import Command
 from jobs.config import Config
 from jobs.errors import RefusedError
-from jobs.evaluation.result import read_judgements
-from jobs.export import missing_packages, refuse_missing_packages
+from jobs.evaluation.result import labels_of
+from jobs.export import missing_packages
 from jobs.lengths import sample_lengths
-from jobs.models import resolve_model
-from jobs.output import OutputFolder, refuse_overlap
+from jobs.output import OutputFolder
+from jobs.preflight import Tune, check_tune
 from jobs.record import Stopwatch
 from jobs.scoring import make_spec
-from jobs.session import open_session, task_slots
-from jobs.tables import read_pairs
-from jobs.tracking.runs import fetch_model
+from jobs.session import task_slots
 from jobs.tuning.document import make_document
 from jobs.tuning.executors import Executors, device_of
 from jobs.tuning.recommend import choose
@@ -36,7 +33,6 @@ from jobs.tuning.sample import draw_sample
 from jobs.tuning.settings import batch_sizes, engines, lengths_to_try, make_grid
 from jobs.tuning.summary import closing_summary
 from jobs.tuning.sweep import Budget, sweep
-from udfs.checkpoint import Checkpoint
 
 COMMAND = Command(
     name="python -m jobs.tune",
@@ -51,27 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    """Refuse what can be refused without Spark, open the session, and tune."""
+    """Refuse all that can be refused, then tune."""
     watch = Stopwatch()
-    if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
-        refuse_missing_packages()
-    checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
-    with watch.part("session"):
-        spark = open_session(config)
-    return tune(spark, config, checkpoint, watch)
+    return tune(config, check_tune(config, watch), watch)
 
 
-def tune(spark: SparkSession, config: Config, checkpoint: Checkpoint, watch: Stopwatch) -> int:
+def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
     """Sample, measure, recommend, write, track."""
-    given = config.input
-    sources = (given.path, given.corpus, given.queries, given.run)
-    refuse_overlap(spark, sources, str(config.output.path))
+    spark, checkpoint, pairs = ready.spark, ready.checkpoint, ready.pairs
     out = OutputFolder(spark, str(config.output.path), config.output.format)
     draft = make_spec(config, checkpoint)
     with watch.part("sampling"):
         device = device_of(spark, draft)
-        pairs = read_pairs(spark, given, config.model)
-        qrels = read_judgements(spark, config.evaluation.qrels, pairs.rows)
+        qrels = labels_of(pairs.rows) if ready.qrels is None else ready.qrels
         number = keyed(pairs).select(F.count_distinct("pair_key")).collect()[0][0]
         lengths = sample_lengths(pairs, checkpoint.path, draft)
         if lengths is None:

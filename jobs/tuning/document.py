@@ -9,6 +9,7 @@ import yaml
 
 from jobs.config import Config
 from jobs.lengths import SampledLengths
+from jobs.masking import known_secrets, masked
 from jobs.record import Stopwatch, public_config, versions
 from jobs.tuning.recommend import acceptable, pareto, recommend
 from jobs.tuning.rows import Row, make_rows
@@ -50,7 +51,7 @@ def make_document(
         "started": watch.started.isoformat(timespec="seconds"),
         "config": public_config(config),
         "model": {
-            "name": config.model.name,
+            "name": masked(str(config.model.name), known_secrets(config)),
             "revision": config.model.revision,
             "digest": checkpoint.digest,
             "architecture": checkpoint.architecture,
