@@ -63,7 +63,8 @@ def make_spec(config: Config, checkpoint: Checkpoint) -> ScorerSpec:
 def wanted_precision(config: ModelConfig) -> Precision | Literal["auto"]:
     """The precision as configured; `auto` is for torch, where the devices decide.
 
-    For onnxruntime it means fp32: there an int8 score depends on the pairs in its batch.
+    For onnxruntime it means fp32: int8 moves a logit by up to half a unit (`jobs.parity`), which is
+    for the user to choose.
     """
     if config.backend == "onnxruntime" and config.precision == "auto":
         return "fp32"
