@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from udfs.spec import PRECISIONS
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Age = Annotated[str, Field(pattern=r"^\d+[mhd]$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -95,17 +97,18 @@ class ModelConfig(Section):
         description="what is cut of a longer pair: the longer side first (sentence-transformers), "
         "or the passage only with the query held to 3/4 of max_length (FlagEmbedding)",
     )
-    precision: Literal["auto", "fp16", "bf16", "fp32"] = Field(
+    precision: Literal["auto", "fp16", "bf16", "fp32", "int8"] = Field(
         "auto",
         description="number type of the model (auto: fp16 on CUDA, bf16 on CPUs that have the "
-        "instructions, else fp32)",
+        "instructions, else fp32; int8 and fp32 are those of onnxruntime, auto is fp32 there)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU Spark gave the task, else the first one, else the CPU"
     )
-    backend: Literal["torch", "stub"] = Field(
+    backend: Literal["torch", "onnxruntime", "stub"] = Field(
         "torch",
-        description="what runs the model; stub scores by a checksum, to time all but the model",
+        description="what runs the model; onnxruntime is for CPUs without bf16 instructions, stub "
+        "scores by a checksum, to time all but the model",
     )
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="attention kernel (auto: sdpa where the model has it)"
@@ -126,6 +129,21 @@ class ModelConfig(Section):
             raise ValueError(
                 f"model.max_length={self.max_length} is below 8, which leaves no room for text; "
                 "raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_can(self) -> ModelConfig:
+        precisions = ("auto", *PRECISIONS[self.backend])
+        if self.precision not in precisions:
+            raise ValueError(
+                f"model.precision={self.precision} is none of model.backend={self.backend}; use "
+                f"{', '.join(precisions)}, or another backend"
+            )
+        if self.backend == "onnxruntime" and self.device == "cuda":
+            raise ValueError(
+                "model.backend=onnxruntime scores on CPUs only; leave model.device=cuda out, or "
+                "use model.backend=torch"
             )
         return self
 
@@ -290,6 +308,53 @@ class BenchConfig(Section):
     )
 
 
+class TuneConfig(Section):
+    """What jobs.tune measures, and what it may recommend. Empty lists: from device and lengths."""
+
+    seconds: Annotated[float, Field(gt=0)] = Field(
+        240.0, description="time for measuring; every setting once, then the best ones again [s]"
+    )
+    pairs: Annotated[int, Field(ge=0)] = Field(
+        0, description="pairs measured on, of whole queries (0: 320 on a CPU, 4096 on a GPU)"
+    )
+    candidates: Annotated[int, Field(ge=2)] = Field(
+        16, description="candidates per query, more if there are too few queries [pairs]"
+    )
+    seed: int = Field(0, description="which queries and candidates are drawn")
+    precisions: list[str] = Field(
+        [],
+        description="precisions to try, or BACKEND:PRECISION such as onnxruntime:int8, may be "
+        "repeated",
+    )
+    max_lengths: list[PositiveInt] = Field(
+        [], description="values of model.max_length to try, may be repeated [tokens]"
+    )
+    max_tokens: list[PositiveInt] = Field(
+        [], description="values of batching.max_tokens to try, may be repeated [tokens]"
+    )
+    max_pairs: list[PositiveInt] = Field(
+        [1, 8, 32, 128],
+        description="values of batching.max_pairs to try, may be repeated [pairs]",
+    )
+    min_tau: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
+        0.9,
+        description="least agreement with float32 at the longest max_length that is recommended "
+        "[Kendall's tau]",
+    )
+    max_loss: Share = Field(
+        0.005, description="largest loss of nDCG@10 against it that is recommended"
+    )
+
+    @model_validator(mode="after")
+    def _precisions_are_some(self) -> TuneConfig:
+        known = [*PRECISIONS["torch"], *(f"onnxruntime:{p}" for p in PRECISIONS["onnxruntime"])]
+        if unknown := sorted(set(self.precisions) - set(known)):
+            raise ValueError(
+                f"tune.precisions={', '.join(unknown)}: unknown; use {', '.join(known)}"
+            )
+        return self
+
+
 class Config(Section):
     """Everything a command needs to know, resolved once."""
 
@@ -306,6 +371,7 @@ class Config(Section):
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()
     bench: BenchConfig = BenchConfig()
+    tune: TuneConfig = TuneConfig()
     dry_run: bool = Field(
         False, description="read and check the input, print its size and lengths, score nothing"
     )

@@ -13,11 +13,14 @@ from jobs.evaluation.result import PER_QUERY
 from jobs.models import cache
 from jobs.output import OutputFolder
 from jobs.tracking.client import TrackingError, replay_command, track
-from jobs.tracking.runs import ARTIFACTS
+from jobs.tracking.runs import artifacts_of
 
 METRICS = "metrics.json"
 REPORT = "report.html"
 RUN = "run.json"
+TUNING = "tune.json"
+TUNING_PAGE = "tune.html"
+RECOMMENDED = "recommended.yaml"
 
 
 def publish(
@@ -55,17 +58,46 @@ def publish(
     return {Path(name).stem: out.place(name) for name in names}
 
 
+def publish_tuning(out: OutputFolder, document: Mapping[str, Any]) -> dict[str, str]:
+    """Write what jobs.tune found and move it to its place: the record is named last.
+
+    Returns:
+        Path by name.
+    """
+    from jobs.reporting.tuning import render
+    from jobs.tuning.document import recommended_yaml
+
+    files = {"page": TUNING_PAGE, "record": TUNING}
+    if document["recommended"]:
+        files = {"recommended": RECOMMENDED, **files}
+        out.stage_text(RECOMMENDED, recommended_yaml(document))
+    out.stage_text(TUNING_PAGE, render(document))
+    out.stage_json(TUNING, document)
+    out.publish(list(files.values()), gone={RECOMMENDED} - set(files.values()))
+    return {name: out.place(file) for name, file in files.items()}
+
+
 def exit_code(document: Mapping[str, Any] | None, tracked: int) -> int:
     """A gate that was not passed outweighs a server that was not reached."""
     gate = (document or {}).get("gate")
     return GATE_NOT_PASSED if gate and not gate["passed"] else tracked
 
 
-def track_run(config: Config, out: OutputFolder, record: Mapping[str, Any]) -> int:
-    """Log the run, after everything is written. A server that is down costs time, not data."""
+def track_run(config: Config, out: OutputFolder, record: Mapping[str, Any], name: str = RUN) -> int:
+    """Log the run, after everything is written. A server that is down costs time, not data.
+
+    Args:
+        config: `mlflow`.
+        out: the output folder.
+        record: content of the record.
+        name: of the record's file.
+
+    Returns:
+        An exit code.
+    """
     if not config.mlflow.enabled:
         return DONE
-    run_json, is_local = _local_record(out)
+    run_json, is_local = _local_record(out, name, artifacts_of(record))
     try:
         run_id = track(run_json, config.mlflow.tracking_uri, config.mlflow.timeout)
     except TrackingError as error:
@@ -76,19 +108,19 @@ def track_run(config: Config, out: OutputFolder, record: Mapping[str, Any]) -> i
         )
         return NOT_TRACKED
     if not is_local:
-        out.update_json(RUN, {**record, "mlflow_run_id": run_id})
+        out.update_json(name, {**record, "mlflow_run_id": run_id})
     sys.stdout.write(f"{'mlflow':<10} run {run_id}\n")
     return DONE
 
 
-def _local_record(out: OutputFolder) -> tuple[Path, bool]:
-    """run.json as a file of this machine: the written one, or a copy of a remote one."""
-    place = out.place(RUN)
+def _local_record(out: OutputFolder, name: str, artifacts: Sequence[str]) -> tuple[Path, bool]:
+    """The record as a file of this machine: the written one, or a copy of a remote one."""
+    place = out.place(name)
     if place.startswith("file:"):
         return Path(place.removeprefix("file://").removeprefix("file:")), True
     folder = cache() / "runs" / out.run_id
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (RUN, *ARTIFACTS):
-        if out.has(name):
-            out.copy_to_local(name, folder / name)
-    return folder / RUN, False
+    for found in (name, *artifacts):
+        if out.has(found):
+            out.copy_to_local(found, folder / found)
+    return folder / name, False

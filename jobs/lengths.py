@@ -1,4 +1,4 @@
-"""Token lengths of a sample of the input, for `--dry-run`: the tokenizer is loaded, no model."""
+"""Token lengths of a sample of the input: the tokenizer is loaded, no model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 from jobs.checks import keyed
 from jobs.tables import Pairs
 from udfs.encode import PairEncoder
-from udfs.spec import ScorerSpec
+from udfs.spec import ScorerSpec, Truncation
+from udfs.truncation import POLICIES, Counts
 
 _SAMPLE: Final = 5_000  # pairs
 _LONGEST: Final = 20_000  # characters of a text that are looked at, so that a sample stays small
@@ -20,20 +21,57 @@ _SIDES: Final = ("query", "doc")
 
 
 @dataclass(frozen=True)
-class LengthProfile:
-    """Lengths of sampled pairs before anything is cut, special tokens included [tokens]."""
+class Cut:
+    """What a max_length does to the sampled pairs.
 
-    sampled: int
+    Attributes:
+        max_length: longest pair the model is given [tokens].
+        share: part of the pairs that lose a token.
+        mean: tokens of a pair that the model is given, on average.
+    """
+
+    max_length: int
+    share: float
     mean: float
-    mean_scored: float
-    p50: float
-    p95: float
-    p99: float
-    share_cut: float
 
 
-def profile_lengths(pairs: Pairs, folder: Path, spec: ScorerSpec) -> LengthProfile | None:
+@dataclass(frozen=True)
+class SampledLengths:
+    """Sampled pairs before anything is cut: int64[N] each, without special tokens [tokens].
+
+    Attributes:
+        queries: of each pair's query.
+        docs: of each pair's document.
+        special: special tokens that every pair gets.
+        truncation: how pairs are cut.
+    """
+
+    queries: Counts
+    docs: Counts
+    special: int
+    truncation: Truncation
+
+    @property
+    def whole(self) -> Counts:
+        """int64[N]: tokens of each pair, special tokens included."""
+        return self.queries + self.docs + self.special
+
+    def percentile(self, percent: float) -> float:
+        """So many percent of the pairs are no longer [tokens]."""
+        return float(np.percentile(self.whole, percent))
+
+    def cut_at(self, max_length: int) -> Cut:
+        """The effect of a max_length."""
+        policy = POLICIES[self.truncation]
+        queries, docs = policy(self.queries, self.docs, max_length, self.special)
+        kept = queries + docs + self.special
+        return Cut(max_length, float((kept < self.whole).mean()), float(kept.mean()))
+
+
+def sample_lengths(pairs: Pairs, folder: Path, spec: ScorerSpec) -> SampledLengths | None:
     """Tokenise up to 5,000 pairs, chosen by their keys, so the same ones every time.
+
+    Of a longer text the first 20,000 characters count.
 
     Returns:
         None if no row of the input can be scored.
@@ -49,16 +87,5 @@ def profile_lengths(pairs: Pairs, folder: Path, spec: ScorerSpec) -> LengthProfi
     if not rows:
         return None
     encoder = PairEncoder.load(folder, spec)
-    queries, docs = [row["query"] for row in rows], [row["doc"] for row in rows]
-    lengths = encoder.lengths(queries, docs)
-    encoded = encoder.encode(queries, docs)
-    p50, p95, p99 = np.percentile(lengths, [50, 95, 99])
-    return LengthProfile(
-        sampled=len(rows),
-        mean=float(lengths.mean()),
-        mean_scored=float(encoded.lengths.mean()),
-        p50=float(p50),
-        p95=float(p95),
-        p99=float(p99),
-        share_cut=float(encoded.truncated.mean()),
-    )
+    queries, docs = encoder.counts([row["query"] for row in rows], [row["doc"] for row in rows])
+    return SampledLengths(queries, docs, encoder.frame.size, spec.truncation)

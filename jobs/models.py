@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,6 @@ from udfs.checkpoint import (
     CheckpointError,
     digest_of,
     inspect_checkpoint,
-    scoring_files,
 )
 
 EMBEDDED: Final = "embedded"
@@ -102,12 +101,12 @@ def embedded_model() -> Path:
     return target
 
 
-def pack(folder: Path) -> Path:
-    """Put a model folder into an uncompressed zip, for Spark to send and unpack."""
+def pack(folder: Path, files: Iterable[Path]) -> Path:
+    """Put files of a model folder into an uncompressed zip, for Spark to send and unpack."""
     target = cache() / "archives" / f"{folder.name}-{os.getpid()}.zip"
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for file in scoring_files(folder):
+        for file in files:
             archive.write(file, file.name)
     atexit.register(target.unlink, missing_ok=True)
     return target

@@ -20,6 +20,7 @@ from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.qrels import read_qrels
 from jobs.evaluation.ranked import named, read_ranked
 from jobs.evaluation.result import find_baseline, labels_of
+from jobs.export import for_backend, refuse_backend, refuse_missing_packages
 from jobs.models import resolve_model
 from jobs.output import refuse_columns
 from jobs.places import (
@@ -85,7 +86,7 @@ class Rerank:
     Attributes:
         spark: the session.
         plan: what an evaluation has to answer.
-        checkpoint: the model's folder.
+        checkpoint: the model's folder, or its copy for another backend.
         pairs: the input; nothing of it but its columns was looked at.
         qrels: those of `evaluation.qrels`; None: labels of the input, if any.
         baseline: what to compare with, None if there is nothing (yet).
@@ -109,6 +110,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     plan = found.of(make_plan, config.evaluation, config.report)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = found.of(resolve_model, config.model, fetch)
+    found.of(refuse_backend, config.model)
     with watch.part("session"):
         spark = found.of(open_session, config)
     if spark is None:
@@ -131,7 +133,50 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
             )
     found.refuse()
     assert plan is not None and checkpoint is not None and pairs is not None  # or it was refused
-    return Rerank(spark, plan, checkpoint, pairs, qrels, baseline)
+    return Rerank(spark, plan, for_backend(config.model, checkpoint), pairs, qrels, baseline)
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What a run of `jobs.tune` starts from, checked.
+
+    Attributes:
+        spark: the session.
+        checkpoint: the model's folder.
+        pairs: the input; nothing of it but its columns was looked at.
+        qrels: those of `evaluation.qrels`; None: labels of the input, if any.
+    """
+
+    spark: SparkSession
+    checkpoint: Checkpoint
+    pairs: Pairs
+    qrels: DataFrame | None
+
+
+def check_tune(config: Config, watch: Stopwatch) -> Tune:
+    """Look at everything `jobs.tune` needs.
+
+    Raises:
+        RefusedError: with all that cannot work.
+    """
+    found, given, qrels_at = Findings(), config.input, config.evaluation.qrels
+    fetch = partial(fetch_model, config.mlflow.tracking_uri)
+    checkpoint = found.of(resolve_model, config.model, fetch)
+    if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
+        found.of(refuse_missing_packages)
+    with watch.part("session"):
+        spark = found.of(open_session, config)
+    if spark is None:
+        found.stop()
+    with watch.part("preflight"):
+        sources = [given.path, given.corpus, given.queries, given.run]
+        sources += table_folders(spark, given.table)
+        _check_places(found, spark, sources, config.output.path, None)
+        pairs = found.of(read_pairs, spark, given, config.model)
+        qrels = found.of(read_qrels, spark, qrels_at) if qrels_at else None
+    found.refuse()
+    assert checkpoint is not None and pairs is not None  # or it was refused
+    return Tune(spark, checkpoint, pairs, qrels)
 
 
 @dataclass(frozen=True)

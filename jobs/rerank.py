@@ -15,13 +15,13 @@ from jobs.command import Command
 from jobs.config import Config
 from jobs.errors import DONE, TOO_MANY_REJECTS
 from jobs.evaluation.result import PER_QUERY, Table, evaluate
-from jobs.lengths import profile_lengths
+from jobs.lengths import sample_lengths
 from jobs.masking import masked
 from jobs.output import OutputFolder
 from jobs.preflight import Rerank, check_rerank, judgements_of
 from jobs.record import Stopwatch, about_scores, make_record, with_evaluation
 from jobs.resources import scoring_profile
-from jobs.scoring import make_spec, missing_keys, probing, ship_model
+from jobs.scoring import make_spec, missing_keys, probing, ship_model, wanted_precision
 from jobs.store import ScoreStore, is_new
 from jobs.summary import closing_summary, dry_run_summary
 
@@ -56,7 +56,7 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
         # Workers load the model ahead where there is something to score for sure, unless they are
         # executors of their own, which are not to wait for it idly.
         ahead = profile is None and is_new(spark, scores_at)
-        with probing(spark, draft, config.model.precision, profile, load=ahead) as probed:
+        with probing(spark, draft, wanted_precision(config.model), profile, load=ahead) as probed:
             with watch.part("checking"):
                 done = steps.check(out, pairs)
                 qrels = judgements_of(config.evaluation, ready.qrels, done.valid)
@@ -105,12 +105,12 @@ def dry_run(config: Config, ready: Rerank) -> int:
     done = steps.count_only(pairs)
     draft = make_spec(config, checkpoint)
     profile = scoring_profile(config.scoring)
-    with probing(spark, draft, config.model.precision, profile, load=False) as probed:
+    with probing(spark, draft, wanted_precision(config.model), profile, load=False) as probed:
         spec = replace(draft, precision=probed.result(), doc_template=pairs.doc_template)
     path = config.store.path or f"{config.output.path}/scores"
     missing = missing_keys(done.rows, ScoreStore(spark, path, spec.fingerprint())).count()
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}
-    lengths = profile_lengths(pairs, checkpoint.path, spec)
+    lengths = sample_lengths(pairs, checkpoint.path, spec)
     sys.stdout.write(
         dry_run_summary(counts, lengths, config.model.max_length, spec.fingerprint()) + "\n"
     )

@@ -15,13 +15,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.checks import keyed
-from jobs.config import Config
+from jobs.config import Config, ModelConfig
+from jobs.export import copied_files
 from jobs.models import pack
 from jobs.progress import ProgressBar
 from jobs.session import is_local, task_slots
 from jobs.store import ScoreStore
 from jobs.tables import Pairs
-from udfs.checkpoint import Checkpoint
+from udfs.checkpoint import Checkpoint, scoring_files
 from udfs.columns import ROWS_SCHEMA, probe_devices, rerank_rows, rerank_udf
 from udfs.devices import common_precision
 from udfs.spec import Precision, ScorerSpec
@@ -48,6 +49,7 @@ def make_spec(config: Config, checkpoint: Checkpoint) -> ScorerSpec:
         truncation=model.truncation,
         attention=model.attention,
         backend=model.backend,
+        runtime=checkpoint.runtime,
         query_instruction=model.query_instruction,
         doc_instruction=model.doc_instruction,
         trust_remote_code=model.trust_remote_code,
@@ -57,6 +59,17 @@ def make_spec(config: Config, checkpoint: Checkpoint) -> ScorerSpec:
         window=batching.window,
         batch_timeout=batching.timeout,
     )
+
+
+def wanted_precision(config: ModelConfig) -> Precision | Literal["auto"]:
+    """The precision as configured; `auto` is for torch, where the devices decide.
+
+    For onnxruntime it means fp32: int8 moves a logit by up to half a unit (`jobs.parity`), which is
+    for the user to choose.
+    """
+    if config.backend == "onnxruntime" and config.precision == "auto":
+        return "fp32"
+    return config.precision
 
 
 @contextmanager
@@ -110,8 +123,10 @@ def ship_model(
     """Say how executors find the model: a path they share, or an archive that Spark sends them."""
     if ship == "path":
         return spec
-    name = f"{_ARCHIVE}-{checkpoint.digest[:16]}"
-    spark.sparkContext.addArchive(f"{pack(checkpoint.path)}#{name}")
+    name = f"{_ARCHIVE}-{checkpoint.digest[:16]}-{spec.backend}"
+    folder = checkpoint.path
+    files = copied_files(folder) if checkpoint.runtime else scoring_files(folder)
+    spark.sparkContext.addArchive(f"{pack(folder, files)}#{name}")
     return replace(spec, model_path=f"archive:{name}")
 
 

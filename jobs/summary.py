@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.evaluation.significance import SIGNIFICANT
-from jobs.lengths import LengthProfile
+from jobs.lengths import SampledLengths
 from jobs.masking import masked
 
 
@@ -99,7 +99,7 @@ def gate_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def dry_run_summary(
-    counts: Mapping[str, int], lengths: LengthProfile | None, max_length: int, fingerprint: str
+    counts: Mapping[str, int], lengths: SampledLengths | None, max_length: int, fingerprint: str
 ) -> str:
     """What a run would do: pairs, what the store holds, tokens and lengths."""
     missing = counts["distinct"] - counts["from_store"]
@@ -113,12 +113,14 @@ def dry_run_summary(
         f"to score   {missing:>12,} pairs",
     ]
     if lengths is not None:
+        cut = lengths.cut_at(max_length)
+        percentiles = "   ".join(f"p{p} {lengths.percentile(p):,.0f}" for p in (50, 95, 99))
         lines += [
-            f"tokens     {lengths.mean_scored * missing:>12,.0f} to score, estimated",
+            f"tokens     {cut.mean * missing:>12,.0f} to score, estimated",
             "",
-            f"lengths of {lengths.sampled:,} sampled pairs [tokens]:",
-            f"  p50 {lengths.p50:,.0f}   p95 {lengths.p95:,.0f}   p99 {lengths.p99:,.0f}",
-            f"  {lengths.share_cut:.1%} would be cut at model.max_length={max_length}",
+            f"lengths of {len(lengths.whole):,} sampled pairs [tokens]:",
+            f"  {percentiles}",
+            f"  {cut.share:.1%} would be cut at model.max_length={max_length}",
         ]
     lines += ["", f"fingerprint {fingerprint}", "nothing was scored or written (--dry-run)"]
     return "\n".join(lines)

@@ -15,8 +15,9 @@ from typing import Final
 from jobs.command import Command
 from jobs.config import Config
 from jobs.errors import DONE, RefusedError
+from jobs.export import for_backend, refuse_backend
 from jobs.models import resolve_model
-from jobs.scoring import make_spec
+from jobs.scoring import make_spec, wanted_precision
 from jobs.tracking.runs import fetch_model
 from udfs.devices import common_precision, describe, process_slot
 from udfs.scorer import OK, Scorer
@@ -43,9 +44,11 @@ def show(texts: Sequence[str], config: Config) -> int:
         )
     if not all(text.strip() for text in texts):
         raise RefusedError("a text is blank; leave it out")
-    checkpoint = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
+    refuse_backend(config.model)
+    fetch = partial(fetch_model, config.mlflow.tracking_uri)
+    checkpoint = for_backend(config.model, resolve_model(config.model, fetch))
     slot = process_slot()
-    wanted = config.model.precision
+    wanted = wanted_precision(config.model)
     precision = (
         common_precision([describe(config.model.device, slot)]) if wanted == "auto" else wanted
     )

@@ -46,6 +46,7 @@ class Checkpoint:
         architecture: class named in config.json.
         positions: longest input the position table holds [tokens], or None if it has no limit.
         parameters: numbers in the weight files.
+        runtime: where `path` is a backend's own copy of the model: what made it and runs it.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Checkpoint:
     architecture: str
     positions: int | None
     parameters: int
+    runtime: str = ""
 
 
 def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:

@@ -7,7 +7,7 @@ scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, cast
 
@@ -20,7 +20,8 @@ from pyspark.sql.pandas.functions import pandas_udf
 from udfs.devices import TaskSlot, common_precision, describe, process_slot
 from udfs.scorer import PairScorer, Scores
 from udfs.spec import Precision, ScorerSpec
-from udfs.worker import get_scorer
+from udfs.trial import Trial, in_fresh_process
+from udfs.worker import get_scorer, locate
 
 SCORE_SCHEMA: Final = (
     "logit float, n_tokens int, n_padded int, truncated boolean, device_ms float, status string"
@@ -100,6 +101,18 @@ def probe_devices(
         yield device
 
     return probe
+
+
+def run_trial(
+    spec: ScorerSpec, queries: Sequence[str], docs: Sequence[str]
+) -> Callable[[Iterable[Any]], Iterator[Trial]]:
+    """For `RDD.mapPartitions` over one partition: measure a scorer where it will score."""
+
+    def run(_: Iterable[Any]) -> Iterator[Trial]:
+        path = locate(spec.model_path, SparkFiles.getRootDirectory)
+        yield in_fresh_process(path, spec, task_slot(), queries, docs)
+
+    return run
 
 
 def task_slot() -> TaskSlot:

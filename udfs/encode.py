@@ -156,11 +156,12 @@ class PairEncoder:
             truncated=(kept_queries < query_counts) | (kept_docs < doc_counts),
         )
 
-    def lengths(self, queries: Sequence[str], docs: Sequence[str]) -> Counts:
-        """int64[N]: tokens of each pair before anything is cut, special tokens included."""
-        sides = [np.array([len(ids) for ids in self._encode(texts)]) for texts in (queries, docs)]
-        counts: Counts = sides[0] + sides[1] + self.frame.size
-        return counts
+    def counts(self, queries: Sequence[str], docs: Sequence[str]) -> tuple[Counts, Counts]:
+        """int64[N] each: tokens of the queries and of the documents, before anything is cut."""
+        query, doc = (
+            np.array([len(ids) for ids in self._encode(side)]) for side in (queries, docs)
+        )
+        return query, doc
 
     def collate(self, pairs: EncodedPairs, rows: Sequence[int]) -> Batch:
         """Put the given rows together, with special tokens, padded to the longest of them."""

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs import devices
+from udfs.backends import LogitModel, load_model
 from udfs.batching import plan_batches
-from udfs.encode import Batch, EncodedPairs, PairEncoder
-from udfs.model import TorchModel
+from udfs.encode import EncodedPairs, PairEncoder
 from udfs.spec import ScorerSpec
 from udfs.watchdog import limited
 
@@ -66,14 +66,6 @@ class PairScorer(Protocol):
         ...
 
 
-class LogitModel(Protocol):
-    """Anything that turns a padded batch into one logit per row."""
-
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """float32[B] logits."""
-        ...
-
-
 class Scorer:
     """A cross-encoder and its tokenizer, ready on a device. Not thread-safe.
 
@@ -97,6 +89,8 @@ class Scorer:
         self._model = model
         self._spec = spec
         self._in_float32 = in_float32
+        #: Batches that did not fit into memory, and were halved.
+        self.halvings = 0
 
     @classmethod
     def load(cls, path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> Scorer:
@@ -106,8 +100,7 @@ class Scorer:
             ModelError, ValueError, DeviceError: naming what is wrong and the remedy.
         """
         devices.prepare_process(slot)
-        device = devices.choose(spec.device, slot)
-        model = TorchModel.load(path, spec, device, spec.precision)
+        model = load_model(path, spec, slot, spec.precision)
         again = None if spec.precision == "fp32" else Loader(path, spec, slot)
         return cls(PairEncoder.load(path, spec), model, spec, again)
 
@@ -138,6 +131,7 @@ class Scorer:
         elif len(rows) == 1:
             scores.status[rows[0]] = OUT_OF_MEMORY
         else:
+            self.halvings += 1
             half = len(rows) // 2
             self._score_rows(pairs, rows[:half], scores)
             self._score_rows(pairs, rows[half:], scores)
@@ -196,9 +190,8 @@ class Loader:
         import torch
 
         if self._loaded is None:
-            device = devices.choose(self._spec.device, self._slot)
             try:
-                model = TorchModel.load(self._path, self._spec, device, "fp32")
+                model = load_model(self._path, self._spec, self._slot, "fp32")
             except torch.OutOfMemoryError:
                 return None
             self._loaded = Scorer(encoder, model, self._spec)

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 Truncation = Literal["longest_first", "passage"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Attention = Literal["auto", "sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
+Backend = Literal["torch", "onnxruntime", "stub"]
+
+#: The precisions that each backend computes in.
+PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
+    "torch": ("fp32", "bf16", "fp16"),
+    "onnxruntime": ("fp32", "int8"),
+    "stub": get_args(Precision),
+}
 
 # Raise it whenever the scoring code changes what any pair scores: it opens a new fingerprint.
 SCORING_VERSION: Final = 2
@@ -23,6 +32,9 @@ SCORING_VERSION: Final = 2
 _NOT_SCORING: Final = (
     "model_path", "device", "max_tokens", "max_pairs", "window", "batch_timeout"
 )  # fmt: skip
+# Keys that are younger than the first stores. They count where they are set; where they are not,
+# the fingerprint is what it was before there was such a key.
+_YOUNGER: Final = ("runtime",)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class ScorerSpec:
         precision: number type of the model's weights. Logits are float32 in any case.
         attention: attention kernel; `auto` is sdpa where the architecture has it.
         backend: what runs the model.
+        runtime: what the backend's own copy of the model was made with and is run by, with
+            versions; empty for torch, which runs the checkpoint itself.
         doc_template: how the document's text was made of fields; empty: a single column.
         query_instruction: text already put before the queries.
         doc_instruction: text already put before the documents.
@@ -59,7 +73,8 @@ class ScorerSpec:
     truncation: Truncation = "longest_first"
     precision: Precision = "fp32"
     attention: Attention = "auto"
-    backend: Literal["torch", "stub"] = "torch"
+    backend: Backend = "torch"
+    runtime: str = ""
     doc_template: str = ""
     query_instruction: str = ""
     doc_instruction: str = ""
@@ -77,9 +92,15 @@ class ScorerSpec:
             ("precision", self.precision, get_args(Precision)),
             ("attention", self.attention, get_args(Attention)),
             ("device", self.device, get_args(Device)),
+            ("backend", self.backend, get_args(Backend)),
         ):
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
+        if self.precision not in PRECISIONS[self.backend]:
+            raise ValueError(
+                f"precision={self.precision} is none of backend={self.backend}; use one of "
+                f"{', '.join(PRECISIONS[self.backend])}, or another backend"
+            )
         for name in ("max_length", "max_tokens", "max_pairs", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is below 1; raise it")
@@ -95,7 +116,11 @@ class ScorerSpec:
 
     def scoring(self) -> dict[str, Any]:
         """Everything that can change a score, by name."""
-        scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
+        scoring = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in _NOT_SCORING and (value or key not in _YOUNGER)
+        }
         return {**scoring, "scoring_version": SCORING_VERSION}
 
     def fingerprint(self) -> str:

@@ -41,11 +41,12 @@ def get_scorer(
             if spec.backend == "stub":
                 _loaded[spec] = StubScorer()
             else:
-                _loaded[spec] = load(_locate(spec.model_path, archive_root), spec, slot)
+                _loaded[spec] = load(locate(spec.model_path, archive_root), spec, slot)
         return _loaded[spec]
 
 
-def _locate(model_path: str, archive_root: Callable[[], str] | None) -> Path:
+def locate(model_path: str, archive_root: Callable[[], str] | None) -> Path:
+    """The folder of a model as this process sees it."""
     if not model_path.startswith(_ARCHIVE):
         return Path(model_path)
     if archive_root is None:

@@ -26,6 +26,20 @@ def render(document: Mapping[str, Any]) -> str:
     Returns:
         A whole HTML page. The same document gives the same text.
     """
+    return page(
+        kind="Reranking evaluation",
+        title=str(document.get("name") or "reranked"),
+        about=_about(document),
+        verdict=verdict(document),
+        figures=figures(document),
+        sections=sections(document),
+        examples=[_example(example) for example in document.get("examples") or []],
+        settings=settings(document),
+    )
+
+
+def page(**parts: Any) -> str:
+    """Lay out a page. The parts are the names that the template uses."""
     # The loader reads through the import system, so a package in a zip file is as good.
     environment = Environment(
         loader=PackageLoader("jobs.reporting", ""),
@@ -34,17 +48,9 @@ def render(document: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
-        title=str(document.get("name") or "reranked"),
-        about=_about(document),
-        verdict=verdict(document),
-        figures=figures(document),
-        sections=sections(document),
-        examples=[_example(example) for example in document.get("examples") or []],
-        settings=_settings(document),
-    )
+    html = environment.get_template("report.html.j2").render(**parts)
     # A lone surrogate in an id or a text is no character that a file could hold.
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def _about(document: Mapping[str, Any]) -> list[str]:
@@ -85,7 +91,7 @@ def _document(row: Mapping[str, Any], ranks: Mapping[Any, int]) -> dict[str, Any
     }
 
 
-def _settings(document: Mapping[str, Any]) -> list[Table]:
+def settings(document: Mapping[str, Any]) -> list[Table]:
     """Configuration and versions, key by key."""
     tables = []
     config = document.get("config") or {}

@@ -1,4 +1,4 @@
-"""`python -m jobs.tracking OUT/run.json`: log a finished run, or log it again.
+"""`python -m jobs.tracking OUT/run.json` (or OUT/tune.json): log a finished run, or log it again.
 
 `python -m jobs.tracking --baseline EXPERIMENT FOLDER` fetches the table per query of the
 experiment's latest passing run.
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from jobs.errors import DONE, NOT_TRACKED, REFUSED
 from jobs.masking import MASK, masked, secrets_of
 from jobs.tracking.client import NOTHING, SERVER
-from jobs.tracking.runs import ARTIFACTS, find_baseline, log_run
+from jobs.tracking.runs import artifacts_of, find_baseline, log_run
 from jobs.tracking.uris import resolve_uri
 
 _CONNECT_LIMIT: Final = 5.0  # s
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             return REFUSED
         os.environ[SERVER] = resolve_uri(recorded)
     os.environ.update({key: os.environ.get(key, value) for key, value in _PATIENCE.items()})
-    beside = [run_json.with_name(name) for name in ARTIFACTS]
+    beside = [run_json.with_name(name) for name in artifacts_of(record)]
     try:
         if os.environ[SERVER].startswith(("http://", "https://")):
             _connect(os.environ[SERVER])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,9 +14,14 @@ from jobs.tracking.uris import resolve_uri
 
 #: Results beside run.json that are logged with it.
 ARTIFACTS: Final = ("metrics.json", "report.html", "per_query")
+#: Results beside tune.json.
+TUNING_ARTIFACTS: Final = ("tune.html", "recommended.yaml")
+_PARENT_TAG: Final = "mlflow.parentRunId"
 _RUN_TAG: Final = "spark_rerank.run_id"
 _GATE_TAG: Final = "spark_rerank.gate"
 _PASSED: Final = "passed"
+_TUNE: Final = "tune"
+_SETTING: Final = ("backend", "precision", "max_length", "max_tokens", "max_pairs")
 _LONGEST_PARAM: Final = 6000  # characters, MLflow's limit
 
 
@@ -55,9 +61,16 @@ def log_run(record: Mapping[str, Any], artifacts: Sequence[Path], run_json: Path
                 mlflow.log_artifacts(str(file), file.name)
             else:
                 mlflow.log_artifact(str(file))
+        if record.get("kind") == _TUNE:
+            _log_settings(record, experiment.experiment_id, run_id)
         if gate and not gate["passed"]:
             mlflow.end_run("FAILED")
     return run_id
+
+
+def artifacts_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the results beside a record that are logged with it."""
+    return TUNING_ARTIFACTS if record.get("kind") == _TUNE else ARTIFACTS
 
 
 def find_baseline(experiment: str, folder: Path) -> Path | None:
@@ -99,6 +112,40 @@ def fetch_model(tracking_uri: str | None, uri: str, folder: Path) -> Path:
             f"model.name={uri} cannot be fetched from the registry ({code}); check its name and "
             "version, and mlflow.tracking_uri"
         ) from None
+
+
+def _log_settings(record: Mapping[str, Any], experiment: str, parent: str) -> None:
+    """A run below the tuning's for each setting; those that are there already are left alone."""
+    from mlflow.entities import Metric, Param
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    below = client.search_runs([experiment], f"tags.`{_PARENT_TAG}` = '{parent}'")
+    there = {run.data.tags.get(_RUN_TAG) for run in below}
+    now = int(time.time() * 1000)
+    for at, row in enumerate(record["rows"]):
+        tags = {_PARENT_TAG: parent, _RUN_TAG: f"{record['run_id']}/{at}"}
+        if tags[_RUN_TAG] in there:
+            continue
+        name = f"{row['engine']} {row['max_length']}/{row['max_tokens']}/{row['max_pairs']}"
+        flags = ("outcome", "recommended", "pareto", "of_batches")
+        tags |= {"kind": "setting", **{flag: str(row[flag]) for flag in flags}}
+        run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
+        params = [Param(key, str(row[key])) for key in _SETTING]
+        metrics = [Metric(key, value, now, 0) for key, value in _numbers(row)]
+        client.log_batch(run_id, metrics=metrics, params=params)
+        client.set_terminated(run_id, "FINISHED" if row["outcome"] == "ok" else "FAILED")
+
+
+def _numbers(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What was measured of a setting, flat."""
+    flat = []
+    for key, value in row.items():
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        for name, number in parts:
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                flat.append((f"{key}.{name}" if name else key, float(number)))
+    return [(key, number) for key, number in flat if key not in _SETTING]
 
 
 def _params(record: Mapping[str, Any]) -> list[tuple[str, str]]:

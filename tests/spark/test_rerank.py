@@ -420,7 +420,8 @@ def test_a_beir_folder_with_a_trec_run(job: Job, tmp_path: Path) -> None:
     folder = Path(record(out)["config"]["model"]["name"])
     encoder = PairEncoder.load(folder, ScorerSpec(str(folder), ""))
     docs = [f"{title}\n{text}" for title, text in zip(texts["title"], texts["text"], strict=True)]
-    lengths = encoder.lengths(texts["text_q"].tolist(), docs)
+    query_counts, doc_counts = encoder.counts(texts["text_q"].tolist(), docs)
+    lengths = query_counts + doc_counts + encoder.frame.size
     assert (texts["truncated"].to_numpy() == (lengths > 128)).all()
     first_stage = record(out)["metrics"]["first_stage_order"]
     assert first_stage == "retrieval_score"
@@ -448,3 +449,18 @@ def test_two_drivers_that_scored_the_same_pairs_do_no_harm(job: Job, tmp_path: P
     shutil.copytree(attempt, attempt.with_name("attempt=ffff"))
     assert job(out) == DONE
     pd.testing.assert_frame_equal(read(out), first)
+
+
+def test_the_job_with_onnxruntime_scores_as_with_torch(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy travels as an archive here, as it does on a cluster without a shared folder."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert job(tmp_path / "torch") == DONE
+    assert job(tmp_path / "onnx", model__backend="onnxruntime", model__ship="archive") == DONE
+    torch, onnx = (read(tmp_path / name) for name in ("torch", "onnx"))
+    both = torch.merge(onnx, on=["query_id", "doc_id"], suffixes=("", "_onnx"))
+    assert len(both) == 245
+    np.testing.assert_allclose(both["score_onnx"], both["score"], atol=1e-4)
+    assert record(tmp_path / "torch")["fingerprint"] != record(tmp_path / "onnx")["fingerprint"]

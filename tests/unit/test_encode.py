@@ -40,7 +40,8 @@ def test_batches_are_what_the_models_own_tokenizer_makes(tiny_model: Path) -> No
 def test_truncated_marks_every_pair_over_the_limit_and_no_other(tiny_model: Path) -> None:
     ours = encoder(tiny_model)
     pairs = ours.encode(QUERIES, DOCS)
-    whole = ours.lengths(QUERIES, DOCS)
+    queries, docs = ours.counts(QUERIES, DOCS)
+    whole = queries + docs + ours.frame.size
     np.testing.assert_array_equal(pairs.truncated, whole > 48)
     np.testing.assert_array_equal(pairs.lengths, np.minimum(whole, 48))
 

@@ -9,7 +9,8 @@ from udfs.spec import ScorerSpec
 SPEC = ScorerSpec(model_path="/models/m", model_digest="d" * 64)
 CHANGES = {
     "model_path": "/elsewhere", "model_digest": "e" * 64, "max_length": 256,
-    "truncation": "passage", "precision": "bf16", "attention": "eager", "backend": "stub",
+    "truncation": "passage", "precision": "bf16", "attention": "eager",
+    "backend": "onnxruntime", "runtime": "onnxruntime 1.31.1",
     "doc_template": "{title}", "query_instruction": "query: ", "doc_instruction": "passage: ",
     "trust_remote_code": True, "device": "cpu", "max_tokens": 8192, "max_pairs": 7, "window": 9,
     "batch_timeout": 5.0,
@@ -33,7 +34,9 @@ def test_the_fingerprint_is_the_same_in_every_process() -> None:
     ("change", "said"),
     [
         ({"truncation": "first"}, "longest_first, passage"),
-        ({"precision": "int8"}, "fp32, bf16, fp16"),
+        ({"precision": "int4"}, "fp32, bf16, fp16, int8"),
+        ({"precision": "int8"}, "precision=int8 is none of backend=torch; use one of fp32, bf16"),
+        ({"backend": "tensorrt"}, "torch, onnxruntime, stub"),
         ({"max_length": 0}, "max_length=0 is below 1"),
         ({"max_length": 8192}, "max_length=8192 exceeds max_tokens=4096; raise one or lower"),
     ],

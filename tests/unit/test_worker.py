@@ -56,7 +56,9 @@ def test_an_archive_is_looked_up_where_spark_unpacked_it() -> None:
         ("udfs.devices", ("torch", "pyspark", "transformers")),
         ("udfs.scorer", ("torch", "pyspark", "transformers")),
         ("udfs.columns", ("torch", "transformers", "jobs")),
-        ("jobs.rerank", ("torch", "transformers", "mlflow")),
+        ("udfs.ort", ("torch", "onnxruntime", "transformers")),
+        ("jobs.rerank", ("torch", "transformers", "mlflow", "onnx", "onnxruntime")),
+        ("jobs.tune", ("torch", "transformers", "mlflow", "onnx", "onnxruntime", "matplotlib")),
     ],
 )
 def test_importing_a_module_does_not_import(module: str, never: tuple[str, ...]) -> None:

@@ -1,0 +1,1 @@
+"""Finding settings: sample -> measure -> recommend -> write, in one direction."""

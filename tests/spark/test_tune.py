@@ -1,0 +1,136 @@
+"""jobs.tune on real data with a real (tiny) model, and what becomes of its recommendation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pyspark.sql import SparkSession
+
+from jobs import rerank
+from jobs import tune as command
+from jobs.config import Config, TuneConfig
+from jobs.errors import DONE
+from jobs.evaluation.qrels import from_labels
+from jobs.tables import read_pairs
+from jobs.tracking.client import track
+from jobs.tuning.sample import draw_sample
+from tests.spark.test_rerank import SAMPLE
+from tests.unit.test_report import CHROMIUM, Page, _in_a_browser
+
+
+def words(keys: dict[str, object]) -> list[str]:
+    return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def tuned(
+    spark: SparkSession, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, object]]:
+    """One run for all tests of this file: every setting starts a process."""
+    folder = tmp_path_factory.mktemp("tune")
+    given = {
+        "input.path": SAMPLE, "input.doc_template": "{title}\\n{body}", "model.name": tiny_bert,
+        "model.max_length": 64,
+    }  # fmt: skip
+    keys = given | {
+        "output.path": folder / "out", "mlflow.tracking_uri": f"sqlite:///{folder}/mlflow.db",
+        "tune.seconds": 15, "tune.pairs": 48, "tune.precisions": "bf16", "tune.max_tokens": 1024,
+        "tune.max_pairs": 8, "tune.min_tau": 0.5, "tune.max_loss": 1,
+    }  # fmt: skip
+    assert command.main(words(keys)) == DONE
+    return folder, given
+
+
+def test_the_recommended_file_is_taken_by_the_job(
+    tuned: tuple[Path, dict[str, object]], spark: SparkSession
+) -> None:
+    folder, given = tuned
+    recommended = folder / "out" / "recommended.yaml"
+    content = yaml.safe_load(recommended.read_text())
+    assert set(content) == {"model", "batching"}
+    given = {key: value for key, value in given.items() if not key.startswith("model.")}
+    keys = {"config": recommended, **given, "output.path": folder / "ranked"}
+    assert rerank.main(words({**keys, "mlflow.enabled": "false"})) == DONE
+    run = json.loads((folder / "ranked" / "run.json").read_text())
+    assert run["model"]["precision"] == content["model"]["precision"]
+    assert run["config"]["model"]["max_length"] == content["model"]["max_length"]
+    assert run["config"]["batching"]["max_tokens"] == content["batching"]["max_tokens"]
+
+
+def test_every_row_is_written_and_no_text(tuned: tuple[Path, dict[str, object]]) -> None:
+    out = tuned[0] / "out"
+    document = json.loads((out / "tune.json").read_text())
+    rows = document["rows"]
+    assert {row["precision"] for row in rows} == {"fp32", "bf16"}
+    assert sum(row["recommended"] for row in rows) == 1
+    measured = [row for row in rows if row["outcome"] == "ok"]
+    assert measured, "however slow the machine, there is the reference"
+    for row in measured:
+        assert row["pairs_per_s"] > 0 and row["memory_mb"] > 50 and row["runs"] >= 1
+    assert rows[0]["kendall_tau"] == pytest.approx(1.0)
+    assert rows[0]["ndcg_delta"] == pytest.approx(0.0)
+    cuts = document["lengths"]["cuts"]
+    assert [cut["share_cut"] for cut in cuts] == sorted(
+        (c["share_cut"] for c in cuts), reverse=True
+    )
+    written = (out / "tune.json").read_text() + (out / "tune.html").read_text()
+    for line in SAMPLE.read_text(encoding="utf-8").splitlines():
+        assert json.loads(line)["body"] not in written
+
+
+def test_every_setting_is_a_run_below_the_tunings(tuned: tuple[Path, dict[str, object]]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    folder = tuned[0]
+    document = json.loads((folder / "out" / "tune.json").read_text())
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("spark-rerank")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parent = next(run for run in runs if run.info.run_id == document["mlflow_run_id"])
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
+    assert len(children) == len(document["rows"]) == len(runs) - 1
+    best = next(run for run in children if run.data.tags["recommended"] == "True")
+    assert best.data.metrics["pairs_per_s"] == document["rates"]["pairs_per_s"]
+    assert best.data.params["precision"] == document["recommended"]["model"]["precision"]
+    # Logged again, nothing is doubled.
+    uri = f"sqlite:///{folder}/mlflow.db"
+    assert track(folder / "out" / "tune.json", uri, 60.0) == parent.info.run_id
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert names == {"tune.json", "tune.html", "recommended.yaml"}
+
+
+def test_the_page_is_whole_and_fits_every_screen(
+    tuned: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    html = (tuned[0] / "out" / "tune.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.tags["script"] == 0
+    for part in ("Throughput against agreement", "Lengths", "All settings"):
+        assert part in html
+    if CHROMIUM is not None:
+        found, console = _in_a_browser(tmp_path, {"tune": html})
+        assert [frame for frame in found if frame["scroll"] > frame["client"]] == []
+        assert console == []
+
+
+def test_a_sample_is_whole_queries_with_relevant_candidates(spark: SparkSession) -> None:
+    config = Config.model_validate({"input": {"path": str(SAMPLE), "doc": "body"}})
+    pairs = read_pairs(spark, config.input, config.model)
+    qrels = from_labels(pairs.rows.select("query_id", "doc_id", "label"))
+    tune = TuneConfig(pairs=40, candidates=4)
+    drawn = draw_sample(pairs, qrels, tune, on_gpu=False)
+    assert len(drawn) == 40 and len(set(drawn.query_ids)) == 10
+    assert drawn.query_ids == sorted(drawn.query_ids, key=drawn.query_ids.index), "not together"
+    for query in set(drawn.query_ids):
+        grades = [g for g, q in zip(drawn.grades, drawn.query_ids, strict=True) if q == query]
+        assert len(grades) == 4 and max(grades) > 0
+    assert draw_sample(pairs, qrels, tune, on_gpu=False).doc_ids == drawn.doc_ids
+    other = draw_sample(pairs, None, tune.model_copy(update={"seed": 1}), on_gpu=False)
+    assert other.doc_ids != drawn.doc_ids and not other.labelled

@@ -1,0 +1,91 @@
+"""What tuning writes: the page, the terminal's table and the recommended file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from jobs.cli import load_config
+from jobs.config import Config
+from jobs.record import Stopwatch
+from jobs.reporting.tuning import render
+from jobs.tuning.document import make_document, recommended_yaml
+from jobs.tuning.summary import closing_summary
+from tests.unit.test_report import CHROMIUM, Page, _in_a_browser
+from tests.unit.test_tuning import LENGTHS, Machine, sample
+from udfs.checkpoint import Checkpoint
+
+MODEL = Checkpoint(Path("/m"), "d" * 64, "BertForSequenceClassification", 512, 11_000_000)
+
+
+def document(seconds: float = 60.0, fails: tuple[str, ...] = (), **tune: Any) -> dict[str, Any]:
+    config = Config.model_validate(
+        {"model": {"name": "embedded"}, "output": {"path": "out"}, "tune": tune}
+    )
+    found = Machine(fails).sweep(seconds, config.tune)
+    return make_document(
+        run_id="r1", config=config, checkpoint=MODEL, device="cpu-bf16", slots=2, pairs=10**6,
+        lengths=LENGTHS, sample=sample(), found=found, watch=Stopwatch(), spark_version="4.3.0",
+    )  # fmt: skip
+
+
+def test_the_page_has_the_tables_that_users_know() -> None:
+    html = render(document())
+    Page(html)
+    for part in (
+        "bf16, max_length 256", "Throughput against agreement", "Precision", "max_length",
+        "Token budget", "Batch size", "All settings", "2.0 times as fast",
+    ):  # fmt: skip
+        assert part in html
+
+
+def test_what_failed_is_in_the_page_and_in_the_terminal() -> None:
+    found = document(fails=("bf16",))
+    assert "out of memory" in render(found)
+    said = closing_summary(found, {"record": "file:/out/tune.json"})
+    assert said.count("out_of_memory") == 9
+    assert "recommended: model.precision fp32" in said and "file:/out/tune.json" in said
+
+
+def test_nothing_acceptable_is_said_and_no_file_recommended() -> None:
+    found = document(max_loss=0.0, min_tau=1.0)
+    for row in found["rows"]:
+        row["recommended"] = False
+    found["recommended"] = None
+    assert "No setting can be recommended" in render(found)
+    assert "see tune.min_tau and tune.max_loss" in closing_summary(found, {})
+
+
+def test_the_recommended_file_is_a_configuration(tmp_path: Path) -> None:
+    found = document()
+    file = tmp_path / "recommended.yaml"
+    file.write_text(recommended_yaml(found))
+    config = load_config(["--config", str(file)])
+    assert config.model.precision == "bf16" and config.model.max_length == 256
+    assert yaml.safe_load(file.read_text()) == found["recommended"]
+    assert "pairs/s" in file.read_text()
+
+
+def test_a_document_is_plain_values() -> None:
+    found = document()
+    assert json.loads(json.dumps(found)) == found
+    cuts = found["lengths"]["cuts"]
+    assert [cut["max_length"] for cut in cuts] == [64, 128, 160, 256, 512]
+    assert cuts[-1]["cost"] == 1.0 and cuts[0]["cost"] < cuts[1]["cost"]
+    # 1,000,000 pairs of 112.5 tokens at the recommended setting's speed.
+    row = next(row for row in found["rows"] if row["recommended"])
+    hours = 1e6 * float(np.mean(LENGTHS.whole)) / row["tokens_per_s"] / 3600
+    assert cuts[-1]["slot_hours"] == pytest.approx(hours, rel=1e-3)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_the_page_fits_every_screen(tmp_path: Path) -> None:
+    pages = {"whole": render(document()), "slow": render(document(seconds=0.1))}
+    found, console = _in_a_browser(tmp_path, pages)
+    assert [frame for frame in found if frame["scroll"] > frame["client"]] == []
+    assert console == []
