@@ -109,7 +109,8 @@ class Bench:
             way, config, str(self.model), str(pairs), str(out), precision, self.lanes, time.time()
         )
         task.write(out / "task.json")
-        command = [sys.executable, "-m", "jobs.benchmark", out / "task.json", out / "outcome.json"]
+        files = (str(out / "task.json"), str(out / "outcome.json"))
+        command = [sys.executable, "-m", "jobs.benchmark", *files]
         # Otherwise Spark takes whichever python3 comes first on PATH.
         environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
         with (out / "log").open("w") as log:
