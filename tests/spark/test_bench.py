@@ -11,6 +11,9 @@ import pytest
 from jobs.bench import main
 from jobs.errors import DONE
 
+# Every way starts processes of its own; tests/unit/test_benchmark.py has the quick parts.
+pytestmark = pytest.mark.slow
+
 KEYS = {
     "what", "mix", "shape", "precision", "pairs_per_s", "tokens_per_s", "utilisation", "padding",
     "peak_memory_mb", "max_abs_difference",
@@ -41,7 +44,6 @@ def test_the_engine_and_the_peak(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "of peak" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_all_ways_agree_on_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = bench(tmp_path / "bench.json", "--bench.mixes", "web", "--model.precision", "fp32")
     rows = {row["what"]: row for row in content["rows"]}

@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.bench import refuse
+from jobs.benchmark.engine import _score
 from jobs.benchmark.measure import ratio
 from jobs.benchmark.memory import MemoryWatch, tree
 from jobs.benchmark.mixes import lengths_of, write_pairs
+from jobs.benchmark.peers import sentence_transformers
 from jobs.benchmark.shapes import SHAPES, model_flops, random_model
+from jobs.benchmark.task import Task
 from jobs.config import Config
 from jobs.errors import RefusedError
 from jobs.models import embedded_model
@@ -107,6 +110,30 @@ def test_memory_of_children_counts_too() -> None:
         for process in reversed(processes):
             os.kill(process, 9)
         parent.wait()
+
+
+def test_the_engines_lanes_score_what_the_peer_scores(tiny_bert: Path, tmp_path: Path) -> None:
+    """Two lanes share the pairs out; together they have every one, as sentence-transformers."""
+    pytest.importorskip("sentence_transformers")
+    given = Config.model_validate(
+        {"model": {"max_length": 48}, "batching": {"window": 8}, "bench": {"pairs": 40}}
+    )
+    write_pairs(given, "short", tmp_path / "short.parquet")
+    task = Task(
+        "engine", given.model_dump(mode="json"), str(tiny_bert), str(tmp_path / "short.parquet"),
+        str(tmp_path), "fp32", 2, time.time(),
+    )  # fmt: skip
+    task.write(tmp_path / "task.json")
+    assert Task.read(tmp_path / "task.json") == task
+    expected = sentence_transformers(task)
+    assert expected.scores is not None
+    found = {}
+    for lane in range(2):
+        rows, logits, padding, spent = _score(task, lane)()
+        found |= dict(zip(rows, logits, strict=True))
+        assert padding < 64 * 3  # three windows of one batch each
+        assert min(spent.values()) > 0
+    np.testing.assert_allclose([found[row] for row in range(40)], expected.scores, atol=1e-4)
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_runs(
