@@ -105,7 +105,8 @@ class TorchModel:
             from udfs import flat
 
             return flat.padding(lengths)
-        return lengths.max() - lengths
+        missing: NDArray[np.int64] = lengths.max() - lengths
+        return missing
 
 
 def _refuse_another_model(path: Path, digest: str) -> None:

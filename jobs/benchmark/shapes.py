@@ -65,7 +65,8 @@ def random_model(name: str, folder: Path) -> Path:
         pad_token_id=0,
         num_labels=1,
     )
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
     return folder
 
 
