@@ -1,46 +1,54 @@
-"""Time the whole job against the obvious way of doing the same, on your own pairs and model.
+"""Time the engine and the job against what a user could pick instead, on the same pairs and model.
 
     python -m jobs.bench --model.name DIR --input.path IN.parquet
+    python -m jobs.bench --bench.shape minilm-l6 --bench.mixes web --bench.mixes skewed
 
-Both run from Parquet to Parquet in processes of their own, start-up included, taking turns; the
-medians are compared. The peer is Spark's `predict_batch_udf` around sentence-transformers'
-CrossEncoder (`jobs.peers`).
+Every way runs in a process of its own, the ways take turns, round after round, and medians are
+compared.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import pyarrow.parquet as pq
-
+from jobs.benchmark.measure import PEAK, Bench, ratio
+from jobs.benchmark.mixes import GIVEN, write_pairs
+from jobs.benchmark.shapes import random_model
 from jobs.command import Command
 from jobs.config import Config
 from jobs.errors import DONE, RefusedError
 from jobs.models import resolve_model
 from jobs.record import versions
-from jobs.shapes import random_model
+from jobs.session import local_cores
 from jobs.tracking.runs import fetch_model
+from udfs.devices import common_precision, describe, process_slot
 
 COMMAND: Final = Command(
     name="python -m jobs.bench",
-    about="Time the whole job against the obvious way of doing the same, on your own pairs and "
-    "model.",
-    require=("model.name|bench.shape", "input.path"),
+    about="Time the engine and the job against what a user could pick instead, on the same pairs "
+    "and model.",
+    require=("model.name|bench.shape",),
 )
-JOB: Final = "job"
-PEER: Final = "predict_batch_udf"
+_PACKAGES: Final = {
+    "sentence_transformers": "sentence_transformers",
+    "predict_batch_udf": "sentence_transformers",
+    "flagembedding": "FlagEmbedding",
+}
+# Which throughputs are divided, and whether start-up counts.
+_RATIOS: Final = (
+    ("engine", "sentence_transformers", "seconds"),
+    ("job", "engine", "seconds"),
+    ("job", "predict_batch_udf", "seconds"),
+    ("job", "predict_batch_udf", "seconds_with_start_up"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,14 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """Compare, print, and write the result where `output.path` says."""
-    if find_spec("sentence_transformers") is None:
-        raise RefusedError("the peer is not installed; pip install 'spark-rerank[peers]'")
-    if config.bench.shape is None:
-        fetch = partial(fetch_model, config.mlflow.tracking_uri)
-        result = compare(config, resolve_model(config.model, fetch).path)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            result = compare(config, random_model(config.bench.shape, Path(folder)))
+    refuse(config)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result = compare(config, folder)
     sys.stdout.write(table(result) + "\n")
     if config.output.path:
         target = Path(config.output.path)
@@ -66,102 +70,118 @@ def run(config: Config) -> int:
     return DONE
 
 
-def compare(config: Config, model: Path) -> dict[str, Any]:
-    """Run both ways in turn, `bench.rounds` times.
+def refuse(config: Config) -> None:
+    """Find out before anything runs what cannot be measured.
+
+    Raises:
+        RefusedError: naming the packages or keys that are missing.
+    """
+    findings = []
+    packages = sorted({_PACKAGES[way] for way in config.bench.ways if way in _PACKAGES})
+    if missing := [package for package in packages if find_spec(package) is None]:
+        findings.append(
+            f"{', '.join(missing)} to be measured against is not installed; pip install "
+            "'spark-rerank[peers]', or leave it out of bench.ways"
+        )
+    if GIVEN in config.bench.mixes and not config.input.path:
+        findings.append(
+            "bench.mixes=given needs input.path; give it, or name made-up mixes instead"
+        )
+    if findings:
+        raise RefusedError(findings)
+
+
+def compare(config: Config, folder: Path) -> dict[str, Any]:
+    """Measure every mix.
 
     Returns:
-        `rows`, one per way, with `what`, `precision`, `pairs_per_s` (median), `seconds` (every
-        round) and `max_abs_difference` (of the logits, to the peer's float32); `ratio`, the median
-        of the rounds' ratios job : peer; `versions`.
+        `rows` (see `jobs.benchmark.measure`), a list of `ratios` with their mix, what surrounds
+        them (`device`, `date`, `master`, `pairs`, `versions`), and `ratio`: job to
+        predict_batch_udf with start-up, of the first mix.
     """
-    source = str(config.input.path)
-    pairs = pq.read_table(source, columns=[config.input.doc_id]).num_rows
-    seconds: dict[str, list[float]] = {JOB: [], PEER: []}
-    with tempfile.TemporaryDirectory() as folder:
-        for at in range(config.bench.rounds):
-            outs = {what: f"{folder}/{what}-{at}" for what in seconds}
-            commands = {
-                JOB: _job_command(config, model, outs[JOB]),
-                PEER: _peer_command(config, model, outs[PEER]),
-            }
-            for what, command in commands.items():
-                seconds[what].append(_timed(command))
-        difference = _largest_difference(f"{outs[JOB]}/ranked", outs[PEER])
-        precision = json.loads(Path(f"{outs[JOB]}/run.json").read_text())["model"]["precision"]
-    kinds = {JOB: (precision, difference), PEER: ("fp32", 0.0)}
-    rows = [
-        {
-            "what": what,
-            "mix": "given",
-            "shape": config.bench.shape or str(config.model.name),
-            "precision": kinds[what][0],
-            "pairs_per_s": round(pairs / statistics.median(seconds[what]), 2),
-            "seconds": [round(value, 2) for value in seconds[what]],
-            "max_abs_difference": kinds[what][1],
-        }
-        for what in seconds
-    ]
-    ratios = [peer / job for job, peer in zip(seconds[JOB], seconds[PEER], strict=True)]
+    slot = process_slot()
+    device = describe(config.model.device, slot)
+    given = config.model.precision
+    model = folder / "model"
+    if config.bench.shape is None:
+        fetch = partial(fetch_model, config.mlflow.tracking_uri)
+        model = resolve_model(config.model, fetch).path
+    else:
+        model.mkdir()
+        random_model(config.bench.shape, model)
+    bench = Bench(
+        config=config,
+        model=model,
+        precision=common_precision([device]) if given == "auto" else given,
+        lanes=1 if device == "cuda" else local_cores(config.spark.master),
+        folder=folder,
+    )
+    rows: list[dict[str, Any]] = []
+    ratios: list[dict[str, Any]] = []
+    pairs = {}
+    for mix in config.bench.mixes:
+        path = folder / f"{mix}.parquet"
+        pairs[mix] = write_pairs(config, mix, path)
+        found = bench.rows(mix, path)
+        rows += found
+        for fast, slow, key in _RATIOS:
+            value = ratio(found, fast, slow, key)
+            with_start_up = key != "seconds"
+            ratios.append({"mix": mix, "fast": fast, "slow": slow, "start_up": with_start_up,
+                           "ratio": value})  # fmt: skip
     return {
-        "pairs": pairs,
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": device,
+        "lanes": bench.lanes,
         "master": config.spark.master,
+        "pairs": pairs,
         "rows": rows,
-        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [found for found in ratios if found["ratio"] is not None],
+        "ratio": next((found["ratio"] for found in ratios if found["start_up"]), None),
         "versions": versions(),
     }
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The result for a terminal."""
+    heads = ("mix", "what", "precision", "pairs/s", "tokens/s", "of peak", "padding", "MB", "diff")
     lines = [
-        f"{result['pairs']:,} pairs, {result['master']}, Parquet to Parquet, start-up included",
-        f"{'what':<20} {'precision':<10} {'pairs/s':>9}  seconds (each round)",
+        f"{result['device']}, {result['lanes']} at once, {result['master']}; after start-up, "
+        f"medians of {max((len(row.get('seconds', [])) for row in result['rows']), default=0)}",
+        _line(heads),
     ]
     for row in result["rows"]:
-        each = ", ".join(f"{value:.1f}" for value in row["seconds"])
-        lines.append(f"{row['what']:<20} {row['precision']:<10} {row['pairs_per_s']:>9.1f}  {each}")
-    lines.append(f"median ratio {result['ratio']:.2f}")
-    difference = result["rows"][0]["max_abs_difference"]
-    lines.append(f"largest difference of a logit to the peer's: {difference:.2g}")
+        start = (row["mix"], row["what"], row["precision"])
+        if row["what"] == PEAK:
+            lines.append(_line((*start, f"{row['gflops']:,.0f} GFLOP/s")))
+        elif "error" in row:
+            lines.append(_line((*start, "does not run: " + row["error"])))
+        else:
+            share = [
+                "-" if row[key] is None else f"{row[key]:.1%}" for key in ("utilisation", "padding")
+            ]
+            values = (f"{row['pairs_per_s']:,.1f}", f"{row['tokens_per_s']:,.0f}", *share,
+                      str(row["peak_memory_mb"]), f"{row['max_abs_difference']}")  # fmt: skip
+            lines.append(_line((*start, *values)))
+            if row["parts"]:
+                parts = ", ".join(f"{name} {value:.1f} s" for name, value in row["parts"].items())
+                lines.append(f"{'':8} of {result['lanes']} together: {parts}")
+    for found in result["ratios"]:
+        how = "with start-up" if found["start_up"] else "after start-up"
+        lines.append(
+            f"{found['mix']}: {found['fast']} {found['ratio']:.2f} times {found['slow']} ({how})"
+        )
+    if result["ratio"] is not None:
+        lines.append(f"median ratio {result['ratio']:.2f}")
     return "\n".join(lines)
 
 
-def _job_command(config: Config, model: Path, out: str) -> list[str]:
-    options = {
-        "input.path": config.input.path,
-        "model.name": model,
-        "model.precision": config.model.precision,
-        "batching.max_tokens": config.batching.max_tokens,
-        "batching.window": config.batching.window,
-        "spark.master": config.spark.master,
-        "mlflow.enabled": "false",
-        "output.path": out,
-    }
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "jobs.rerank", *words]
-
-
-def _peer_command(config: Config, model: Path, out: str) -> list[str]:
-    source, master = str(config.input.path), config.spark.master
-    return [sys.executable, "-m", "jobs.peers", str(model), source, out, master]
-
-
-def _timed(command: list[str]) -> float:
-    start = time.perf_counter()
-    # Otherwise Spark takes whichever python3 comes first on PATH.
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        raise RuntimeError(f"{command[2]} ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
-    return time.perf_counter() - start
-
-
-def _largest_difference(ranked: str, peer: str) -> float:
-    keys = ["query_id", "doc_id"]
-    ours = pq.read_table(ranked, columns=[*keys, "score"]).to_pandas()
-    theirs = pq.read_table(peer).to_pandas().astype({"query_id": str, "doc_id": str})
-    both = ours.merge(theirs, on=keys, how="outer", suffixes=("", "_peer"))
-    return float(np.abs(both["score"] - both["score_peer"]).max(skipna=False))
+def _line(values: Sequence[str]) -> str:
+    widths = (8, 22, 10, 10, 10, 8, 8, 7, 9)
+    return " ".join(
+        value.ljust(width) if at < 3 else value.rjust(width)
+        for at, (value, width) in enumerate(zip(values, widths, strict=False))
+    ).rstrip()
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def make_record(
     stored: Scored,
     results: Results,
     watch: Stopwatch,
+    start_up: Mapping[str, float | None],
     spark_version: str,
 ) -> dict[str, Any]:
     """The content of run.json. Holds ids, counts and settings, never a text."""
@@ -101,6 +102,7 @@ def make_record(
         "device_ms": stored.device_ms,
         "tokens": {"scored": stored.tokens, "padding": stored.padding},
         "timings": watch.timings(),
+        "start_up": {"session": watch.seconds.get("session"), **start_up},
         "metrics": None,
         "versions": {**versions(), "spark": spark_version},
         "mlflow_run_id": None,

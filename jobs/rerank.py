@@ -61,8 +61,8 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
                 done = steps.check(out, pairs)
                 qrels = judgements_of(config.evaluation, ready.qrels, done.valid)
             with watch.part("probing"):
-                precision = probed.result()
-        spec = replace(draft, precision=precision, doc_template=pairs.doc_template)
+                start = probed.result()
+        spec = replace(draft, precision=start.precision, doc_template=pairs.doc_template)
         store = ScoreStore(spark, scores_at, spec.fingerprint())
         store.open(about_scores(config, spec))
         with watch.part("scoring"):
@@ -73,7 +73,8 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
             )
         record = make_record(
             run_id=out.run_id, config=config, checkpoint=checkpoint, spec=spec, done=done,
-            stored=stored, results=results, watch=watch, spark_version=spark.version,
+            stored=stored, results=results, watch=watch, start_up=start.seconds,
+            spark_version=spark.version,
         )  # fmt: skip
         document = None
         if qrels is not None:
@@ -106,7 +107,7 @@ def dry_run(config: Config, ready: Rerank) -> int:
     draft = make_spec(config, checkpoint)
     profile = scoring_profile(config.scoring)
     with probing(spark, draft, wanted_precision(config.model), profile, load=False) as probed:
-        spec = replace(draft, precision=probed.result(), doc_template=pairs.doc_template)
+        spec = replace(draft, precision=probed.result().precision, doc_template=pairs.doc_template)
     path = config.store.path or f"{config.output.path}/scores"
     missing = missing_keys(done.rows, ScoreStore(spark, path, spec.fingerprint())).count()
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}

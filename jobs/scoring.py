@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from pyspark.resource import ResourceProfile
@@ -23,7 +23,7 @@ from jobs.session import is_local, task_slots
 from jobs.store import ScoreStore
 from jobs.tables import Pairs
 from udfs.checkpoint import Checkpoint, scoring_files
-from udfs.columns import ROWS_SCHEMA, probe_devices, rerank_rows, rerank_udf
+from udfs.columns import ROWS_SCHEMA, Probed, probe_devices, rerank_rows, rerank_udf
 from udfs.devices import common_precision
 from udfs.spec import Precision, ScorerSpec
 
@@ -72,6 +72,20 @@ def wanted_precision(config: ModelConfig) -> Precision | Literal["auto"]:
     return config.precision
 
 
+@dataclass(frozen=True)
+class Start:
+    """What probing found.
+
+    Attributes:
+        precision: number type that scores will have.
+        seconds: the longest that a worker took for `model_load` and `first_score`; None where no
+            model was loaded ahead of scoring.
+    """
+
+    precision: Precision
+    seconds: dict[str, float | None]
+
+
 @contextmanager
 def probing(
     spark: SparkSession,
@@ -80,7 +94,7 @@ def probing(
     profile: ResourceProfile | None = None,
     *,
     load: bool,
-) -> Iterator[Future[Precision]]:
+) -> Iterator[Future[Start]]:
     """Find out, beside the body of the `with`, the number type that scores will have.
 
     Starting workers and importing torch in them takes seconds, in which the driver has other
@@ -95,9 +109,9 @@ def probing(
     """
     context, group = spark.sparkContext, f"probing-{uuid.uuid4().hex}"
 
-    def probe() -> Precision:
+    def probe() -> Start:
         if wanted != "auto" and not load:
-            return wanted
+            return Start(wanted, _start_up([]))
         context.setJobGroup(group, "probing devices", interruptOnCancel=True)
         alike = profile is not None or is_local(str(context.master))
         slots = 1 if alike else task_slots(spark)
@@ -106,8 +120,9 @@ def probing(
         tasks = context.parallelize(range(slots), slots)
         if profile is not None:
             tasks = tasks.withResources(profile)
-        devices = tasks.mapPartitions(probe_devices(draft, given, load=load)).collect()
-        return given or common_precision(devices)
+        found = tasks.mapPartitions(probe_devices(draft, given, load=load)).collect()
+        precision = given or common_precision(probed.device for probed in found)
+        return Start(precision, _start_up(found))
 
     with ThreadPoolExecutor(1) as beside:
         try:
@@ -115,6 +130,13 @@ def probing(
         except BaseException:
             context.cancelJobGroup(group)
             raise
+
+
+def _start_up(found: Sequence[Probed]) -> dict[str, float | None]:
+    loads = [probed.model_load for probed in found if probed.model_load is not None]
+    firsts = [probed.first_score for probed in found if probed.first_score is not None]
+    longest = {"model_load": loads, "first_score": firsts}
+    return {name: round(max(each), 3) if each else None for name, each in longest.items()}
 
 
 def ship_model(

@@ -121,12 +121,16 @@ def _with_retries(master: str) -> str:
     return master if "," in master else f"local[{found['slots'] or 1},{_LOCAL_ATTEMPTS}]"
 
 
+def local_cores(master: str) -> int:
+    """Cores that a local master uses; of another one, those of this machine."""
+    found = _LOCAL_MASTER.fullmatch(master)
+    slots = (found["slots"] or "1") if found else "*"
+    return usable_cores() if slots == "*" else int(slots)
+
+
 def _local_shuffle(master: str) -> dict[str, str]:
     """A shuffle of 200 partitions costs a laptop more than its sort."""
-    if not is_local(master):
-        return {"spark.sql.shuffle.partitions": "4"}
-    cores = master.removeprefix("local[").split(",")[0]
-    count = usable_cores() if cores == "*" else int(cores)
+    count = local_cores(master) if is_local(master) else 1
     return {"spark.sql.shuffle.partitions": str(max(4, 2 * count))}
 
 

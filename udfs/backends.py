@@ -20,6 +20,10 @@ class LogitModel(Protocol):
         """float32[B] logits."""
         ...
 
+    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[B]: padding computed with each row of a batch of these lengths [tokens]."""
+        ...
+
 
 def load_model(
     path: Path, spec: ScorerSpec, slot: devices.TaskSlot, precision: Precision

@@ -6,9 +6,10 @@ scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import numpy as np
@@ -82,10 +83,25 @@ def _scoring(spec: ScorerSpec) -> Callable[[Iterator[Pairs]], Iterator[pd.DataFr
     return score
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What a task would score on (see `devices.describe`), and what starting took it.
+
+    Attributes:
+        device: `cuda`, `cpu-bf16` or `cpu`.
+        model_load: until the model is in memory [s]; None if it was not loaded.
+        first_score: of one short pair after that [s].
+    """
+
+    device: str
+    model_load: float | None = None
+    first_score: float | None = None
+
+
 def probe_devices(
     draft: ScorerSpec, precision: Precision | None, *, load: bool
-) -> Callable[[Iterable[Any]], Iterator[str]]:
-    """For `RDD.mapPartitions`: one string per task, what the task would score on.
+) -> Callable[[Iterable[Any]], Iterator[Probed]]:
+    """For `RDD.mapPartitions`: one finding per task.
 
     Args:
         draft: the scorer, but for its precision and how texts are made.
@@ -93,12 +109,17 @@ def probe_devices(
         load: whether to load the model too, so that this worker has it when the first pairs come.
     """
 
-    def probe(_: Iterable[Any]) -> Iterator[str]:
+    def probe(_: Iterable[Any]) -> Iterator[Probed]:
+        start = time.perf_counter()
         device = describe(draft.device, task_slot())
-        if load:
-            spec = replace(draft, precision=precision or common_precision([device]))
-            get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
-        yield device
+        if not load:
+            yield Probed(device)
+            return
+        spec = replace(draft, precision=precision or common_precision([device]))
+        scorer = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
+        loaded = time.perf_counter()
+        scorer.score(["a"], ["b"])
+        yield Probed(device, loaded - start, time.perf_counter() - loaded)
 
     return probe
 

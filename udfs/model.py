@@ -29,10 +29,11 @@ class ModelError(RuntimeError):
 class TorchModel:
     """A Hugging Face sequence-classification model with one logit, on one device."""
 
-    def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
-        """Take a model that is in evaluation mode and on `device`."""
+    def __init__(self, model: torch.nn.Module, device: torch.device, *, flat: bool) -> None:
+        """Take a model that is in evaluation mode and on `device`; `flat`: see `udfs.flat`."""
         self._model = model
         self._device = device
+        self._flat = flat
 
     @classmethod
     def load(
@@ -74,7 +75,14 @@ class TorchModel:
 
             if packed.available():
                 packed.pack(model)
-        return cls(model.to(device).eval(), device)
+        model = model.to(device).eval()
+        # On a GPU attention has kernels for padded batches; nothing was measured there yet.
+        if device.type == "cpu" and spec.attention != "eager":
+            from udfs import flat
+
+            if flat.supports(model):
+                return cls(flat.FlatModel(model), device, flat=True)
+        return cls(model, device, flat=False)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """float32[B]: one raw logit per row."""
@@ -86,9 +94,19 @@ class TorchModel:
         with torch.inference_mode():
             tensors = {key: torch.from_numpy(array) for key, array in inputs.items()}
             on_device = {key: tensor.to(self._device) for key, tensor in tensors.items()}
-            logits: torch.Tensor = self._model(**on_device).logits
-            result: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
+            found = self._model(**on_device)
+            logits: torch.Tensor = found if self._flat else found.logits[:, 0]
+            result: NDArray[np.float32] = logits.float().cpu().numpy()
         return result
+
+    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[B]: padding that the layers are given with each row of a batch [tokens]."""
+        if self._flat:
+            from udfs import flat
+
+            return flat.padding(lengths)
+        missing: NDArray[np.int64] = lengths.max() - lengths
+        return missing
 
 
 def _refuse_another_model(path: Path, digest: str) -> None:

@@ -81,6 +81,12 @@ class OnnxModel:
         lengths = batch.attention_mask.sum(axis=1)
         return np.concatenate([self._run(_row(batch, at, n)) for at, n in enumerate(lengths)])
 
+    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[B]: padding that the graph is given with each row of a batch [tokens]."""
+        widest = lengths if self._one_by_one else lengths.max()
+        missing: NDArray[np.int64] = widest - lengths
+        return missing
+
     def _run(self, batch: Batch) -> NDArray[np.float32]:
         types = np.zeros_like(batch.input_ids) if batch.type_ids is None else batch.type_ids
         given = {

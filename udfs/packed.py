@@ -42,6 +42,13 @@ class PackedLinear(torch.nn.Module):
         )
         return result
 
+    def plus(self, rows: torch.Tensor, former: torch.Tensor) -> torch.Tensor:
+        """The same, added to bf16[..., out] before it is rounded; not behind an activation."""
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            rows, former, self._weight, self._bias, "add"
+        )
+        return result
+
 
 def pack(model: torch.nn.Module) -> None:
     """Exchange every bf16 linear layer of a model, in place.

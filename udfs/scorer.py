@@ -91,6 +91,7 @@ class Scorer:
         self._in_float32 = in_float32
         #: Batches that did not fit into memory, and were halved.
         self.halvings = 0
+        self.spent = {"tokenising": 0.0, "planning": 0.0, "forward": 0.0}  # [s] since loading
 
     @classmethod
     def load(cls, path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> Scorer:
@@ -106,7 +107,9 @@ class Scorer:
 
     def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
         """Score N pairs of texts; N may be 0."""
+        start = time.perf_counter()
         pairs = self._encoder.encode(queries, docs)
+        encoded = time.perf_counter()
         scores = Scores.empty(len(pairs.docs))
         scores.n_tokens[:] = pairs.lengths
         scores.truncated[:] = pairs.truncated
@@ -115,9 +118,13 @@ class Scorer:
             max_tokens=self._spec.max_tokens,
             max_pairs=self._spec.max_pairs,
         )
+        planned = time.perf_counter()
         for rows in plan:
             self._score_rows(pairs, rows, scores)
         self._finish(pairs, scores)
+        self.spent["tokenising"] += encoded - start
+        self.spent["planning"] += planned - encoded
+        self.spent["forward"] += time.perf_counter() - planned
         return scores
 
     def _score_rows(self, pairs: EncodedPairs, rows: Sequence[int], scores: Scores) -> None:
@@ -126,7 +133,7 @@ class Scorer:
         if logits is not None:
             at = np.asarray(rows)
             scores.logit[at] = logits
-            scores.n_padded[at] = pairs.lengths[at].max() - pairs.lengths[at]
+            scores.n_padded[at] = self._model.padding(pairs.lengths[at])
             scores.device_ms[at] = milliseconds * pairs.lengths[at] / pairs.lengths[at].sum()
         elif len(rows) == 1:
             scores.status[rows[0]] = OUT_OF_MEMORY

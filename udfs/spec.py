@@ -26,7 +26,7 @@ PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
 }
 
 # Raise it whenever the scoring code changes what any pair scores: it opens a new fingerprint.
-SCORING_VERSION: Final = 2
+SCORING_VERSION: Final = 3
 
 # Keys that say where and how fast a pair is scored, but not what its score is.
 _NOT_SCORING: Final = (

@@ -22,6 +22,9 @@ def test_the_demo_reranks_the_sample_and_shows_it(
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert metrics["queries"] == 28
     assert metrics["delta"]["nDCG@10"] > 0
+    start_up = json.loads((tmp_path / "demo" / "run.json").read_text())["start_up"]
+    assert set(start_up) == {"session", "model_load", "first_score"}
+    assert all(seconds is not None for seconds in start_up.values())
     for part in ("before (BM25)", "after (cross-encoder)", "nDCG@10", str(tmp_path / "demo")):
         assert part in said
 

@@ -40,6 +40,9 @@ class Lengths:
         ).astype(np.float32)
         return values
 
+    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        return lengths.max() - lengths
+
 
 def scorer(folder: Path, model: Lengths, again: Loader | None = None, **changes: object) -> Scorer:
     given = spec(folder, **changes)

@@ -1,0 +1,39 @@
+"""One way, once: `python -m jobs.benchmark TASK.json OUTCOME.json`, called by `jobs.bench`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from jobs.benchmark.task import Outcome, Task
+
+
+def main(task_file: str, outcome_file: str) -> None:
+    """Run the task's way and leave what it measured."""
+    task = Task.read(Path(task_file))
+    Path(outcome_file).write_text(json.dumps(asdict(run(task))), encoding="utf-8")
+
+
+def run(task: Task) -> Outcome:
+    """The way by its name. What it imports is imported for it alone, as start-up is measured."""
+    if task.what in ("engine", "peak"):
+        from jobs.benchmark import engine
+
+        return engine.engine(task) if task.what == "engine" else engine.peak(task)
+    if task.what in ("job", "predict_batch_udf"):
+        from jobs.benchmark import spark
+
+        return spark.job(task) if task.what == "job" else spark.predict_batch_udf(task)
+    from jobs.benchmark import peers
+
+    ways = {
+        "sentence_transformers": peers.sentence_transformers,
+        "flagembedding": peers.flagembedding,
+    }
+    return ways[task.what](task)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,147 @@
+"""The benchmark's own parts: mixes, arithmetic, memory. What it runs is run by a Spark test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.bench import refuse
+from jobs.benchmark.engine import _score
+from jobs.benchmark.measure import ratio
+from jobs.benchmark.memory import MemoryWatch, tree
+from jobs.benchmark.mixes import lengths_of, write_pairs
+from jobs.benchmark.peers import sentence_transformers
+from jobs.benchmark.shapes import SHAPES, model_flops, random_model
+from jobs.benchmark.task import Task
+from jobs.config import Config
+from jobs.errors import RefusedError
+from jobs.models import embedded_model
+from udfs.encode import PairEncoder
+from udfs.spec import ScorerSpec
+
+
+def config(**bench: object) -> Config:
+    return Config.model_validate({"bench": bench})
+
+
+@pytest.mark.parametrize(("mix", "p50", "p95"), [("short", 40, 77), ("web", 100, 210),
+                                                 ("long", 430, 900)])  # fmt: skip
+def test_a_mix_has_the_lengths_of_its_name(mix: str, p50: int, p95: int) -> None:
+    lengths = lengths_of(mix, 20_000, 512)
+    assert np.percentile(lengths, 50) == pytest.approx(p50, rel=0.03)
+    assert np.percentile(lengths, 95) == pytest.approx(p95, rel=0.03)
+
+
+def test_a_tenth_of_the_skewed_mix_is_as_long_as_can_be() -> None:
+    lengths = lengths_of("skewed", 20_000, 512)
+    assert (lengths == 512).mean() == pytest.approx(0.1, abs=0.01)
+    assert np.median(lengths) == pytest.approx(42, abs=2)
+
+
+def test_made_up_texts_have_the_lengths_they_were_made_for(tmp_path: Path) -> None:
+    """In tokens of the embedded model, special ones included."""
+    path = tmp_path / "web.parquet"
+    assert write_pairs(config(pairs=150), "web", path) == 150
+    table = pq.read_table(path).to_pydict()
+    encoder = PairEncoder.load(embedded_model(), ScorerSpec(str(embedded_model()), ""))
+    found = encoder.lengths(table["query"], table["doc"])
+    np.testing.assert_array_equal(found, lengths_of("web", 150, 512))
+    assert len(set(table["query"])) == 2  # a hundred candidates share a query
+
+
+def test_given_pairs_are_read_by_their_names_and_sampled(tmp_path: Path) -> None:
+    rows = {"qid": list("abcd"), "q": list("efgh"), "did": list("ijkl"), "d": list("mnop")}
+    pq.write_table(pa.table(rows), tmp_path / "in.parquet")
+    names = {"query_id": "qid", "query": "q", "doc_id": "did", "doc": "d"}
+    source = {"path": str(tmp_path / "in.parquet"), **names}
+    given = Config.model_validate({"input": source, "bench": {"pairs": 3}})
+    assert write_pairs(given, "given", tmp_path / "out.parquet") == 3
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    whole = [dict(zip(("query_id", "query", "doc_id", "doc"), row, strict=True))
+             for row in zip(*rows.values(), strict=True)]  # fmt: skip
+    assert all(row in whole for row in found)
+    wrong = Config.model_validate({"input": {"path": source["path"]}})
+    with pytest.raises(RefusedError, match="query_id, query, doc_id, doc"):
+        write_pairs(wrong, "given", tmp_path / "out.parquet")
+
+
+def test_flops_are_two_per_weight_and_token_and_attentions_own(tmp_path: Path) -> None:
+    """Of the small BERT: 6 layers of 1.77 million weights; 4 x 384 x length for attention."""
+    random_model("minilm-l6", tmp_path)
+    weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    expected = 2 * weights * 30 + 6 * 4 * 384 * (10**2 + 20**2)
+    assert model_flops(tmp_path, np.array([10, 20])) == expected
+
+
+def test_every_shape_that_can_be_asked_for_is_known() -> None:
+    kinds = Config.model_json_schema()["$defs"]["BenchConfig"]["properties"]["shape"]["anyOf"]
+    assert set(kinds[0]["enum"]) == set(SHAPES)
+
+
+def test_the_ratio_is_the_median_of_the_rounds_and_not_of_the_sums() -> None:
+    rows = [{"what": "a", "seconds": [1.0, 2.0, 10.0]}, {"what": "b", "seconds": [2.0, 6.0, 11.0]}]
+    assert ratio(rows, "a", "b") == 2.0
+    assert ratio(rows, "a", "c") is None
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="memory is read from /proc")
+def test_memory_of_children_counts_too() -> None:
+    hold = "import time; held = bytearray(200_000_000); print(flush=True); time.sleep(30)"
+    command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    try:
+        with MemoryWatch(parent.pid) as watch:
+            parent.stdout.readline()
+            time.sleep(1.2)
+            processes = tree(parent.pid)
+        assert len(processes) == 2
+        assert watch.peak is not None
+        assert 200 < watch.peak < 300
+    finally:
+        for process in reversed(processes):
+            os.kill(process, 9)
+        parent.wait()
+
+
+def test_the_engines_lanes_score_what_the_peer_scores(tiny_bert: Path, tmp_path: Path) -> None:
+    """Two lanes share the pairs out; together they have every one, as sentence-transformers."""
+    pytest.importorskip("sentence_transformers")
+    given = Config.model_validate(
+        {"model": {"max_length": 48}, "batching": {"window": 8}, "bench": {"pairs": 40}}
+    )
+    write_pairs(given, "short", tmp_path / "short.parquet")
+    task = Task(
+        "engine", given.model_dump(mode="json"), str(tiny_bert), str(tmp_path / "short.parquet"),
+        str(tmp_path), "fp32", 2, time.time(),
+    )  # fmt: skip
+    task.write(tmp_path / "task.json")
+    assert Task.read(tmp_path / "task.json") == task
+    expected = sentence_transformers(task)
+    assert expected.scores is not None
+    found = {}
+    for lane in range(2):
+        rows, logits, padding, spent = _score(task, lane)()
+        found |= dict(zip(rows, logits, strict=True))
+        assert padding < 64 * 3  # three windows of one batch each
+        assert min(spent.values()) > 0
+    np.testing.assert_allclose([found[row] for row in range(40)], expected.scores, atol=1e-4)
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jobs.bench.find_spec", lambda _: None)
+    with pytest.raises(RefusedError) as error:
+        refuse(config())
+    assert len(error.value.findings) == 2
+    assert "FlagEmbedding, sentence_transformers" in error.value.findings[0]
+    refuse(config(ways=["engine", "peak"], mixes=["web"]))

@@ -1,0 +1,66 @@
+"""The model without padding computes what transformers computes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
+
+from udfs import flat
+from udfs.model import TorchModel
+from udfs.spec import ScorerSpec
+
+
+def batch(lengths: list[int]) -> dict[str, torch.Tensor]:
+    """Rows of these lengths, filled up with the padding token of both tiny models."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    ids = torch.randint(5, 60, mask.shape, generator=generator)
+    return {"input_ids": ids.where(mask, 0), "attention_mask": mask.long()}
+
+
+@pytest.mark.parametrize("lengths", [[1], [16], [7, 7], [90, 3, 41, 90], [64] * 4, [33, 17] * 9])
+def test_flat_and_padded_agree(tiny_model: Path, lengths: list[int]) -> None:
+    padded = AutoModelForSequenceClassification.from_pretrained(tiny_model, dtype=torch.float32)
+    assert flat.supports(padded)
+    inputs = batch(lengths)
+    # XLM-RoBERTa counts positions by the ids, so its padding has to be its own.
+    inputs["input_ids"].masked_fill_(inputs["attention_mask"] == 0, padded.config.pad_token_id)
+    if padded.config.type_vocab_size > 1:
+        inputs["token_type_ids"] = (torch.arange(inputs["input_ids"].shape[1]) > 5).expand(
+            len(lengths), -1
+        ).long()  # fmt: skip
+    with torch.inference_mode():
+        expected = padded.eval()(**inputs).logits[:, 0]
+        found = flat.FlatModel(padded).eval()(**inputs)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=40))
+def test_padding_fills_rows_up_and_no_more(lengths: list[int]) -> None:
+    padding = flat.padding(np.array(lengths))
+    assert len(padding) == len(lengths)
+    assert 0 <= padding.sum() < 64
+    assert (sum(lengths) + padding.sum()) % 64 == 0
+
+
+def test_other_attention_goes_the_padded_way(tiny_bert: Path) -> None:
+    """Who asks for eager attention gets transformers' own."""
+    cpu = torch.device("cpu")
+    lengths = np.array([9, 40])
+    for attention, sizes in (("auto", [8, 7]), ("eager", [31, 0])):
+        spec = ScorerSpec(str(tiny_bert), "", attention=attention)  # type: ignore[arg-type]
+        model = TorchModel.load(tiny_bert, spec, cpu, "fp32")
+        assert model.padding(lengths).tolist() == sizes
+
+
+def test_other_architectures_are_not_touched(tiny_bert: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    model.config.is_decoder = True
+    assert not flat.supports(model)
+    assert not flat.supports(torch.nn.Sequential())
