@@ -52,7 +52,7 @@ def test_made_up_texts_have_the_lengths_they_were_made_for(tmp_path: Path) -> No
     assert write_pairs(config(pairs=150), "web", path) == 150
     table = pq.read_table(path).to_pydict()
     encoder = PairEncoder.load(embedded_model(), ScorerSpec(str(embedded_model()), ""))
-    found = encoder.lengths(table["query"], table["doc"])
+    found = encoder.encode(table["query"], table["doc"]).lengths
     np.testing.assert_array_equal(found, lengths_of("web", 150, 512))
     assert len(set(table["query"])) == 2  # a hundred candidates share a query
 
