@@ -368,7 +368,7 @@ def test_texts_are_shown_only_on_demand(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "set evaluation.qrels, or give a ranked table with a column label"),
+        ((), "set evaluation.qrels, or give a ranked table with grades in a column label"),
         (("--evaluation.qrels", "/no/file"), "/no/file"),
         (("--evaluation.slices", "tongue"), "lacks tongue; the columns present are query_id"),
         (("--evaluation.gate", "nDCG@10 is good"), "cannot read rule"),
