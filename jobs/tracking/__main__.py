@@ -22,6 +22,8 @@ from jobs.tracking.runs import artifacts_of, find_baseline, log_run
 from jobs.tracking.uris import resolve_uri
 
 _CONNECT_LIMIT: Final = 5.0  # s
+# Characters; urllib3 names the cause last, behind the address and the path it tried.
+_LONGEST_MESSAGE: Final = 1000
 # MLflow retries HTTP for minutes by default.
 _PATIENCE: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -66,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             said = log_run(record, [file for file in beside if file.exists()], run_json)
     except Exception as error:  # the client raises many kinds; none may pass unreported
         said = masked(f"{type(error).__name__}: {error}", secrets_of(os.environ))
-        sys.stderr.write(f"MLflow: {said.splitlines()[0][:300]}\n")
+        sys.stderr.write(f"MLflow: {said.splitlines()[0][:_LONGEST_MESSAGE]}\n")
         return NOT_TRACKED
     sys.stdout.write(f"{said}\n")
     return DONE

@@ -1,0 +1,70 @@
+"""What is read: the pairs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from jobs.config.section import Section, Share
+
+
+class InputConfig(Section):
+    """Where the pairs come from. One of three shapes, told apart by the keys that are set:
+    long (`path` or `table`), nested (`candidates` names an array column), normalised (`run`).
+    """
+
+    path: str | None = Field(None, description="table of pairs: file, folder or glob [path or URI]")
+    table: str | None = Field(None, description="catalog table of pairs, instead of path [name]")
+    format: str = Field(
+        "auto", description="Spark source: parquet, json, csv, tsv, orc, ... (auto: by file ending)"
+    )
+    options: dict[str, str] = Field(
+        {}, description="options of the Spark reader, KEY=VALUE, may be repeated"
+    )
+    query_id: str = Field("query_id", description="column of the query's id")
+    query: str = Field("query", description="column of the query's text (normalised: or `text`)")
+    doc_id: str = Field("doc_id", description="column of the document's id")
+    doc: str = Field("doc", description="column of the document's text, unless doc_template is set")
+    retrieval_score: str = Field("retrieval_score", description="column of the first stage's score")
+    retrieval_rank: str = Field("retrieval_rank", description="column of the first stage's rank")
+    label: str = Field("label", description="column of the graded relevance (empty: none)")
+    doc_template: str | None = Field(
+        None, description=r"document made of fields, e.g. 'Title: {title}\nAbstract: {abstract}'"
+    )
+    doc_missing: Literal["drop_line", "empty", "reject"] = Field(
+        "drop_line",
+        description="a field that is null or blank: drop a template line with no field left, "
+        "put nothing in its place, or reject the pair",
+    )
+    candidates: str | None = Field(
+        None, description="nested input: array column with one struct per candidate"
+    )
+    corpus: str | None = Field(None, description="normalised input: documents [path or URI]")
+    queries: str | None = Field(None, description="normalised input: queries [path or URI]")
+    run: str | None = Field(
+        None, description="normalised input: TREC run file or table of candidates [path or URI]"
+    )
+    run_format: str = Field(
+        "auto", description="Spark source of the run, or trec (auto: by file ending, else trec)"
+    )
+    max_reject_rate: Share = Field(
+        0.01, description="rejected rows beyond which the job ends with exit code 3 [share 0-1]"
+    )
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> InputConfig:
+        normalised = [self.corpus, self.queries, self.run]
+        given = [bool(self.path), bool(self.table), any(normalised)]
+        if sum(given) > 1:
+            raise ValueError(
+                "more than one input is given; set only one of input.path, input.table, "
+                "or the three of input.corpus, input.queries and input.run"
+            )
+        if any(normalised) and not all(normalised):
+            raise ValueError(
+                "a normalised input needs input.corpus, input.queries and input.run, all three"
+            )
+        if any(normalised) and self.candidates:
+            raise ValueError("input.candidates belongs to a nested input; remove it or input.run")
+        return self
