@@ -32,7 +32,7 @@ from jobs.places import (
 from jobs.ranking import refuse_slices
 from jobs.record import Stopwatch
 from jobs.resources import refuse_scoring
-from jobs.session import open_session
+from jobs.session import open_session, start_workers
 from jobs.tables import Pairs, read_pairs
 from jobs.tracking.client import fetch_baseline
 from jobs.tracking.runs import fetch_model
@@ -115,6 +115,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         spark = found.of(open_session, config)
     if spark is None:
         found.stop()
+    start_workers(spark)
     with watch.part("preflight"):
         found.of(refuse_scoring, spark, config.scoring)
         sources = [given.path, given.corpus, given.queries, given.run]

@@ -7,7 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 from pyspark.sql import SparkSession
@@ -92,6 +94,20 @@ def open_session(config: Config) -> SparkSession:
     # pyspark would print every analysis error twice, once as JSON with the whole Java stack.
     logging.getLogger("DataFrameQueryContextLogger").disabled = True
     return spark
+
+
+def start_workers(spark: SparkSession) -> None:
+    """Start the Python workers' daemon, which imports torch, beside what the driver does next.
+
+    It is a head start and no more: nothing waits for it, and what goes wrong with workers is for
+    those to report who need them.
+    """
+
+    def start() -> None:
+        with suppress(Exception):
+            spark.sparkContext.parallelize([0], 1).foreach(id)
+
+    Thread(target=start, daemon=True).start()
 
 
 def is_local(master: str) -> bool:
