@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import Thread
 from typing import NoReturn, ParamSpec, TypeVar
 
 from pyspark.sql import DataFrame, SparkSession
@@ -90,6 +91,7 @@ class Rerank:
         pairs: the input; nothing of it but its columns was looked at.
         qrels: those of `evaluation.qrels`; None: labels of the input, if any.
         baseline: what to compare with, None if there is nothing (yet).
+        workers: ends when Python workers can start at once.
     """
 
     spark: SparkSession
@@ -98,6 +100,7 @@ class Rerank:
     pairs: Pairs
     qrels: DataFrame | None
     baseline: Baseline | DataFrame | None
+    workers: Thread
 
 
 def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
@@ -115,7 +118,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         spark = found.of(open_session, config)
     if spark is None:
         found.stop()
-    start_workers(spark)
+    workers = start_workers(spark)
     with watch.part("preflight"):
         found.of(refuse_scoring, spark, config.scoring)
         sources = [given.path, given.corpus, given.queries, given.run]
@@ -134,7 +137,9 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
             )
     found.refuse()
     assert plan is not None and checkpoint is not None and pairs is not None  # or it was refused
-    return Rerank(spark, plan, for_backend(config.model, checkpoint), pairs, qrels, baseline)
+    return Rerank(
+        spark, plan, for_backend(config.model, checkpoint), pairs, qrels, baseline, workers
+    )
 
 
 @dataclass(frozen=True)

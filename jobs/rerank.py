@@ -56,7 +56,8 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
         # Workers load the model ahead where there is something to score for sure, unless they are
         # executors of their own, which are not to wait for it idly.
         ahead = profile is None and is_new(spark, scores_at)
-        with probing(spark, draft, wanted_precision(config.model), profile, load=ahead) as probed:
+        wanted = wanted_precision(config.model)
+        with probing(spark, draft, wanted, profile, load=ahead, after=ready.workers) as probed:
             with watch.part("checking"):
                 done = steps.check(out, pairs)
                 qrels = judgements_of(config.evaluation, ready.qrels, done.valid)
@@ -106,7 +107,8 @@ def dry_run(config: Config, ready: Rerank) -> int:
     done = steps.count_only(pairs)
     draft = make_spec(config, checkpoint)
     profile = scoring_profile(config.scoring)
-    with probing(spark, draft, wanted_precision(config.model), profile, load=False) as probed:
+    wanted, workers = wanted_precision(config.model), ready.workers
+    with probing(spark, draft, wanted, profile, load=False, after=workers) as probed:
         spec = replace(draft, precision=probed.result().precision, doc_template=pairs.doc_template)
     path = config.store.path or f"{config.output.path}/scores"
     missing = missing_keys(done.rows, ScoreStore(spark, path, spec.fingerprint())).count()

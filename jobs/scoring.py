@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Thread
 from typing import Final, Literal
 
 from pyspark.resource import ResourceProfile
@@ -94,6 +95,7 @@ def probing(
     profile: ResourceProfile | None = None,
     *,
     load: bool,
+    after: Thread | None = None,
 ) -> Iterator[Future[Start]]:
     """Find out, beside the body of the `with`, the number type that scores will have.
 
@@ -106,12 +108,15 @@ def probing(
         wanted: a precision, or `auto`: what all executors are best at.
         profile: what tasks that score ask for, if it is not what others do.
         load: whether workers load the model, too.
+        after: what to wait for before any worker is asked.
     """
     context, group = spark.sparkContext, f"probing-{uuid.uuid4().hex}"
 
     def probe() -> Start:
         if wanted != "auto" and not load:
             return Start(wanted, _start_up([]))
+        if after:
+            after.join()
         context.setJobGroup(group, "probing devices", interruptOnCancel=True)
         alike = profile is not None or is_local(str(context.master))
         slots = 1 if alike else task_slots(spark)

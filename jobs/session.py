@@ -14,7 +14,7 @@ from typing import Final
 
 from pyspark.sql import SparkSession
 
-from jobs.config import Config
+from jobs.config import Config, ModelConfig
 from jobs.errors import RefusedError
 from jobs.masking import SECRET_NAME, USER_IN_URI
 from udfs.devices import usable_cores
@@ -35,9 +35,6 @@ _SQL: Final = {
     "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
 }
 _LOCAL: Final = {
-    # The optimising compiler takes the cores away that score: without it the whole job is a
-    # quarter faster on two cores, and what is left of the JVM's work is sorting and files.
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     # The progress bar reads what running tasks have written from their heartbeats.
@@ -45,6 +42,17 @@ _LOCAL: Final = {
     "spark.driver.host": "localhost",
     "spark.driver.bindAddress": "127.0.0.1",
 }
+# Workers that start with torch in memory, for a machine without a GPU (see `udfs.daemon`).
+_DAEMON: Final = ("spark.python.daemon.module", "udfs.daemon")
+_COMPILER: Final = "spark.driver.extraJavaOptions"
+# Where the driver's cores score, the optimising compiler takes them away: without it a job of a
+# few thousand pairs is a tenth faster, and a larger one has its time from the model.
+_PLAIN_CODE: Final = "-XX:TieredStopAtLevel=1"
+# Elsewhere it pays for millions of rows: ten times hotter than usual before it sets to work.
+_HOT_CODE_OPTIMISED: Final = (
+    "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
+    "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000 -XX:+UseParallelGC"
+)
 # Event log and UI hide more than Spark would by itself.
 _QUIET: Final = {
     "spark.redaction.regex": f"{SECRET_NAME}|{USER_IN_URI}",  # of a setting's name or value
@@ -79,7 +87,12 @@ def open_session(config: Config) -> SparkSession:
         master = config.spark.master
         if master.startswith("local"):
             master = _with_retries(master) if is_local(master) else master
-            settings = {**_LOCAL, **_local_shuffle(master), **_daemon(), **settings}
+            settings = {
+                **_LOCAL,
+                **_local_shuffle(master),
+                **_beside_model(config.model),
+                **settings,
+            }
         builder = builder.master(master)
     for key, value in {**_QUIET, **settings}.items():
         builder = builder.config(key, value)
@@ -96,18 +109,25 @@ def open_session(config: Config) -> SparkSession:
     return spark
 
 
-def start_workers(spark: SparkSession) -> None:
-    """Start the Python workers' daemon, which imports torch, beside what the driver does next.
+def start_workers(spark: SparkSession) -> Thread:
+    """Start the workers' daemon, which imports torch, beside what the driver does next.
 
-    It is a head start and no more: nothing waits for it, and what goes wrong with workers is for
-    those to report who need them.
+    It is a head start and no more: what goes wrong with workers is for those to report who need
+    them.
+
+    Returns:
+        The thread that waits for it. Until it ends, it has one of the task slots; who needs a
+        worker had better wait, too, and leave the other slots to those who need none.
     """
 
     def start() -> None:
         with suppress(Exception):
-            spark.sparkContext.parallelize([0], 1).foreach(id)
+            if spark.sparkContext.getConf().get(_DAEMON[0]) == _DAEMON[1]:
+                spark.sparkContext.parallelize([0], 1).foreach(id)
 
-    Thread(target=start, daemon=True).start()
+    thread = Thread(target=start, daemon=True)
+    thread.start()
+    return thread
 
 
 def is_local(master: str) -> bool:
@@ -120,9 +140,16 @@ def task_slots(spark: SparkSession) -> int:
     return max(1, spark.sparkContext.defaultParallelism)
 
 
-def _daemon() -> dict[str, str]:
-    """Workers that start with torch in memory, where there is no GPU (see `udfs.daemon`)."""
-    return {} if _NVIDIA.exists() else {"spark.python.daemon.module": "udfs.daemon"}
+def _scores_on_cpu(model: ModelConfig) -> bool:
+    """Whether this machine's cores run a model, if the job is a local one."""
+    return bool(model.name) and model.backend != "stub" and not _NVIDIA.exists()
+
+
+def _beside_model(model: ModelConfig) -> dict[str, str]:
+    """Settings of a JVM and of workers on the machine that scores, if it does."""
+    if not _scores_on_cpu(model):
+        return {_COMPILER: _HOT_CODE_OPTIMISED}
+    return {_COMPILER: _PLAIN_CODE, _DAEMON[0]: _DAEMON[1]}
 
 
 def _with_retries(master: str) -> str:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from jobs import session
 from jobs.config import Config
 from jobs.errors import RefusedError
 from jobs.session import open_session
@@ -45,12 +48,17 @@ def test_a_local_run_starts_a_task_again_unless_told_otherwise(given: str, used:
     assert _with_retries(given) == used
 
 
-def test_a_local_session_forks_its_workers_from_a_process_that_has_torch() -> None:
-    """And leaves it to torch where there is a GPU, as CUDA does not survive a fork."""
-    from jobs import session
-
-    expected = {} if session._NVIDIA.exists() else {"spark.python.daemon.module": "udfs.daemon"}
-    assert session._daemon() == expected
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("model", [{}, {"name": "m"}, {"name": "m", "backend": "stub"}])
+def test_only_cores_that_run_a_model_are_spared_and_get_torch_ahead(
+    model: dict[str, str], gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA does not survive a fork, and a JVM that has the cores for itself optimises its code."""
+    monkeypatch.setattr(session, "_NVIDIA", tmp_path if gpu else tmp_path / "none")
+    settings = session._beside_model(Config.model_validate({"model": model}).model)
+    scores = model == {"name": "m"} and not gpu
+    assert (settings.get("spark.python.daemon.module") == "udfs.daemon") is scores
+    assert ("TieredStopAtLevel=1" in settings["spark.driver.extraJavaOptions"]) is scores
 
 
 @pytest.mark.parametrize(
