@@ -123,7 +123,7 @@ def start_workers(spark: SparkSession) -> Thread:
     def start() -> None:
         with suppress(Exception):
             if spark.sparkContext.getConf().get(_DAEMON[0]) == _DAEMON[1]:
-                spark.sparkContext.parallelize([0], 1).foreach(id)
+                spark.sparkContext.parallelize([0], 1).count()
 
     thread = Thread(target=start, daemon=True)
     thread.start()

@@ -43,9 +43,9 @@ def get_scorer(
                 _loaded[spec] = StubScorer()
             else:
                 _loaded[spec] = load(locate(spec.model_path, archive_root), spec, slot)
-                # It stays: without this, pyspark's worker looks through all of it and of torch for
-                # garbage after every task, a third of a second each time.
-                gc.freeze()
+            # It stays: without this, pyspark's worker looks through all of it, torch included, for
+            # garbage after every task, a third of a second each time.
+            gc.freeze()
         return _loaded[spec]
 
 
