@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
             *("--input.path", str(FOLDER / "sample.jsonl")),
             *("--input.doc_template", "{title}\\n{body}"),
             *("--model.name", "embedded"),
+            *("--evaluation.slices", "kind"),
+            *("--evaluation.slices", "language"),
             *("--output.path", str(out)),
             *("--mlflow.tracking_uri", f"sqlite:///{out}/mlflow.db"),
             *("--spark.master", "local[2]"),

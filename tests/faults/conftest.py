@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.demo import FOLDER
 from jobs.errors import DONE
 from tests.conftest import ROOT
 from tests.faults.daemon import Faults
 from tests.faults.launch import Driver
+from tests.sample import SAMPLE
 
 KILLED = -9
 _LIMIT = 280  # s for one run
@@ -26,7 +26,7 @@ _LIMIT = 280  # s for one run
 
 def write_input(file: Path) -> int:
     """The embedded sample with rows to reject and to collapse; returns the number of rows."""
-    lines = (FOLDER / "sample.jsonl").read_text("utf-8").splitlines()
+    lines = SAMPLE.read_text("utf-8").splitlines()
     bad = [json.dumps({**json.loads(line), "doc_id": "blank", "body": " "}) for line in lines[:2]]
     file.write_text("\n".join([*lines, *bad, *lines[:3]]) + "\n", "utf-8")
     return len(lines) + 5

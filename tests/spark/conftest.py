@@ -11,10 +11,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import rerank
-from jobs.demo import FOLDER
 from tests.conftest import ROOT
+from tests.sample import SAMPLE
 
-SAMPLE = FOLDER / "sample.jsonl"
 Job = Callable[..., int]
 
 
@@ -33,6 +32,10 @@ def spark() -> Iterator[SparkSession]:
         .config("spark.sql.shuffle.partitions", "2")
         # Hundreds of small plans: the optimising compiler costs more than it gives.
         .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
+        # Nor is Java source written and compiled for each of them, which takes most of their time;
+        # the runs that have a process of their own do as users' runs do.
+        .config("spark.sql.codegen.wholeStage", "false")
+        .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
         # Workers import this checkout and not whatever is installed.
         .config("spark.executorEnv.PYTHONPATH", str(ROOT))
         .getOrCreate()

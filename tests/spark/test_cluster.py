@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pyspark
 import pytest
 
-from jobs.demo import FOLDER
 from jobs.errors import DONE, GATE_NOT_PASSED
 from tests.conftest import ROOT
+from tests.sample import SAMPLE
 
 # Four JVMs each.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -41,7 +41,7 @@ def discovery(tmp_path: Path) -> Path:
 
 def options(model: Path, out: Path) -> list[str]:
     given = {
-        "input.path": FOLDER / "sample.jsonl", "input.doc_template": "{title}\\n{body}",
+        "input.path": SAMPLE, "input.doc_template": "{title}\\n{body}",
         "model.name": model, "model.max_length": 64, "model.precision": "fp32",
         "mlflow.enabled": "false", "output.path": out,
     }  # fmt: skip
@@ -66,7 +66,7 @@ def submit(master: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_gate_that_fails_is_the_exit_code_of_spark_submit(tmp_path: Path) -> None:
-    pairs = [json.loads(line) for line in (FOLDER / "sample.jsonl").open(encoding="utf-8")]
+    pairs = [json.loads(line) for line in SAMPLE.open(encoding="utf-8")]
     columns = ("query_id", "doc_id", "retrieval_score", "label")
     table = {name: [row[name] for row in pairs] for name in columns}
     table["score"] = [float(row["label"]) for row in pairs]

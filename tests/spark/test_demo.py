@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 from jobs.demo import FOLDER, build_sample
 from jobs.demo.__main__ import main
 from jobs.errors import DONE
+from tests.sample import EVERY_QUERY
 from udfs.checkpoint import inspect_checkpoint
 
 
@@ -20,7 +21,7 @@ def test_the_demo_reranks_the_sample_and_shows_it(
     assert main([str(tmp_path / "demo")]) == DONE
     said = capsys.readouterr().out
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
-    assert metrics["queries"] == 28
+    assert metrics["queries"] == EVERY_QUERY
     assert metrics["delta"]["nDCG@10"] > 0
     start_up = json.loads((tmp_path / "demo" / "run.json").read_text())["start_up"]
     assert set(start_up) == {"session", "model_load", "first_score"}

@@ -19,7 +19,8 @@ from jobs import evaluate, preflight
 from jobs.errors import DONE, REFUSED
 from jobs.files import Files
 from tests.conftest import ROOT, SENTENCES
-from tests.spark.conftest import SAMPLE, Job
+from tests.sample import SAMPLE
+from tests.spark.conftest import Job
 
 
 def findings(said: str) -> list[str]:

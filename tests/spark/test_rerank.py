@@ -16,7 +16,8 @@ from pyspark.sql import SparkSession
 from jobs import rerank
 from jobs.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS
 from tests.conftest import SENTENCES, shared_data
-from tests.spark.conftest import SAMPLE, Job
+from tests.sample import SAMPLE
+from tests.spark.conftest import Job
 from udfs.devices import TaskSlot
 from udfs.encode import PairEncoder
 from udfs.scorer import Scorer

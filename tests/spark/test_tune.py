@@ -17,7 +17,7 @@ from jobs.evaluation.qrels import from_labels
 from jobs.tables import read_pairs
 from jobs.tracking.client import track
 from jobs.tuning.sample import draw_sample
-from tests.spark.test_rerank import SAMPLE
+from tests.sample import SAMPLE
 from tests.unit.test_report import CHROMIUM, Page, _in_a_browser
 
 

@@ -16,6 +16,7 @@ from jobs.cli import load_config
 from jobs.config import Config
 from jobs.demo import FOLDER
 from jobs.errors import REFUSED, RefusedError
+from tests.sample import EVERY_PAIR
 from tests.unit.test_parity import DOCS, MAX_LENGTH, QUERIES
 from udfs.checkpoint import Checkpoint, inspect_checkpoint
 from udfs.devices import TaskSlot
@@ -69,7 +70,7 @@ def test_a_copy_is_made_once_and_says_how_far_it_is_from_torch(
     first = export.export(checkpoint, "fp32")
     assert "logits differ by at most" in capsys.readouterr().out
     parity = json.loads((first.path / export.PARITY).read_text())
-    assert parity["pairs"] == 245
+    assert parity["pairs"] == EVERY_PAIR
     assert parity["max_abs_difference"] < 1e-4
     assert parity["ndcg_torch"] == pytest.approx(parity["ndcg_onnx"], abs=1e-3)
     assert export.export(checkpoint, "fp32") == first
