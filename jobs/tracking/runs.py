@@ -13,9 +13,11 @@ from jobs.errors import RefusedError
 from jobs.tracking.uris import resolve_uri
 
 #: Results beside run.json that are logged with it.
-ARTIFACTS: Final = ("metrics.json", "report.html", "per_query")
+METRICS: Final = "metrics.json"
+ARTIFACTS: Final = (METRICS, "report.html", "per_query")
 #: Results beside tune.json.
 TUNING_ARTIFACTS: Final = ("tune.html", "recommended.yaml")
+_PLOTS: Final = "plots"
 _PARENT_TAG: Final = "mlflow.parentRunId"
 _RUN_TAG: Final = "spark_rerank.run_id"
 _GATE_TAG: Final = "spark_rerank.gate"
@@ -61,11 +63,24 @@ def log_run(record: Mapping[str, Any], artifacts: Sequence[Path], run_json: Path
                 mlflow.log_artifacts(str(file), file.name)
             else:
                 mlflow.log_artifact(str(file))
+        for name, drawing in _plots(files, record).items():
+            mlflow.log_text(drawing, f"{_PLOTS}/{name}.svg")
         if record.get("kind") == _TUNE:
             _log_settings(record, experiment.experiment_id, run_id)
         if gate and not gate["passed"]:
             mlflow.end_run("FAILED")
     return run_id
+
+
+def _plots(files: Sequence[Path], record: Mapping[str, Any]) -> dict[str, str]:
+    """The report's drawings, SVG by name, if measures are among the files."""
+    from jobs.reporting.standalone import standalone
+
+    measures = [file for file in files if file.name == METRICS]
+    if not measures:
+        return {}
+    document = json.loads(measures[0].read_text(encoding="utf-8"))
+    return standalone({**document, "config": record["config"]})
 
 
 def artifacts_of(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -329,8 +329,10 @@ def test_a_gate_in_mlflow_and_the_latest_passing_run_as_baseline(
     assert runs[1].data.tags["gate.failed"] == "nDCG@10 vs baseline >= -0.01 (significant)"
     assert set(runs[0].data.metrics) == set(runs[2].data.metrics)
     assert {file.path for file in client.list_artifacts(runs[0].info.run_id)} == {
-        "run.json", "metrics.json", "report.html", "per_query",
+        "run.json", "metrics.json", "report.html", "per_query", "plots",
     }  # fmt: skip
+    plots = {file.path for file in client.list_artifacts(runs[0].info.run_id, "plots")}
+    assert {"plots/win_loss.svg", "plots/flow.svg", "plots/scores.svg"} <= plots
     elsewhere = [word.replace("mlflow:nightly", "mlflow:nowhere") for word in words]
     assert command(tmp_path / "4", [good], *elsewhere) == REFUSED
     assert "no such experiment" in capsys.readouterr().err

@@ -11,12 +11,14 @@ from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
 
 from jobs.reporting import words
 from jobs.reporting.report import render
+from jobs.reporting.standalone import standalone
 from jobs.reporting.verdict import verdict
 from tests.report_document import (
     MEASURES,
@@ -444,3 +446,14 @@ def _contrast(one: str, other: str) -> float:
 
     dark, bright = sorted((light(one), light(other)))
     return (bright + 0.05) / (dark + 0.05)
+
+
+def test_drawings_stand_alone_without_a_page() -> None:
+    found = standalone(make_document())
+    assert set(found) == {"win_loss", "flow", "rank_changes", "scores", "reliability", "lengths"}
+    for drawing in found.values():
+        root = ElementTree.fromstring(drawing)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in drawing
+        assert "http" not in drawing.replace("http://www.w3.org/2000/svg", "")
+    assert standalone(bare_document()).keys() < found.keys()
