@@ -12,6 +12,9 @@ HOLD ?= 'torch==2.13.0' 'pandas-stubs<3'
 # What `udfs` imports, besides the pyspark that a cluster has of its own.
 EXECUTOR := torch transformers safetensors pandas pyarrow
 
+# Tests of one file share a Spark session, so a file stays with one process.
+TWO := -n 2 --dist loadfile
+
 # Recipes that start Spark begin with this. It is quick when there is a Java, so no stamp keeps it.
 WITH_JAVA = JAVA_HOME="$$(sh .make/java.sh $(PY))" && export JAVA_HOME &&
 
@@ -30,7 +33,7 @@ demo: $(VENV)/.demo ## rerank the embedded sample with the embedded model
 	@$(WITH_JAVA) $(PY) -m jobs.demo $(ARGS)
 
 test: setup lint ## lint, then all tests except the slow ones
-	@$(WITH_JAVA) $(PY) -m pytest -m 'not slow' $(ARGS)
+	@$(WITH_JAVA) $(PY) -m pytest -m 'not slow' $(TWO) $(ARGS)
 
 unit: $(VENV)/.test ## the tests that need neither Java nor Spark
 	@$(PY) -m pytest -m 'not slow' tests/unit $(ARGS)

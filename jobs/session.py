@@ -25,9 +25,9 @@ _SQL: Final = {
     "spark.sql.caseSensitive": "true",
     # A CSV record is malformed or not, whatever columns a plan happens to read.
     "spark.sql.csv.parser.columnPruning.enabled": "false",
-    # Rows per Arrow batch: small enough that 5 MB documents do not fill a worker at once, and
-    # that a window holds several.
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
+    # Rows per Arrow batch: as many as a window holds, but no more than a worker has room for when
+    # documents are 5 MB each.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "1024",
     "spark.sql.execution.arrow.maxBytesPerBatch": str(64 * 2**20),
     "spark.sql.session.timeZone": "UTC",
     # Workers are pooled by their environment, which this would change for SQL alone: scoring

@@ -13,7 +13,8 @@ from tests.faults.conftest import KILLED, Job
 from tests.faults.daemon import Faults
 from tests.faults.launch import Driver
 
-pytestmark = pytest.mark.timeout(900)
+# Each run is a process of its own, and takes half a minute to start from nothing.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SLOTS = 2
 LARGEST_TASK = 60  # pairs; hashing spreads 245 of them over eight tasks
@@ -35,9 +36,7 @@ def test_a_worker_killed_in_its_third_batch_costs_its_task(
     assert cost.stored_again == 0
 
 
-@pytest.mark.parametrize("tasks", [
-    pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)
-])  # fmt: skip
+@pytest.mark.parametrize("tasks", [1, 3, 7])
 def test_driver_and_jvm_killed_after_some_tasks_then_the_same_command(
     tasks: int, job: Job, undisturbed: Path, pairs: tuple[Path, int], tmp_path: Path
 ) -> None:
@@ -55,7 +54,6 @@ def test_driver_and_jvm_killed_after_some_tasks_then_the_same_command(
     assert cost.stored_again == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "stored"),
     [("stored", 245), ("ranked", 245), ("moved:1", 245), ("moved:2", 245), ("published", 245)],
@@ -75,7 +73,6 @@ def test_a_driver_killed_at_a_failpoint_then_the_same_command(
     assert not (out / "_work").exists()
 
 
-@pytest.mark.slow
 def test_a_swap_that_was_cut_short_is_never_a_mixture(
     job: Job, undisturbed: Path, pairs: tuple[Path, int], tmp_path: Path
 ) -> None:
@@ -96,7 +93,6 @@ def test_a_swap_that_was_cut_short_is_never_a_mixture(
     oracle.check(out, undisturbed, rows=pairs[1], same_batches=True)
 
 
-@pytest.mark.slow
 def test_an_executor_killed_on_a_cluster_costs_its_tasks(
     torch_job: Job, undisturbed_torch: Path, pairs: tuple[Path, int], tmp_path: Path
 ) -> None:
@@ -109,7 +105,6 @@ def test_an_executor_killed_on_a_cluster_costs_its_tasks(
     assert cost.stored_again == 0
 
 
-@pytest.mark.slow
 def test_the_embedded_model_survives_a_worker_and_a_driver(
     pairs: tuple[Path, int], tmp_path: Path
 ) -> None:

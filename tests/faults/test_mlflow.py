@@ -17,6 +17,8 @@ from jobs.tracking.client import TrackingError, track
 from tests.conftest import ROOT
 from tests.faults import oracle, servers
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 
 @pytest.fixture
 def finished(undisturbed: Path, tmp_path: Path) -> Path:
@@ -37,8 +39,6 @@ def test_http_500_costs_less_than_the_limit(
     oracle.check(finished, undisturbed, rows=pairs[1], same_batches=True)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("requests", [3, 4, 6, 8])
 def test_a_server_killed_in_the_middle_has_one_whole_run_after_the_replay(
     requests: int, finished: Path, undisturbed: Path, pairs: tuple[Path, int], tmp_path: Path

@@ -430,6 +430,7 @@ def test_askubuntu(spark: SparkSession, part: str, known: dict[str, float]) -> N
     assert {name: round(value, 3) for name, value in found.first_stage.items()} == known
 
 
+@pytest.mark.slow
 def test_cmedqa2(spark: SparkSession, tmp_path: Path) -> None:
     """400,000 candidates of 4,000 queries, against trec_eval itself."""
     import pytrec_eval

@@ -45,7 +45,7 @@ def test_the_sample_from_json_to_a_ranked_table(
     ranked, pairs = read(out), sample()
     assert list(ranked.columns) == [
         "query_id", "doc_id", "rank", "score", "probability", "retrieval_rank",
-        "retrieval_score", "rank_change", "n_tokens", "truncated", "label", "language",
+        "retrieval_score", "rank_change", "n_tokens", "truncated", "label", "kind", "language",
     ]  # fmt: skip
     assert ranked["score"].dtype == np.float32
     assert len(ranked) == len(pairs)
