@@ -118,10 +118,15 @@ def probe_devices(
         spec = replace(draft, precision=precision or common_precision([device]))
         scorer = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
         loaded = time.perf_counter()
-        scorer.score(["a"], ["b"])
+        warm_up(scorer)
         yield Probed(device, loaded - start, time.perf_counter() - loaded)
 
     return probe
+
+
+def warm_up(scorer: PairScorer) -> None:
+    """Score a pair that means nothing, so that the first real one does not pay for the start."""
+    scorer.score(["a"], ["b"])
 
 
 def run_trial(

@@ -69,9 +69,12 @@ class _Batches:
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self._count = 0
+        self.counted = True
         self._doomed: dict[int, bool] = {}
 
     def begin(self, pairs: int) -> None:
+        if not self.counted:
+            return
         self._count += 1
         if self._faults.tally:
             _append(self._faults.tally, f"{os.getpid()} {pairs}\n")
@@ -118,8 +121,10 @@ def _append(path: str, line: str) -> None:
 
 
 def _wrap_scorers(faults: Faults) -> None:
+    from udfs import columns
     from udfs.scorer import Scorer, StubScorer
 
+    warm_up = columns.warm_up
     batches = _Batches(faults)
     forward, score = Scorer._forward, StubScorer.score
 
@@ -135,10 +140,18 @@ def _wrap_scorers(faults: Faults) -> None:
         finally:
             self._model = model
 
+    def wrapped_warm_up(scorer: Any) -> None:
+        batches.counted = False  # the pair is nobody's
+        try:
+            warm_up(scorer)
+        finally:
+            batches.counted = True
+
     def wrapped_score(self: StubScorer, queries: Sequence[str], docs: Sequence[str]) -> Any:
         batches.begin(len(docs))
         return score(self, queries, docs)
 
+    columns.warm_up = wrapped_warm_up
     Scorer._forward = wrapped_forward  # type: ignore[method-assign]
     StubScorer.score = wrapped_score  # type: ignore[method-assign]
 
