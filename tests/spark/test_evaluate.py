@@ -302,6 +302,7 @@ def test_several_tables_and_a_baseline(
     assert "FAIL nDCG@10 vs baseline >= 0 (significant): -0." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_gate_in_mlflow_and_the_latest_passing_run_as_baseline(
     command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def tuned(
     return folder, given
 
 
+@pytest.mark.slow
 def test_the_recommended_file_is_taken_by_the_job(
     tuned: tuple[Path, dict[str, object]], spark: SparkSession
 ) -> None:
