@@ -45,6 +45,7 @@ def tuned(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_recommended_file_is_taken_by_the_job(
     tuned: tuple[Path, dict[str, object]], spark: SparkSession
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_recommended_file_is_taken_by_the_job(
     assert run["config"]["batching"]["max_tokens"] == content["batching"]["max_tokens"]
 
 
+@pytest.mark.slow
 def test_every_row_is_written_and_no_text(tuned: tuple[Path, dict[str, object]]) -> None:
     out = tuned[0] / "out"
     document = json.loads((out / "tune.json").read_text())
@@ -82,6 +84,7 @@ def test_every_row_is_written_and_no_text(tuned: tuple[Path, dict[str, object]])
         assert json.loads(line)["body"] not in written
 
 
+@pytest.mark.slow
 def test_every_setting_is_a_run_below_the_tunings(tuned: tuple[Path, dict[str, object]]) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -107,6 +110,7 @@ def test_every_setting_is_a_run_below_the_tunings(tuned: tuple[Path, dict[str, o
     assert names == {"tune.json", "tune.html", "recommended.yaml"}
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_fits_every_screen(
     tuned: tuple[Path, dict[str, object]], tmp_path: Path
 ) -> None:
