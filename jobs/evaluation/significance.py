@@ -12,6 +12,7 @@ the same digits wherever their rows came from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -151,7 +152,7 @@ def _p_value(difference: Values) -> tuple[float, str]:
         batch=max(1, _BATCH // len(changed)),
         rng=np.random.default_rng(_SEED),
     )
-    exact = 2.0 ** len(changed) <= RESAMPLES
+    exact = len(changed) <= math.log2(RESAMPLES)
     kind = "all exchanges" if exact else f"{RESAMPLES:,} resamples"
     return float(result.pvalue), f"paired randomisation test, {kind}"
 

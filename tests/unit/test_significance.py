@@ -47,6 +47,16 @@ def test_many_queries_take_the_t_test_and_end_near_the_resampled_interval() -> N
     assert (many.low, many.high) == pytest.approx(fewer, abs=1e-3)
 
 
+@pytest.mark.parametrize("queries", [13, 14, 1023, 1024, 2000, EXACT_UP_TO])
+def test_any_number_of_queries_has_a_p_value(queries: int) -> None:
+    """There are more exchanges of a thousand queries than a double can hold."""
+    before = RNG.uniform(0, 0.5, queries)
+    found = compare_paired(before, before + RNG.normal(0.01, 0.1, queries))
+    assert 0.0 < found.p <= 1.0
+    exact = queries <= 13  # 2^13 is below 9,999
+    assert found.method.endswith("all exchanges" if exact else "9,999 resamples")
+
+
 def test_no_change_at_all_and_the_same_change_everywhere() -> None:
     values = RNG.random(30)
     same = compare_paired(values, values)
