@@ -36,7 +36,7 @@ def test_a_worker_killed_in_its_third_batch_costs_its_task(
     assert cost.stored_again == 0
 
 
-@pytest.mark.parametrize("tasks", [1, 3, 7])
+@pytest.mark.parametrize("tasks", [1, 3, 5])
 def test_driver_and_jvm_killed_after_some_tasks_then_the_same_command(
     tasks: int, job: Job, undisturbed: Path, pairs: tuple[Path, int], tmp_path: Path
 ) -> None:
