@@ -6,13 +6,15 @@ what was written, so that they agree whatever the input does meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import reduce
 from typing import Final
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.sources import FAULT, quoted
+from jobs.sources import FAULT, OWN, quoted
 from jobs.tables import PASSED, Pairs
 from jobs.texts import is_blank, pair_key
 
@@ -21,6 +23,32 @@ COLLAPSED: Final = "collapsed"
 REJECTED: Final = "rejected"
 
 _TEXTS: Final = ("query_id", "query", "doc_id", "doc")
+_CONFLICT: Final = f"{OWN}conflict"
+_TWINS: Final = f"{OWN}twins"
+_PLACE: Final = f"{OWN}place"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many rows there are of each kind.
+
+    Attributes:
+        valid: to be ranked.
+        collapsed: equal to a valid one.
+        rejected: the others.
+        distinct: pair keys.
+        unplaced: valid rows with a retrieval score and no rank.
+        reasons: rejected rows by reason.
+        may_have_twins: whether two valid rows may have the same (query_id, doc_id).
+    """
+
+    valid: int
+    collapsed: int
+    rejected: int
+    distinct: int
+    unplaced: int
+    reasons: Mapping[str, int]
+    may_have_twins: bool
 
 
 def keyed(pairs: Pairs) -> DataFrame:
@@ -40,14 +68,52 @@ def keyed(pairs: Pairs) -> DataFrame:
 def checked(pairs: Pairs) -> DataFrame:
     """Every input row without its texts, as `valid`, `collapsed` or `rejected`.
 
-    Rows with the same (query_id, doc_id) and the same texts collapse to the best of them: lowest
-    retrieval rank, highest retrieval score, then a hash of the rest, so that the choice does not
-    depend on the order of the rows. With differing texts all of them are rejected.
-
     Columns: query_id, doc_id, pair_key, chars, retrieval_score, retrieval_rank, label, `in.*`,
     status, reason, detail.
     """
-    rows = keyed(pairs).drop("query", "doc")
+    return among_twins(looked_at(pairs))
+
+
+def looked_at(pairs: Pairs) -> DataFrame:
+    """The same, each row by itself: no row is compared with another, so that none has to move."""
+    status = F.when(F.isnotnull("pair_key"), VALID).otherwise(REJECTED)
+    rows = keyed(pairs).drop("query", "doc").withColumn("status", status)
+    ids = {name: F.make_valid_utf8(name) for name in ("query_id", "doc_id")}
+    return rows.withColumns(ids)
+
+
+def count_checked(rows: DataFrame) -> Tally:
+    """Count rows of `looked_at` or `among_twins`. Runs the plan."""
+    # Fewer hashes than rows: the same ids twice, or once in many runs two ids of one hash.
+    ids = F.when(F.col("status") == VALID, F.xxhash64("query_id", "doc_id"))
+    counted = rows.groupBy("status", "reason").agg(
+        F.count(F.lit(1)).alias("rows"),
+        F.count_distinct("pair_key").alias("keys"),
+        F.count_distinct(ids).alias("hashes"),
+        F.count_if(F.isnull("retrieval_rank") & F.isnotnull("retrieval_score")).alias("unplaced"),
+    )
+    found = {(row["status"], row["reason"]): row.asDict() for row in counted.collect()}
+    nothing = dict.fromkeys(("rows", "keys", "hashes", "unplaced"), 0)
+    valid = found.get((VALID, None), nothing)
+    reasons = {reason: row["rows"] for (_, reason), row in found.items() if reason is not None}
+    return Tally(
+        valid=valid["rows"],
+        collapsed=found.get((COLLAPSED, None), nothing)["rows"],
+        rejected=sum(reasons.values()),
+        distinct=valid["keys"],  # a collapsed row has the key of the valid one that it equals
+        unplaced=valid["unplaced"],
+        reasons=reasons,
+        may_have_twins=valid["hashes"] < valid["rows"],
+    )
+
+
+def among_twins(rows: DataFrame) -> DataFrame:
+    """Rows of `looked_at`, those with the same (query_id, doc_id) compared.
+
+    With the same texts they collapse to the best of them: lowest retrieval rank, highest retrieval
+    score, then a hash of the rest, so that the choice does not depend on the order of the rows.
+    With differing texts all of them are rejected.
+    """
     rest = [quoted(name) for name in rows.columns if name.startswith((PASSED, "label"))]
     twins = Window.partitionBy("query_id", "doc_id", F.isnull("pair_key"))
     best = twins.orderBy(
@@ -55,28 +121,24 @@ def checked(pairs: Pairs) -> DataFrame:
         F.xxhash64(F.to_json(F.struct(*rest)) if rest else F.lit(0)),
     )  # fmt: skip
     fit = F.isnotnull("pair_key")
-    rows = rows.withColumns(
+    compared = rows.withColumns(
         {
-            "__conflict": fit & (F.min("pair_key").over(twins) != F.max("pair_key").over(twins)),
-            "__twins": F.count(F.lit(1)).over(twins),
-            "__place": F.row_number().over(best),
+            _CONFLICT: fit & (F.min("pair_key").over(twins) != F.max("pair_key").over(twins)),
+            _TWINS: F.count(F.lit(1)).over(twins),
+            _PLACE: F.row_number().over(best),
         }
     )
-    conflict = F.col("__conflict")
-    status = (
-        F.when(~fit | conflict, REJECTED).when(F.col("__place") > 1, COLLAPSED).otherwise(VALID)
-    )
-    return rows.select(
-        *(F.make_valid_utf8(name).alias(name) for name in ("query_id", "doc_id")),
-        F.when(~conflict, F.col("pair_key")).alias("pair_key"),
-        *(quoted(n) for n in rows.columns if n.startswith((PASSED, "retrieval_", "label"))),
-        "chars",
-        status.alias("status"),
-        F.when(conflict, "conflicting_duplicate").otherwise(F.col("reason")).alias("reason"),
-        F.when(conflict, F.format_string("%d rows with differing texts", "__twins"))
-        .otherwise(F.col("detail"))
-        .alias("detail"),
-    )
+    conflict = F.col(_CONFLICT)
+    status = F.when(conflict, REJECTED).when(fit & (F.col(_PLACE) > 1), COLLAPSED)
+    detail = F.format_string("%d rows with differing texts", _TWINS)
+    return compared.withColumns(
+        {
+            "pair_key": F.when(~conflict, F.col("pair_key")),
+            "status": F.coalesce(status, "status"),
+            "reason": F.when(conflict, "conflicting_duplicate").otherwise(F.col("reason")),
+            "detail": F.when(conflict, detail).otherwise(F.col("detail")),
+        }
+    ).select(*map(quoted, rows.columns))
 
 
 def _reason() -> Column:

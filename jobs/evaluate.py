@@ -42,7 +42,9 @@ def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
     spark, (name, *_) = ready.spark, ready.paths
     out = OutputFolder(spark, str(config.output.path), config.output.format)
     further = {other: table for other, table in ready.tables.items() if other != name}
-    with out:
+    with finish.mlflow_client(config) as client, out:
+        if config.mlflow.enabled:
+            client.start()
         with watch.part("measuring"):
             beside = record_beside(spark, ready.paths[name])
             judged = Table(name, ready.tables[name], beside, ready.texts)
@@ -55,8 +57,8 @@ def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
             spark_version=spark.version,
         )  # fmt: skip
         places = finish.publish(out, [PER_QUERY], record, document)
-    sys.stdout.write(evaluation_summary(document, places) + "\n")
-    return finish.exit_code(document, finish.track_run(config, out, record))
+        sys.stdout.write(evaluation_summary(document, places) + "\n")
+        return finish.exit_code(document, finish.track_run(client, config, out, record))
 
 
 if __name__ == "__main__":

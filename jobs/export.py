@@ -20,9 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.cache import cache
 from jobs.config import ModelConfig
 from jobs.errors import RefusedError
-from jobs.models import cache
 from jobs.parity import compare, described
 from udfs.checkpoint import Checkpoint, scoring_files, weight_files
 from udfs.ort import REMEDY, graph_file, version

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.cache import cache
 from jobs.config import Config
 from jobs.errors import DONE, GATE_NOT_PASSED, NOT_TRACKED
 from jobs.evaluation.result import PER_QUERY
-from jobs.models import cache
 from jobs.output import OutputFolder
-from jobs.tracking.client import TrackingError, replay_command, track
+from jobs.tracking.client import Client, TrackingError, replay_command
 from jobs.tracking.runs import artifacts_of
 
 METRICS = "metrics.json"
@@ -83,10 +83,22 @@ def exit_code(document: Mapping[str, Any] | None, tracked: int) -> int:
     return GATE_NOT_PASSED if gate and not gate["passed"] else tracked
 
 
-def track_run(config: Config, out: OutputFolder, record: Mapping[str, Any], name: str = RUN) -> int:
+def mlflow_client(config: Config) -> Client:
+    """What `track_run` needs."""
+    return Client(config.mlflow.tracking_uri, config.mlflow.timeout)
+
+
+def track_run(
+    client: Client,
+    config: Config,
+    out: OutputFolder,
+    record: Mapping[str, Any],
+    name: str = RUN,
+) -> int:
     """Log the run, after everything is written. A server that is down costs time, not data.
 
     Args:
+        client: asks MLflow.
         config: `mlflow`.
         out: the output folder.
         record: content of the record.
@@ -99,7 +111,7 @@ def track_run(config: Config, out: OutputFolder, record: Mapping[str, Any], name
         return DONE
     run_json, is_local = _local_record(out, name, artifacts_of(record))
     try:
-        run_id = track(run_json, config.mlflow.tracking_uri, config.mlflow.timeout)
+        run_id = client.ask(str(run_json))
     except TrackingError as error:
         again = replay_command(str(run_json), config.mlflow.tracking_uri)
         sys.stderr.write(

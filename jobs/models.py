@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import jobs.demo
+from jobs.cache import cache
 from jobs.config import ModelConfig
 from jobs.errors import RefusedError
 from udfs.checkpoint import (
@@ -65,12 +66,6 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
             f"{name}; lower it"
         )
     return checkpoint
-
-
-def cache() -> Path:
-    """The user's cache folder of this project."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "spark-rerank"
 
 
 def embedded_model() -> Path:

@@ -19,7 +19,9 @@ COLUMNS: Final = (
 )  # fmt: skip
 
 
-def ranked(scored: DataFrame, config: RankingConfig, *, label: bool) -> DataFrame:
+def ranked(
+    scored: DataFrame, config: RankingConfig, *, label: bool, placed: bool = False
+) -> DataFrame:
     """Order every query's candidates by their raw float32 logits.
 
     The order is total: score descending, then doc_id (bytes, descending as in trec_eval unless
@@ -30,21 +32,22 @@ def ranked(scored: DataFrame, config: RankingConfig, *, label: bool) -> DataFram
         scored: checked pairs joined with `logit`, `n_tokens` and `truncated`.
         config: `top_k` and `min_score`.
         label: whether the input has labels.
+        placed: whether no row is left to derive a first-stage rank of.
 
     Returns:
         `COLUMNS`, label if given, then the columns passed through; `input_NAME` where a passed
-        column has the name of a column here.
+        column has the name of a column here. Every partition holds whole queries, one after the
+        other, each in the order of its ranks: the sort that ranking needs leaves them so.
     """
     tie = F.asc("doc_id") if config.tie_break == "doc_id_asc" else F.desc("doc_id")
     query = Window.partitionBy("query_id")
     first_stage = F.row_number().over(query.orderBy(F.desc("retrieval_score"), tie))
     derived = F.when(F.isnotnull("retrieval_score"), first_stage)
-    rows = scored.withColumns(
-        {
-            "rank": F.row_number().over(query.orderBy(F.desc("logit"), tie)),
-            "retrieval_rank": F.coalesce("retrieval_rank", derived),
-        }
-    )
+    rows = scored
+    if not placed:
+        rows = rows.withColumn("retrieval_rank", F.coalesce("retrieval_rank", derived))
+    # Last, as what is sorted last stays sorted.
+    rows = rows.withColumn("rank", F.row_number().over(query.orderBy(F.desc("logit"), tie)))
     if config.top_k is not None:
         rows = rows.where(F.col("rank") <= config.top_k)
     if config.min_score is not None:
@@ -107,18 +110,22 @@ def count_ranked(table: DataFrame) -> dict[str, int]:
         `ranked`, `truncated`, `queries`; `top1_changed`: queries whose first document was not
         first before, of `top1_compared`, those with any first-stage rank.
     """
-    first = F.min("retrieval_rank").over(Window.partitionBy("query_id"))
-    rows = table.select("rank", "retrieval_rank", "truncated", first.alias("first"))
     top = F.col("rank") == 1
-    changed = F.col("retrieval_rank") > F.least("first", F.lit(1))
-    row = rows.agg(
-        F.count(F.lit(1)).alias("ranked"),
+    queries = table.groupBy("query_id").agg(
+        F.count(F.lit(1)).alias("rows"),
         F.count_if("truncated").alias("truncated"),
-        F.count_if(top).alias("queries"),
-        F.count_if(top & F.isnotnull("retrieval_rank")).alias("top1_compared"),
-        F.count_if(top & changed).alias("top1_changed"),
+        F.min("retrieval_rank").alias("first"),
+        F.min(F.when(top, F.col("retrieval_rank"))).alias("before"),
+        F.count_if(top).alias("top"),
+    )
+    row = queries.agg(
+        F.sum("rows").alias("ranked"),
+        F.sum("truncated").alias("truncated"),
+        F.sum("top").alias("queries"),
+        F.count("before").alias("top1_compared"),
+        F.count_if(F.col("before") > F.least("first", F.lit(1))).alias("top1_changed"),
     ).collect()[0]
-    return {key: int(value) for key, value in row.asDict().items()}
+    return {key: int(value or 0) for key, value in row.asDict().items()}
 
 
 def _free_name(name: str, taken: set[str]) -> str:

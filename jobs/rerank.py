@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from jobs import finish, steps
 from jobs.command import Command
@@ -24,6 +25,7 @@ from jobs.resources import scoring_profile
 from jobs.scoring import make_spec, missing_keys, probing, ship_model, wanted_precision
 from jobs.store import ScoreStore, is_new
 from jobs.summary import closing_summary, dry_run_summary
+from jobs.tracking.client import Client
 
 COMMAND = Command(
     name="python -m jobs.rerank",
@@ -46,9 +48,33 @@ def run(config: Config) -> int:
 
 
 def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
-    """Read, check, score, rank, publish, record, track; each step reads what the last one wrote."""
+    """Make the results, tell about them, track them."""
+    out = OutputFolder(ready.spark, str(config.output.path), config.output.format)
+    with finish.mlflow_client(config) as client:
+        record, document, places = produce(config, ready, watch, out, client)
+        sys.stdout.write(closing_summary(record, document, places) + "\n")
+        tracked = finish.track_run(client, config, out, record)
+    rate = record["rates"]["reject_rate"]
+    if rate > config.input.max_reject_rate:
+        sys.stderr.write(
+            f"{rate:.2%} of the rows were rejected, input.max_reject_rate allows "
+            f"{config.input.max_reject_rate:.2%}; see {masked(places['rejects'])}, "
+            "or raise the limit\n"
+        )
+        return TOO_MANY_REJECTS
+    return finish.exit_code(document, tracked)
+
+
+def produce(
+    config: Config, ready: Rerank, watch: Stopwatch, out: OutputFolder, client: Client
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, str]]:
+    """Check, score, rank, measure, publish; each step reads what the last one wrote.
+
+    Returns:
+        The record, the evaluation (None where there was nothing to measure by), and where
+        everything is.
+    """
     spark, plan, pairs, checkpoint = ready.spark, ready.plan, ready.pairs, ready.checkpoint
-    out = OutputFolder(spark, str(config.output.path), config.output.format)
     scores_at = config.store.path or out.place("scores")
     draft = ship_model(spark, checkpoint, make_spec(config, checkpoint), config.model.ship)
     with out:
@@ -68,6 +94,8 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
         store.open(about_scores(config, spec))
         with watch.part("scoring"):
             stored = steps.fill_store(spark, config, pairs, done, spec, store)
+        if config.mlflow.enabled:
+            client.start()
         with watch.part("ranking"):
             results = steps.rank(
                 out, config.ranking, config.output.partitions, "label" in pairs.has, done, store
@@ -80,25 +108,14 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
         document = None
         if qrels is not None:
             with watch.part("measuring"):
-                candidates = steps.all_candidates(config.ranking, done, store)
+                candidates = steps.all_candidates(config.ranking, done, store, results)
                 judged = Table(_RERANKED, candidates, record, pairs.rows if plan.examples else None)
                 document = evaluate(
                     plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
                 )
         record = with_evaluation({**record, "timings": watch.timings()}, document)
         tables = ["ranked", "rejects", *([PER_QUERY] if document else [])]
-        places = finish.publish(out, tables, record, document)
-    sys.stdout.write(closing_summary(record, document, places) + "\n")
-    tracked = finish.track_run(config, out, record)
-    rate = record["rates"]["reject_rate"]
-    if rate > config.input.max_reject_rate:
-        sys.stderr.write(
-            f"{rate:.2%} of the rows were rejected, input.max_reject_rate allows "
-            f"{config.input.max_reject_rate:.2%}; see {masked(places['rejects'])}, "
-            "or raise the limit\n"
-        )
-        return TOO_MANY_REJECTS
-    return finish.exit_code(document, tracked)
+        return record, document, finish.publish(out, tables, record, document)
 
 
 def dry_run(config: Config, ready: Rerank) -> int:

@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 
 from jobs.config import Config, ModelConfig
 from jobs.errors import RefusedError
+from jobs.jvm import with_kept_classes
 from jobs.masking import SECRET_NAME, USER_IN_URI
 from udfs.devices import usable_cores
 
@@ -44,10 +45,15 @@ _LOCAL: Final = {
 }
 # Workers that start with torch in memory, for a machine without a GPU (see `udfs.daemon`).
 _DAEMON: Final = ("spark.python.daemon.module", "udfs.daemon")
-_COMPILER: Final = "spark.driver.extraJavaOptions"
+_JAVA: Final = "spark.driver.extraJavaOptions"
 # Where the driver's cores score, the optimising compiler takes them away: without it a job of a
 # few thousand pairs is a tenth faster, and a larger one has its time from the model.
 _PLAIN_CODE: Final = "-XX:TieredStopAtLevel=1"
+# For the same reason no Java source is written and compiled for each of a job's plans.
+_PLAIN_PLANS: Final = {
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
 # Elsewhere it pays for millions of rows: ten times hotter than usual before it sets to work.
 _HOT_CODE_OPTIMISED: Final = (
     "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
@@ -148,8 +154,8 @@ def _scores_on_cpu(model: ModelConfig) -> bool:
 def _beside_model(model: ModelConfig) -> dict[str, str]:
     """Settings of a JVM and of workers on the machine that scores, if it does."""
     if not _scores_on_cpu(model):
-        return {_COMPILER: _HOT_CODE_OPTIMISED}
-    return {_COMPILER: _PLAIN_CODE, _DAEMON[0]: _DAEMON[1]}
+        return {_JAVA: f"{_HOT_CODE_OPTIMISED} {with_kept_classes()}"}
+    return {_JAVA: f"{_PLAIN_CODE} {with_kept_classes()}", **_PLAIN_PLANS, _DAEMON[0]: _DAEMON[1]}
 
 
 def _with_retries(master: str) -> str:

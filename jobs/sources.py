@@ -7,7 +7,7 @@ in a way that keeps the original bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pyspark.errors import AnalysisException
@@ -18,9 +18,11 @@ from pyspark.sql.types import StringType, StructField, StructType
 from jobs.errors import RefusedError
 from jobs.files import Files
 
-# Why a record could not be read, or null. No column of the user's starts like this.
-FAULT: Final = "__fault"
-_RECORD: Final = "__record"
+# Columns of our own start like this; a source that has any like it is refused.
+OWN: Final = "_rerank_"
+# Why a record could not be read, or null.
+FAULT: Final = f"{OWN}fault"
+_RECORD: Final = f"{OWN}record"
 
 _ENDINGS: Final = {
     "parquet": "parquet", "json": "json", "jsonl": "json", "ndjson": "json", "csv": "csv",
@@ -66,7 +68,7 @@ def read_source(
     options = dict(options or {})
     try:
         if table:
-            return spark.table(table).withColumn(FAULT, _nothing())
+            return _without_faults(spark.table(table))
         assert path is not None, "the configuration has a path or a table"
         kind = resolve_format(spark, path, source_format, otherwise)
         if kind == "json" and not _PLAIN_JSON & set(options):
@@ -75,7 +77,7 @@ def read_source(
             return _read_csv(spark, path, kind, options)
         if kind == "trec":
             return _read_trec_run(spark, path)
-        return spark.read.format(kind).options(**options).load(path).withColumn(FAULT, _nothing())
+        return _without_faults(spark.read.format(kind).options(**options).load(path))
     except AnalysisException as error:
         what = f"input.table={table}" if table else path
         condition = error.getCondition() or type(error).__name__
@@ -114,6 +116,20 @@ def resolve_format(
     raise RefusedError(f"the format of {path} does not show in its name; set input.format")
 
 
+def _without_faults(rows: DataFrame) -> DataFrame:
+    """A table whose reader marks nothing."""
+    _refuse_own(rows.columns)
+    return rows.withColumn(FAULT, _nothing())
+
+
+def _refuse_own(names: Iterable[str]) -> None:
+    if taken := [name for name in names if name.startswith(OWN)]:
+        raise RefusedError(
+            f"the input has columns {', '.join(taken)}; names that start with {OWN} are taken, "
+            "rename them"
+        )
+
+
 def _nothing() -> Column:
     return F.lit(None).cast("string")
 
@@ -127,6 +143,7 @@ def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) ->
     schema = _without(found, {"_corrupt_record", *folders})
     if not schema.fields:
         raise RefusedError(f"{path} holds no JSON object; check the path and input.format")
+    _refuse_own([*schema.names, *folders])
     schema.add(_RECORD, StringType())
     line = F.col("value")
     fault = (
@@ -153,6 +170,7 @@ def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]
     names = spark.read.options(**options).csv(path).columns
     if not names:
         raise RefusedError(f"{path} holds no column; check the path and input.options")
+    _refuse_own(names)
     schema = StructType([StructField(name, StringType()) for name in [*names, _RECORD]])
     options["columnNameOfCorruptRecord"] = _RECORD
     rows = spark.read.options(**options).schema(schema).csv(path)

@@ -10,7 +10,7 @@ from typing import Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.checks import COLLAPSED, REJECTED, VALID, checked
+from jobs.checks import REJECTED, VALID, Tally, among_twins, count_checked, looked_at
 from jobs.config import Config, RankingConfig
 from jobs.errors import BookkeepingError
 from jobs.evaluation.distributions import distributions
@@ -31,16 +31,22 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class Checked:
-    """Input rows without their texts, as written, and how many there are of each kind."""
+    """Input rows without their texts, and how many there are of each kind."""
 
     rows: DataFrame
-    counts: Counts
-    reasons: Counts
+    tally: Tally
 
     @property
     def valid(self) -> DataFrame:
         """Rows to be ranked."""
         return self.rows.where(F.col("status") == VALID).drop("status", "reason", "detail")
+
+    @property
+    def counts(self) -> Counts:
+        """input, collapsed, rejected, valid, distinct."""
+        kinds = {"valid": self.tally.valid, "collapsed": self.tally.collapsed,
+                 "rejected": self.tally.rejected}  # fmt: skip
+        return {"input": sum(kinds.values()), **kinds, "distinct": self.tally.distinct}
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,25 @@ class Scored:
 
 
 def check(out: OutputFolder, pairs: Pairs) -> Checked:
-    """Write the checked rows and count them: input, collapsed, rejected, valid, distinct."""
-    rows = out.stage("checked", checked(pairs), "parquet")
-    return Checked(rows, *_count_checked(rows))
+    """Write the checked rows and count them."""
+    return _among_twins(_count(out.stage("looked_at", looked_at(pairs), "parquet")), out)
 
 
 def count_only(pairs: Pairs) -> Checked:
     """The same without a write, for `--dry-run`."""
-    rows = checked(pairs)
-    return Checked(rows, *_count_checked(rows))
+    return _among_twins(_count(looked_at(pairs)))
+
+
+def _count(rows: DataFrame) -> Checked:
+    return Checked(rows, count_checked(rows))
+
+
+def _among_twins(done: Checked, out: OutputFolder | None = None) -> Checked:
+    """Compare rows with equal ids, which takes a shuffle and a sort, if there may be any."""
+    if not done.tally.may_have_twins:
+        return done
+    rows = among_twins(done.rows)
+    return _count(out.stage("checked", rows, "parquet") if out else rows)
 
 
 def fill_store(
@@ -122,6 +138,7 @@ def fill_store(
 class Results:
     """The staged tables, counted from what was written."""
 
+    ranked: DataFrame
     counts: Counts
     reasons: Counts
     written: Counts
@@ -135,11 +152,11 @@ def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: b
         BookkeepingError: if a row of the input is in neither, or in both.
     """
     scores = store.read()
-    scored = done.valid.join(scores.where(F.col("status") == OK).drop("status"), on="pair_key")
+    scored = _scored(done, scores)
     files = partitions or math.ceil(max(1, done.counts["valid"]) / _ROWS_PER_FILE)
     # Spread by query before ranking: the windows need that anyway, and it names the files.
     spread = scored.repartition(files, "query_id")
-    table = ranked(spread, config, label=has_label).sortWithinPartitions("query_id", "rank")
+    table = ranked(spread, config, label=has_label, placed=not done.tally.unplaced)
     written = out.stage("ranked", table)
     written_counts = count_ranked(written)
     kept, cut = written_counts["ranked"], count_cut(scored, config)
@@ -154,21 +171,21 @@ def rank(out: OutputFolder, config: RankingConfig, partitions: int, has_label: b
         "queries": written_counts["queries"],
     }
     _balance({**done.counts, **counts})
-    return Results(counts, reasons, written_counts)
+    return Results(written, counts, reasons, written_counts)
 
 
-def all_candidates(config: RankingConfig, done: Checked, store: ScoreStore) -> DataFrame:
+def all_candidates(
+    config: RankingConfig, done: Checked, store: ScoreStore, results: Results
+) -> DataFrame:
     """Every scored candidate, before top_k and min_score cut any: what is to be measured.
 
     Where only some candidates have a first-stage score or rank, there is no first-stage order to
     measure, and both columns are null.
     """
-    scores = store.read().where(F.col("status") == OK).drop("status")
-    whole = ranked(
-        done.valid.join(scores, on="pair_key"),
-        RankingConfig(tie_break=config.tie_break),
-        label="label" in done.rows.columns,
-    )
+    whole = results.ranked
+    if results.counts["cut"]:
+        everything = RankingConfig(tie_break=config.tie_break)
+        whole = ranked(_scored(done, store.read()), everything, label="label" in done.rows.columns)
     try:
         first_stage_order(whole)
     except RunError:
@@ -177,29 +194,9 @@ def all_candidates(config: RankingConfig, done: Checked, store: ScoreStore) -> D
     return whole
 
 
-def _count_checked(rows: DataFrame) -> tuple[Counts, Counts]:
-    found = (
-        rows.groupBy("status", "reason")
-        .agg(F.count(F.lit(1)), F.count_distinct("pair_key"))
-        .collect()
-    )
-    kinds: Counts = {}
-    reasons: Counts = {}
-    distinct = 0
-    for status, reason, count, keys in found:
-        kinds[status] = kinds.get(status, 0) + count
-        if reason is not None:
-            reasons[reason] = reasons.get(reason, 0) + count
-        if status == VALID:  # a collapsed row has the key of the valid one that it equals
-            distinct = keys
-    counts = {
-        "input": sum(kinds.values()),
-        "collapsed": kinds.get(COLLAPSED, 0),
-        "rejected": kinds.get(REJECTED, 0),
-        "valid": kinds.get(VALID, 0),
-        "distinct": distinct,
-    }
-    return counts, reasons
+def _scored(done: Checked, scores: DataFrame) -> DataFrame:
+    """Valid rows with their scores."""
+    return done.valid.join(scores.where(F.col("status") == OK).drop("status"), on="pair_key")
 
 
 def _rejects(done: Checked, scores: DataFrame | None) -> DataFrame:

@@ -15,15 +15,21 @@ from pyspark.sql.types import ArrayType, StructType
 
 from jobs.config import InputConfig, ModelConfig
 from jobs.errors import RefusedError
-from jobs.sources import FAULT, as_text, quoted, read_source
+from jobs.sources import FAULT, OWN, as_text, quoted, read_source
 from jobs.texts import lacks_field, render, with_instruction
 from udfs.text import MissingRule, Template, parse_template
 
-_POSITION: Final = "__position"
+_POSITION: Final = f"{OWN}position"
 _LARGEST_RANK: Final = 2.0**31
 _INFINITY: Final = float("inf")
-_KNOWN_QUERY: Final = "__known_query"
-_KNOWN_DOC: Final = "__known_doc"
+_CANDIDATE: Final = f"{OWN}candidate"
+# Of queries and corpus, when they are joined to the run.
+_QUERY_KEY: Final = f"{OWN}query_key"
+_QUERY: Final = f"{OWN}query"
+_QUERY_FAULT: Final = f"{OWN}query_fault"
+_DOC_KEY: Final = f"{OWN}doc_key"
+_DOC: Final = f"{OWN}doc"
+_DOC_FAULT: Final = f"{OWN}doc_fault"
 # Pass-through columns carry this prefix until the ranked table is written.
 PASSED: Final = "in."
 
@@ -87,12 +93,12 @@ def _unnested(rows: DataFrame, config: InputConfig) -> DataFrame:
             f"columns {', '.join(twice)} are both beside and inside {name}; rename one of each"
         )
     exploded = rows.select(
-        *map(quoted, outer), F.posexplode_outer(quoted(name)).alias(_POSITION, "__candidate")
+        *map(quoted, outer), F.posexplode_outer(quoted(name)).alias(_POSITION, _CANDIDATE)
     )
     return exploded.select(
         *map(quoted, outer),
         (F.col(_POSITION) + 1).alias(_POSITION),
-        *(F.col("__candidate").getField(field).alias(field) for field in fields),
+        *(F.col(_CANDIDATE).getField(field).alias(field) for field in fields),
     )
 
 
@@ -121,29 +127,27 @@ def _normalised(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, In
         _require(corpus, "the corpus", fields)
     beside = [name for name in queries.columns if name not in {query_key, text, *run.columns}]
     queries = queries.select(
-        as_text(query_key).alias("__query_key"), quoted(text).alias("__query"),
-        *map(quoted, beside), F.col(FAULT).alias("__query_fault"),
+        as_text(query_key).alias(_QUERY_KEY), quoted(text).alias(_QUERY),
+        *map(quoted, beside), F.col(FAULT).alias(_QUERY_FAULT),
     )  # fmt: skip
     corpus = corpus.select(
-        as_text(doc_key).alias("__doc_key"),
-        (render(template) if template else as_text(config.doc)).alias("__doc"),
-        F.coalesce(FAULT, _lacking(template)).alias("__doc_fault"),
+        as_text(doc_key).alias(_DOC_KEY),
+        (render(template) if template else as_text(config.doc)).alias(_DOC),
+        F.coalesce(FAULT, _lacking(template)).alias(_DOC_FAULT),
     )
-    joined = run.join(queries, as_text(config.query_id) == F.col("__query_key"), how="left").join(
-        corpus, as_text(config.doc_id) == F.col("__doc_key"), how="left"
+    joined = run.join(queries, as_text(config.query_id) == F.col(_QUERY_KEY), how="left").join(
+        corpus, as_text(config.doc_id) == F.col(_DOC_KEY), how="left"
     )
     fault = F.coalesce(
         FAULT,
-        F.when(as_text(config.query_id).isNotNull() & F.isnull("__query_key"), "unknown_query"),
-        F.when(as_text(config.doc_id).isNotNull() & F.isnull("__doc_key"), "unknown_doc"),
-        "__query_fault",
-        "__doc_fault",
+        F.when(as_text(config.query_id).isNotNull() & F.isnull(_QUERY_KEY), "unknown_query"),
+        F.when(as_text(config.doc_id).isNotNull() & F.isnull(_DOC_KEY), "unknown_doc"),
+        _QUERY_FAULT,
+        _DOC_FAULT,
     )
     own = [name for name in run.columns if name != FAULT]
-    flat = joined.select(
-        *map(quoted, own), *map(quoted, beside), "__query", "__doc", fault.alias(FAULT)
-    )
-    mapping = {"query": "__query", "doc": "__doc", "doc_template": None}
+    flat = joined.select(*map(quoted, own), *map(quoted, beside), _QUERY, _DOC, fault.alias(FAULT))
+    mapping = {"query": _QUERY, "doc": _DOC, "doc_template": None}
     return flat, config.model_copy(update=mapping), template.source if template else ""
 
 
@@ -181,7 +185,7 @@ def _mapped(flat: DataFrame, config: InputConfig, model: ModelConfig, source: st
     used = {*needed.values(), *(getattr(config, key) for key in present)}
     passed = tuple(
         name for name in flat.columns
-        if name not in used and not name.startswith("__")
+        if name not in used and not name.startswith(OWN)
     )  # fmt: skip
     text = render(template) if template else as_text(config.doc)
     unreadable = F.coalesce(F.lit(None).cast("string"), *(bad for _, bad in numbers.values()))
@@ -248,7 +252,7 @@ def _require(table: DataFrame, where: str, columns: dict[str, str]) -> None:
 
 
 def _missing(where: str, names: Iterable[str], table: DataFrame, remedy: str) -> RefusedError:
-    present = ", ".join(name for name in table.columns if not name.startswith("__")) or "none"
+    present = ", ".join(name for name in table.columns if not name.startswith(OWN)) or "none"
     return RefusedError(
         f"{where} has no column {', '.join(dict.fromkeys(names))}; it has: {present}; {remedy}"
     )

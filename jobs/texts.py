@@ -13,7 +13,9 @@ from udfs.text import BLANK, Template
 
 def is_blank(text: Column) -> Column:
     """Whether a text is null or shows nothing."""
-    return text.isNull() | text.rlike(f"^{BLANK}$")
+    # Java's expressions need the text in Java's encoding; mostly its first character will do.
+    first = F.left(text, F.lit(1))
+    return text.isNull() | (first.rlike(f"^{BLANK}$") & text.rlike(f"^{BLANK}$"))
 
 
 def render(template: Template) -> Column:

@@ -88,7 +88,8 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
     with out:
         places = finish.publish_tuning(out, document)
     sys.stdout.write(closing_summary(document, places) + "\n")
-    return finish.track_run(config, out, document, finish.TUNING)
+    with finish.mlflow_client(config) as client:
+        return finish.track_run(client, config, out, document, finish.TUNING)
 
 
 if __name__ == "__main__":

@@ -210,9 +210,9 @@ class StubScorer:
 
     def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
         """A logit in [-8, 8) per pair; n_tokens counts words."""
-        scores = Scores.empty(len(docs))
-        for at, (query, doc) in enumerate(zip(queries, docs, strict=True)):
-            checksum = zlib.crc32(doc.encode(), zlib.crc32(query.encode()))
-            scores.logit[at] = checksum / 2**28 - 8.0
-            scores.n_tokens[at] = query.count(" ") + doc.count(" ") + 2
+        pairs = list(zip(queries, docs, strict=True))
+        checksums = [zlib.crc32(d.encode(), zlib.crc32(q.encode())) for q, d in pairs]
+        scores = Scores.empty(len(pairs))
+        scores.logit[:] = np.array(checksums, dtype=np.float64) / 2**28 - 8.0
+        scores.n_tokens[:] = [q.count(" ") + d.count(" ") + 2 for q, d in pairs]
         return scores

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from jobs.errors import DONE, NOT_TRACKED, REFUSED
 from jobs.masking import MASK, masked, secrets_of
-from jobs.tracking.client import NOTHING, SERVER
-from jobs.tracking.runs import artifacts_of, find_baseline, log_run
+from jobs.tracking.client import NOTHING, SERVER, WAIT
+from jobs.tracking.runs import artifacts_of, find_baseline, import_ahead, log_run
 from jobs.tracking.uris import resolve_uri
 
 _CONNECT_LIMIT: Final = 5.0  # s
@@ -34,6 +34,11 @@ _PATIENCE: Final = {
 
 def main(argv: Sequence[str]) -> int:
     """Log a finished run, or log it again; or fetch a baseline."""
+    os.environ.update({key: os.environ.get(key, value) for key, value in _PATIENCE.items()})
+    if list(argv) == [WAIT]:
+        import_ahead(os.environ[SERVER])
+        question = sys.stdin.read()
+        return main(json.loads(question)) if question else DONE
     fetching = len(argv) == 3 and argv[0] == "--baseline"
     if not fetching and (len(argv) != 1 or argv[0].startswith("-")):
         sys.stderr.write("usage: python -m jobs.tracking OUT/run.json\n")
@@ -57,7 +62,6 @@ def main(argv: Sequence[str]) -> int:
             )
             return REFUSED
         os.environ[SERVER] = resolve_uri(recorded)
-    os.environ.update({key: os.environ.get(key, value) for key, value in _PATIENCE.items()})
     beside = [run_json.with_name(name) for name in artifacts_of(record)]
     try:
         if os.environ[SERVER].startswith(("http://", "https://")):

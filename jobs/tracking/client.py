@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,7 @@ from jobs.masking import MASK, masked
 from jobs.tracking.uris import is_local, resolve_uri
 
 SERVER: Final = "MLFLOW_TRACKING_URI"  # the variable that names the server to MLflow
+WAIT: Final = "--wait"  # for a question, which comes as JSON and with the end of stdin
 NOTHING: Final = "none"  # printed where an experiment has no passing run
 _LOCAL_LIMIT: Final = 300.0  # s; a new sqlite database takes its time on a busy machine
 
@@ -52,7 +55,8 @@ def track(run_json: Path, tracking_uri: str | None, timeout: float) -> str:
     Raises:
         TrackingError: if the server could not be reached in time, or refused.
     """
-    return _in_its_own_process([str(run_json)], tracking_uri, timeout)
+    with Client(tracking_uri, timeout) as client:
+        return client.ask(str(run_json))
 
 
 def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
@@ -68,9 +72,8 @@ def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
     folder = tempfile.mkdtemp(prefix="spark-rerank-baseline-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
-        said = _in_its_own_process(
-            ["--baseline", experiment, folder], config.tracking_uri, config.timeout
-        )
+        with Client(config.tracking_uri, config.timeout) as client:
+            said = client.ask("--baseline", experiment, folder)
     except TrackingError as error:
         raise RefusedError(f"evaluation.baseline mlflow:{experiment}: {error}") from None
     if said != NOTHING:
@@ -83,29 +86,68 @@ def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
     return None
 
 
-def _in_its_own_process(arguments: list[str], tracking_uri: str | None, timeout: float) -> str:
-    """Run this module in a process with a time limit; return the last line it prints."""
-    uri = resolve_uri(tracking_uri)
-    limit = max(timeout, _LOCAL_LIMIT) if is_local(uri) else max(1.0, timeout - 1.0)
-    environment = {**os.environ, SERVER: uri}
-    environment["PYTHONPATH"] = os.pathsep.join([_package_root(), *sys.path])
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "jobs.tracking", *arguments],
-            env=environment,
-            timeout=limit,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError as error:
-        raise TrackingError(f"{masked(uri)}: {error.strerror or error}") from None
-    except subprocess.TimeoutExpired:
-        raise TrackingError(f"{masked(uri)}: no answer in {timeout:.0f} s") from None
-    if ended.returncode != DONE:
-        said = ended.stderr.strip().splitlines()
-        raise TrackingError(f"{masked(uri)}: {said[-1] if said else 'the client failed'}")
-    return ended.stdout.strip().splitlines()[-1]
+class Client:
+    """A process that asks MLflow one thing. Use it in a `with`, which ends the process.
+
+    Args:
+        tracking_uri: as configured.
+        timeout: longest to wait for a server [s]; a local database may take longer.
+    """
+
+    def __init__(self, tracking_uri: str | None, timeout: float) -> None:
+        """Nothing is started yet."""
+        self._uri = resolve_uri(tracking_uri)
+        self._timeout = timeout
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start the process ahead: it imports MLflow, and reaches for nothing before it is asked.
+
+        What goes wrong here is for `ask` to report.
+        """
+        environment = {**os.environ, SERVER: self._uri}
+        environment["PYTHONPATH"] = os.pathsep.join([_package_root(), *sys.path])
+        with suppress(OSError):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "jobs.tracking", WAIT],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    def ask(self, *arguments: str) -> str:
+        """What `python -m jobs.tracking ARGUMENTS` prints last; the process ends with it.
+
+        Raises:
+            TrackingError: if the server could not be reached in time, or refused.
+        """
+        if self._process is None:
+            self.start()
+        name = masked(self._uri)
+        if self._process is None:
+            raise TrackingError(f"{name}: no process could be started")
+        local = is_local(self._uri)
+        limit = max(self._timeout, _LOCAL_LIMIT) if local else max(1.0, self._timeout - 1.0)
+        try:
+            said, errors = self._process.communicate(json.dumps(arguments), limit)
+        except subprocess.TimeoutExpired:
+            raise TrackingError(f"{name}: no answer in {self._timeout:.0f} s") from None
+        if self._process.returncode != DONE:
+            lines = errors.strip().splitlines()
+            raise TrackingError(f"{name}: {lines[-1] if lines else 'the client failed'}")
+        return said.strip().splitlines()[-1]
+
+    def __enter__(self) -> Client:
+        """Start nothing."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process, whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
 
 
 def _package_root() -> str:

@@ -6,11 +6,12 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from jobs.errors import RefusedError
-from jobs.tracking.uris import resolve_uri
+from jobs.tracking.uris import DATABASE, resolve_uri
 
 #: Results beside run.json that are logged with it.
 METRICS: Final = "metrics.json"
@@ -25,6 +26,14 @@ _PASSED: Final = "passed"
 _TUNE: Final = "tune"
 _SETTING: Final = ("backend", "precision", "max_length", "max_tokens", "max_pairs")
 _LONGEST_PARAM: Final = 6000  # characters, MLflow's limit
+
+
+def import_ahead(uri: str) -> None:
+    """Import what logging a run to this address takes, and reach for nothing."""
+    for name in ("mlflow", "jobs.reporting.standalone"):
+        import_module(name)
+    if uri.startswith(DATABASE):
+        import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def log_run(record: Mapping[str, Any], artifacts: Sequence[Path], run_json: Path) -> str:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-_SQLITE: Final = "sqlite:///"
-DEFAULT_URI: Final = f"{_SQLITE}mlflow.db"
+DATABASE: Final = "sqlite:///"
+DEFAULT_URI: Final = f"{DATABASE}mlflow.db"
 
 
 def resolve_uri(tracking_uri: str | None) -> str:
@@ -16,10 +16,10 @@ def resolve_uri(tracking_uri: str | None) -> str:
     The path of a database is made absolute, so that a replay from another folder finds it.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    path = uri.removeprefix(_SQLITE)
-    return uri if path == uri or path.startswith("/") else f"{_SQLITE}{Path(path).absolute()}"
+    path = uri.removeprefix(DATABASE)
+    return uri if path == uri or path.startswith("/") else f"{DATABASE}{Path(path).absolute()}"
 
 
 def is_local(uri: str) -> bool:
     """Whether runs go to a database or folder of this machine, and not to a server."""
-    return uri.startswith(_SQLITE) or "://" not in uri or uri.startswith("file:")
+    return uri.startswith(DATABASE) or "://" not in uri or uri.startswith("file:")

@@ -78,6 +78,17 @@ def test_a_folder_of_parquet_and_one_of_orc(spark: SparkSession, tmp_path: Path)
     assert rows(spark, tmp_path / "p") == rows(spark, tmp_path / "o")
 
 
+@pytest.mark.parametrize("form", ["parquet", "json", "csv"])
+def test_a_column_named_like_one_of_ours_is_refused(
+    form: str, spark: SparkSession, tmp_path: Path
+) -> None:
+    table = spark.createDataFrame([("a", "b")], f"id string, {FAULT} string")
+    writer = table.write.option("header", "true")
+    writer.format(form).save(str(tmp_path / f"in.{form}"))
+    with pytest.raises(RefusedError, match=rf"has columns {FAULT}; .* rename them"):
+        rows(spark, tmp_path / f"in.{form}")
+
+
 def test_a_catalog_table(spark: SparkSession) -> None:
     spark.createDataFrame([("a",)], "id string").createOrReplaceTempView("pairs_view")
     assert read_source(spark, table="pairs_view").columns == ["id", FAULT]

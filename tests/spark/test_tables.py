@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
-from jobs.checks import COLLAPSED, REJECTED, VALID, checked, keyed
+from jobs.checks import COLLAPSED, REJECTED, VALID, checked, count_checked, keyed, looked_at
 from jobs.config import InputConfig, ModelConfig
 from jobs.errors import RefusedError
 from jobs.tables import Pairs, read_pairs
@@ -182,6 +184,21 @@ def test_every_row_gets_its_reason_and_none_is_lost(poison: Pairs) -> None:
     for row in rows:
         assert row["status"] in (VALID, COLLAPSED, REJECTED)
         assert (row["status"] == REJECTED) == (row["reason"] is not None)
+
+
+def test_rows_have_to_be_compared_only_where_ids_repeat(poison: Pairs) -> None:
+    tally = count_checked(looked_at(poison))
+    assert tally.may_have_twins
+    assert (tally.valid, tally.distinct, tally.unplaced) == (7, 6, 6)
+    done = count_checked(checked(poison))
+    assert (done.valid, done.collapsed, done.rejected, done.distinct) == (4, 1, 14, 4)
+    assert (done.reasons["conflicting_duplicate"], done.may_have_twins) == (2, False)
+    ids = ~F.coalesce(F.col("doc_id"), F.lit("")).isin("same", "twice")
+    alone = replace(poison, rows=poison.rows.where(ids))
+    assert not count_checked(looked_at(alone)).may_have_twins
+    assert sorted(map(str, looked_at(alone).collect())) == sorted(
+        map(str, checked(alone).collect())
+    )
 
 
 def test_equal_duplicates_collapse_to_the_best_ranked(poison: Pairs) -> None:
