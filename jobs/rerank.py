@@ -81,7 +81,7 @@ def produce(
         profile = scoring_profile(config.scoring)
         # Workers load the model ahead where there is something to score for sure, unless they are
         # executors of their own, which are not to wait for it idly.
-        ahead = profile is None and is_new(spark, scores_at)
+        ahead = profile is None and config.model.backend != "stub" and is_new(spark, scores_at)
         wanted = wanted_precision(config.model)
         with probing(spark, draft, wanted, profile, load=ahead, after=ready.workers) as probed:
             with watch.part("checking"):

@@ -66,9 +66,9 @@ def wanted_precision(config: ModelConfig) -> Precision | Literal["auto"]:
     """The precision as configured; `auto` is for torch, where the devices decide.
 
     For onnxruntime it means fp32: int8 moves a logit by up to half a unit (`jobs.parity`), which is
-    for the user to choose.
+    for the user to choose. The stub has none.
     """
-    if config.backend == "onnxruntime" and config.precision == "auto":
+    if config.backend != "torch" and config.precision == "auto":
         return "fp32"
     return config.precision
 

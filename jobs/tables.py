@@ -11,7 +11,7 @@ from typing import Final
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, StructType
+from pyspark.sql.types import ArrayType, NumericType, StructType
 
 from jobs.config import InputConfig, ModelConfig
 from jobs.errors import RefusedError
@@ -173,6 +173,7 @@ def _mapped(flat: DataFrame, config: InputConfig, model: ModelConfig, source: st
     _require(flat, "the input", needed)
     numbers = {
         key: _number(
+            flat,
             getattr(config, key),
             _LARGEST_RANK if key == "retrieval_rank" else _INFINITY,
             nan_is_null=key == "label",
@@ -220,16 +221,23 @@ def _lacking(template: Template | None) -> Column:
     return F.when(lacks_field(template), "missing_field")
 
 
-def _number(name: str, limit: float, *, nan_is_null: bool) -> tuple[Column, Column]:
+def _number(
+    rows: DataFrame, name: str, limit: float, *, nan_is_null: bool
+) -> tuple[Column, Column]:
     """A column as a double below a limit, and `unreadable_number` where a value is none."""
-    text = F.trim(as_text(name))
-    # A boolean label is a grade of 0 or 1, and a NaN one is none.
-    text = F.when(text == "true", "1").when(text == "false", "0").otherwise(text)
+    if isinstance(rows.schema[name].dataType, NumericType):
+        value = quoted(name).cast("double")
+        given = value.isNotNull()
+    else:
+        text = F.trim(as_text(name))
+        # A boolean label is a grade of 0 or 1.
+        text = F.when(text == "true", "1").when(text == "false", "0").otherwise(text)
+        value = text.try_cast("double")
+        given = text.isNotNull() & (text != "")
     if nan_is_null:
-        text = F.when(F.lower(text) != "nan", text)
-    value = text.try_cast("double")
+        given = given & ~F.coalesce(F.isnan(value), F.lit(False))
     finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(limit))
-    bad = F.when(text.isNotNull() & (text != "") & ~finite, "unreadable_number")
+    bad = F.when(given & ~finite, "unreadable_number")
     return F.when(finite, value), bad
 
 
