@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -42,9 +43,11 @@ def main() -> int:
                     *("--spark.settings", f"spark.driver.extraJavaOptions={keeping_classes(made)}"),
                 ]
             )
-        if code == DONE:
-            _end_java()
-        place = keep(made)
+        place = None
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if code == DONE:
+                _end_java()
+                place = keep(made)
     if place is None:
         sys.stderr.write("Java kept no classes: sessions start as slowly as they do everywhere\n")
     else:
