@@ -15,6 +15,7 @@ from tests.sample import EVERY_QUERY
 from udfs.checkpoint import inspect_checkpoint
 
 
+@pytest.mark.slow
 def test_the_demo_reranks_the_sample_and_shows_it(
     spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
