@@ -1,5 +1,6 @@
 """Write dist/spark-rerank-VERSION.zip for `spark-submit --py-files`, the same bytes every time."""
 
+import os
 import sys
 import tomllib
 import zipfile
@@ -15,7 +16,9 @@ def wanted(path: Path) -> bool:
     return path.is_file() and not any(p == "__pycache__" or p.startswith(".") for p in path.parts)
 
 
-with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+# Two runs at once, or a reader of the former one, never see half a file.
+growing = target.with_name(f"{target.name}.{os.getpid()}")
+with zipfile.ZipFile(growing, "w", zipfile.ZIP_DEFLATED) as archive:
     for path in sorted(p for room in ("jobs", "udfs") for p in Path(room).rglob("*") if wanted(p)):
         # A bare ZipInfo is dated 1980-01-01; the modes of a checkout differ from user to user.
         entry = zipfile.ZipInfo(path.as_posix())
@@ -24,4 +27,5 @@ with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         entry.external_attr = 0o100644 << 16
         archive.writestr(entry, path.read_bytes())
 
+growing.replace(target)
 sys.stdout.write(f"{target}\n")

@@ -65,17 +65,14 @@ def keyed(pairs: Pairs) -> DataFrame:
     )
 
 
-def checked(pairs: Pairs) -> DataFrame:
-    """Every input row without its texts, as `valid`, `collapsed` or `rejected`.
+def checked_alone(pairs: Pairs) -> DataFrame:
+    """Every input row without its texts, as `valid` or `rejected`, each by itself.
+
+    No row is compared with another, so that none has to move.
 
     Columns: query_id, doc_id, pair_key, chars, retrieval_score, retrieval_rank, label, `in.*`,
-    status, reason, detail.
+    reason, detail, status.
     """
-    return among_twins(looked_at(pairs))
-
-
-def looked_at(pairs: Pairs) -> DataFrame:
-    """The same, each row by itself: no row is compared with another, so that none has to move."""
     status = F.when(F.isnotnull("pair_key"), VALID).otherwise(REJECTED)
     rows = keyed(pairs).drop("query", "doc").withColumn("status", status)
     ids = {name: F.make_valid_utf8(name) for name in ("query_id", "doc_id")}
@@ -83,7 +80,7 @@ def looked_at(pairs: Pairs) -> DataFrame:
 
 
 def count_checked(rows: DataFrame) -> Tally:
-    """Count rows of `looked_at` or `among_twins`. Runs the plan."""
+    """Count rows of `checked_alone` or `compared`. Runs the plan."""
     # As many hashes as rows: no value is there twice. Fewer: one is, or, once in many runs, two
     # share a hash. Hashes are counted in a third of the time that keys take.
     fit = F.col("status") == VALID
@@ -111,8 +108,8 @@ def count_checked(rows: DataFrame) -> Tally:
     )
 
 
-def among_twins(rows: DataFrame) -> DataFrame:
-    """Rows of `looked_at`, those with the same (query_id, doc_id) compared.
+def compared(rows: DataFrame) -> DataFrame:
+    """Rows of `checked_alone`, those with the same (query_id, doc_id) compared.
 
     With the same texts they collapse to the best of them: lowest retrieval rank, highest retrieval
     score, then a hash of the rest, so that the choice does not depend on the order of the rows.
@@ -125,7 +122,7 @@ def among_twins(rows: DataFrame) -> DataFrame:
         F.xxhash64(F.to_json(F.struct(*rest)) if rest else F.lit(0)),
     )  # fmt: skip
     fit = F.isnotnull("pair_key")
-    compared = rows.withColumns(
+    beside = rows.withColumns(
         {
             _CONFLICT: fit & (F.min("pair_key").over(twins) != F.max("pair_key").over(twins)),
             _TWINS: F.count(F.lit(1)).over(twins),
@@ -135,7 +132,7 @@ def among_twins(rows: DataFrame) -> DataFrame:
     conflict = F.col(_CONFLICT)
     status = F.when(conflict, REJECTED).when(fit & (F.col(_PLACE) > 1), COLLAPSED)
     detail = F.format_string("%d rows with differing texts", _TWINS)
-    return compared.withColumns(
+    return beside.withColumns(
         {
             "pair_key": F.when(~conflict, F.col("pair_key")),
             "status": F.coalesce(status, "status"),

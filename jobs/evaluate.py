@@ -42,21 +42,22 @@ def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
     spark, (name, *_) = ready.spark, ready.paths
     out = OutputFolder(spark, str(config.output.path), config.output.format)
     further = {other: table for other, table in ready.tables.items() if other != name}
-    with finish.mlflow_client(config) as client, out:
+    with finish.mlflow_client(config) as client:
         if config.mlflow.enabled:
             client.start()
-        with watch.part("measuring"):
-            beside = record_beside(spark, ready.paths[name])
-            judged = Table(name, ready.tables[name], beside, ready.texts)
-            document = evaluate(
-                ready.plan, judged, further, ready.baseline, ready.qrels, out,
-                tie_break=config.ranking.tie_break,
+        with out:
+            with watch.part("measuring"):
+                beside = record_beside(spark, ready.paths[name])
+                judged = Table(name, ready.tables[name], beside, ready.texts)
+                document = evaluate(
+                    ready.plan, judged, further, ready.baseline, ready.qrels, out,
+                    tie_break=config.ranking.tie_break,
+                )  # fmt: skip
+            record = make_evaluation_record(
+                run_id=out.run_id, config=config, document=document, watch=watch,
+                spark_version=spark.version,
             )  # fmt: skip
-        record = make_evaluation_record(
-            run_id=out.run_id, config=config, document=document, watch=watch,
-            spark_version=spark.version,
-        )  # fmt: skip
-        places = finish.publish(out, [PER_QUERY], record, document)
+            places = finish.publish(out, [PER_QUERY], record, document)
         sys.stdout.write(evaluation_summary(document, places) + "\n")
         return finish.exit_code(document, finish.track_run(client, config, out, record))
 

@@ -6,11 +6,10 @@ wants to know about the missing column, too. Only a session that cannot start hi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
-from typing import NoReturn, ParamSpec, TypeVar
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -22,6 +21,7 @@ from jobs.evaluation.qrels import read_qrels
 from jobs.evaluation.ranked import named, read_ranked
 from jobs.evaluation.result import find_baseline, labels_of
 from jobs.export import for_backend, refuse_backend, refuse_missing_packages
+from jobs.findings import Findings
 from jobs.models import resolve_model
 from jobs.output import refuse_columns
 from jobs.places import (
@@ -38,46 +38,6 @@ from jobs.tables import Pairs, read_pairs
 from jobs.tracking.client import fetch_baseline
 from jobs.tracking.runs import fetch_model
 from udfs.checkpoint import Checkpoint
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-class Findings:
-    """What several checks refuse, gathered."""
-
-    def __init__(self) -> None:
-        """Nothing is wrong yet."""
-        self._found: list[str] = []
-
-    def of(self, check: Callable[_P, _T], *args: _P.args, **keys: _P.kwargs) -> _T | None:
-        """What a check returns; None if it refuses, with its findings kept."""
-        try:
-            return check(*args, **keys)
-        except RefusedError as error:
-            self._found += [said for said in error.findings if said not in self._found]
-            return None
-
-    def __bool__(self) -> bool:
-        """Whether anything is wrong."""
-        return bool(self._found)
-
-    def add(self, finding: str) -> None:
-        """Keep a sentence: the value, what is wrong with it, and the remedy."""
-        self._found.append(finding)
-
-    def refuse(self) -> None:
-        """Refuse if anything was found.
-
-        Raises:
-            RefusedError: with all of it.
-        """
-        if self._found:
-            self.stop()
-
-    def stop(self) -> NoReturn:
-        """Refuse with what was found."""
-        raise RefusedError(self._found)
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,16 @@ def resolve_format(
 
 def _without_faults(rows: DataFrame) -> DataFrame:
     """A table whose reader marks nothing."""
-    _refuse_own(rows.columns)
+    refuse_own(rows.columns)
     return rows.withColumn(FAULT, _nothing())
 
 
-def _refuse_own(names: Iterable[str]) -> None:
+def refuse_own(names: Iterable[str]) -> None:
+    """Keep names that start with `OWN` for the columns that are added here.
+
+    Raises:
+        RefusedError: naming those of the input.
+    """
     if taken := [name for name in names if name.startswith(OWN)]:
         raise RefusedError(
             f"the input has columns {', '.join(taken)}; names that start with {OWN} are taken, "
@@ -143,7 +148,7 @@ def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) ->
     schema = _without(found, {"_corrupt_record", *folders})
     if not schema.fields:
         raise RefusedError(f"{path} holds no JSON object; check the path and input.format")
-    _refuse_own([*schema.names, *folders])
+    refuse_own([*schema.names, *folders])
     schema.add(_RECORD, StringType())
     line = F.col("value")
     fault = (
@@ -170,7 +175,7 @@ def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]
     names = spark.read.options(**options).csv(path).columns
     if not names:
         raise RefusedError(f"{path} holds no column; check the path and input.options")
-    _refuse_own(names)
+    refuse_own(names)
     schema = StructType([StructField(name, StringType()) for name in [*names, _RECORD]])
     options["columnNameOfCorruptRecord"] = _RECORD
     rows = spark.read.options(**options).schema(schema).csv(path)

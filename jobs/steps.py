@@ -10,7 +10,7 @@ from typing import Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.checks import REJECTED, VALID, Tally, among_twins, count_checked, looked_at
+from jobs.checks import REJECTED, VALID, Tally, checked_alone, compared, count_checked
 from jobs.config import Config, RankingConfig
 from jobs.errors import BookkeepingError
 from jobs.evaluation.distributions import distributions
@@ -70,23 +70,23 @@ class Scored:
 
 def check(out: OutputFolder, pairs: Pairs) -> Checked:
     """Write the checked rows and count them."""
-    return _among_twins(_count(out.stage("looked_at", looked_at(pairs), "parquet")), out)
+    return _compared(_count(out.stage("checked_alone", checked_alone(pairs), "parquet")), out)
 
 
 def count_only(pairs: Pairs) -> Checked:
     """The same without a write, for `--dry-run`."""
-    return _among_twins(_count(looked_at(pairs)))
+    return _compared(_count(checked_alone(pairs)))
 
 
 def _count(rows: DataFrame) -> Checked:
     return Checked(rows, count_checked(rows))
 
 
-def _among_twins(done: Checked, out: OutputFolder | None = None) -> Checked:
+def _compared(done: Checked, out: OutputFolder | None = None) -> Checked:
     """Compare rows with equal ids, which takes a shuffle and a sort, if there may be any."""
     if not done.tally.may_have_twins:
         return done
-    rows = among_twins(done.rows)
+    rows = compared(done.rows)
     return _count(out.stage("checked", rows, "parquet") if out else rows)
 
 

@@ -15,7 +15,7 @@ from pyspark.sql.types import ArrayType, NumericType, StructType
 
 from jobs.config import InputConfig, ModelConfig
 from jobs.errors import RefusedError
-from jobs.sources import FAULT, OWN, as_text, quoted, read_source
+from jobs.sources import FAULT, OWN, as_text, quoted, read_source, refuse_own
 from jobs.texts import lacks_field, render, with_instruction
 from udfs.text import MissingRule, Template, parse_template
 
@@ -87,6 +87,7 @@ def _unnested(rows: DataFrame, config: InputConfig) -> DataFrame:
             f"input.candidates={name} is {kind.simpleString()}; it has to be an array of structs"
         )
     fields = kind.elementType.names
+    refuse_own(fields)
     outer = [column for column in rows.columns if column != name]
     if twice := sorted(set(fields) & set(outer)):
         raise RefusedError(

@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 from jobs import evaluate, preflight
 from jobs.errors import DONE, REFUSED
 from jobs.files import Files
+from jobs.findings import Findings
 from tests.conftest import ROOT, SENTENCES
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
@@ -93,7 +94,7 @@ def test_places_are_tried_and_left_as_they_were(spark: SparkSession, tmp_path: P
 def test_a_store_where_runs_would_delete_it_is_refused(
     store: str, refused: bool, spark: SparkSession, tmp_path: Path
 ) -> None:
-    found = preflight.Findings()
+    found = Findings()
     found.of(preflight.refuse_store_in_results, spark, str(tmp_path / "out"), str(tmp_path / store))
     assert bool(found) == refused
 
@@ -111,7 +112,7 @@ def test_overlaps_are_seen_through_dots_links_and_patterns(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    found = preflight.Findings()
+    found = Findings()
     target = {"output.path": f"{tmp_path}/{out}"}
     found.of(preflight.refuse_overlap, spark, [f"{tmp_path}/{source}"], target)
     assert bool(found) == refused

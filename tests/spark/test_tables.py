@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.checks import COLLAPSED, REJECTED, VALID, checked, count_checked, keyed, looked_at
+from jobs.checks import COLLAPSED, REJECTED, VALID, checked_alone, compared, count_checked, keyed
 from jobs.config import InputConfig, ModelConfig
 from jobs.errors import RefusedError
 from jobs.tables import Pairs, read_pairs
@@ -25,6 +25,11 @@ def write_lines(file: Path, rows: list[dict[str, object]]) -> str:
 
 def read(spark: SparkSession, model: ModelConfig = MODEL, **keys: object) -> Pairs:
     return read_pairs(spark, InputConfig.model_validate(keys), model)
+
+
+def checked(pairs: Pairs) -> DataFrame:
+    """All rows, compared with each other whether they have to be or not."""
+    return compared(checked_alone(pairs))
 
 
 def texts(pairs: Pairs) -> dict[tuple[str, str], tuple[str, str]]:
@@ -187,7 +192,7 @@ def test_every_row_gets_its_reason_and_none_is_lost(poison: Pairs) -> None:
 
 
 def test_rows_have_to_be_compared_only_where_ids_repeat(poison: Pairs) -> None:
-    tally = count_checked(looked_at(poison))
+    tally = count_checked(checked_alone(poison))
     assert tally.may_have_twins
     assert (tally.valid, tally.distinct, tally.unplaced) == (7, 6, 6)
     done = count_checked(checked(poison))
@@ -195,8 +200,8 @@ def test_rows_have_to_be_compared_only_where_ids_repeat(poison: Pairs) -> None:
     assert (done.reasons["conflicting_duplicate"], done.may_have_twins) == (2, False)
     ids = ~F.coalesce(F.col("doc_id"), F.lit("")).isin("same", "twice")
     alone = replace(poison, rows=poison.rows.where(ids))
-    assert not count_checked(looked_at(alone)).may_have_twins
-    assert sorted(map(str, looked_at(alone).collect())) == sorted(
+    assert not count_checked(checked_alone(alone)).may_have_twins
+    assert sorted(map(str, checked_alone(alone).collect())) == sorted(
         map(str, checked(alone).collect())
     )
 

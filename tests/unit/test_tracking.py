@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from jobs.errors import DONE, REFUSED, RefusedError
 from jobs.masking import masked
 from jobs.record import public_config
 from jobs.tracking.__main__ import main
-from jobs.tracking.client import TrackingError, replay_command, track
+from jobs.tracking.client import SERVER, WAIT, Client, TrackingError, replay_command, track
 from jobs.tracking.runs import fetch_model
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -65,6 +67,29 @@ def test_a_closed_port_costs_seconds(run_json: Path) -> None:
     with pytest.raises(TrackingError, match=r"\*\*\*@127\.0\.0\.1:9.*ConnectionRefused"):
         track(run_json, "http://user:secret@127.0.0.1:9", timeout=30.0)
     assert time.monotonic() - start < 20
+
+
+def test_a_process_that_waits_touches_nothing_and_ends_with_the_one_that_started_it(
+    tmp_path: Path,
+) -> None:
+    """With its end a driver closes the pipe that the question would have come through."""
+    database = tmp_path / "runs.db"
+    ended = subprocess.run(
+        [sys.executable, "-m", "jobs.tracking", WAIT], stdin=subprocess.DEVNULL, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), SERVER: f"sqlite:///{database}"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (DONE, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_client_that_was_started_ahead_is_asked_like_any_other(
+    run_json: Path, tmp_path: Path
+) -> None:
+    with Client(f"sqlite:///{tmp_path}/runs.db", 30.0) as client:
+        client.start()
+        run_id = client.ask(str(run_json))
+    assert json.loads(run_json.read_text())["mlflow_run_id"] == run_id
 
 
 def test_no_password_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
