@@ -33,6 +33,7 @@ from jobs.places import (
 from jobs.ranking import refuse_slices
 from jobs.record import Stopwatch
 from jobs.resources import refuse_scoring
+from jobs.scoring import to_share
 from jobs.session import open_session, start_workers
 from jobs.tables import Pairs, read_pairs
 from jobs.tracking.client import fetch_baseline
@@ -78,7 +79,8 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         spark = found.of(open_session, config)
     if spark is None:
         found.stop()
-    workers = start_workers(spark)
+    # What is refused below is refused whether or not the workers' daemon loads the model meanwhile.
+    workers = start_workers(spark, to_share(spark, config, checkpoint) if checkpoint else None)
     with watch.part("preflight"):
         found.of(refuse_scoring, spark, config.scoring)
         sources = [given.path, given.corpus, given.queries, given.run]

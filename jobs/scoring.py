@@ -20,12 +20,13 @@ from jobs.config import Config, ModelConfig
 from jobs.export import copied_files
 from jobs.models import pack
 from jobs.progress import ProgressBar
-from jobs.session import is_local, task_slots
+from jobs.session import is_local, task_cores, task_slots
 from jobs.store import ScoreStore
 from jobs.tables import Pairs
 from udfs.checkpoint import Checkpoint, scoring_files
 from udfs.columns import ROWS_SCHEMA, Probed, probe_devices, rerank_rows, rerank_udf
 from udfs.devices import common_precision
+from udfs.shared import can_share, wish
 from udfs.spec import Precision, ScorerSpec
 
 _ARCHIVE: Final = "model"
@@ -71,6 +72,20 @@ def wanted_precision(config: ModelConfig) -> Precision | Literal["auto"]:
     if config.backend != "torch" and config.precision == "auto":
         return "fp32"
     return config.precision
+
+
+def to_share(spark: SparkSession, config: Config, checkpoint: Checkpoint) -> str | None:
+    """What a local daemon is to load for all its workers; None: each loads for itself.
+
+    Raises:
+        ValueError: if no scorer can be made of the configuration.
+    """
+    draft = make_spec(config, checkpoint)
+    by_path = config.model.ship == "path" and not config.dry_run
+    if not by_path or not can_share(draft, task_cores(spark)):
+        return None
+    wanted = wanted_precision(config.model)
+    return wish(draft, None if wanted == "auto" else wanted)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jobs.errors import RefusedError
 from jobs.jvm import with_kept_classes
 from jobs.masking import SECRET_NAME, USER_IN_URI
 from udfs.devices import usable_cores
+from udfs.shared import WISH
 
 # Settings of the session's SQL engine that a run depends on, whoever started the session.
 _SQL: Final = {
@@ -115,21 +116,32 @@ def open_session(config: Config) -> SparkSession:
     return spark
 
 
-def start_workers(spark: SparkSession) -> Thread:
+def start_workers(spark: SparkSession, model: str | None = None) -> Thread:
     """Start the workers' daemon, which imports torch, beside what the driver does next.
 
     It is a head start and no more: what goes wrong with workers is for those to report who need
     them.
+
+    Args:
+        spark: the session.
+        model: what the daemon is to load for all its workers (see `udfs.shared`).
 
     Returns:
         The thread that waits for it. Until it ends, it has one of the task slots; who needs a
         worker had better wait, too, and leave the other slots to those who need none.
     """
 
+    context = spark.sparkContext
+    has_daemon = context.getConf().get(_DAEMON[0]) == _DAEMON[1]
+    # A variable makes daemons different: one that was left by another job would bring a second.
+    context.environment.pop(WISH, None)
+    if model and has_daemon:
+        context.environment[WISH] = model
+
     def start() -> None:
         with suppress(Exception):
-            if spark.sparkContext.getConf().get(_DAEMON[0]) == _DAEMON[1]:
-                spark.sparkContext.parallelize([0], 1).count()
+            if has_daemon:
+                context.parallelize([0], 1).count()
 
     thread = Thread(target=start, daemon=True)
     thread.start()
@@ -139,6 +151,11 @@ def start_workers(spark: SparkSession) -> Thread:
 def is_local(master: str) -> bool:
     """Whether driver and tasks are one process, which has no executors."""
     return master.startswith("local") and not master.startswith("local-cluster")
+
+
+def task_cores(spark: SparkSession) -> int:
+    """Cores of one task."""
+    return int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
 
 
 def task_slots(spark: SparkSession) -> int:

@@ -76,9 +76,9 @@ def _scoring(spec: ScorerSpec) -> Callable[[Iterator[Pairs]], Iterator[pd.DataFr
     """What runs on an executor: batches of texts in, as many frames of scores out."""
 
     def score(batches: Iterator[Pairs]) -> Iterator[pd.DataFrame]:
-        scorer = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
+        loaded = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
         for window in _windows(batches, spec.window):
-            yield from _score_window(scorer, window)
+            yield from _score_window(loaded.scorer, window)
 
     return score
 
@@ -89,7 +89,8 @@ class Probed:
 
     Attributes:
         device: `cuda`, `cpu-bf16` or `cpu`.
-        model_load: until the model is in memory [s]; None if it was not loaded.
+        model_load: what loading took, be it in the process that workers are forked from [s]; None
+            if it was not loaded.
         first_score: of one short pair after that [s].
     """
 
@@ -110,16 +111,15 @@ def probe_devices(
     """
 
     def probe(_: Iterable[Any]) -> Iterator[Probed]:
-        start = time.perf_counter()
         device = describe(draft.device, task_slot())
         if not load:
             yield Probed(device)
             return
         spec = replace(draft, precision=precision or common_precision([device]))
-        scorer = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
-        loaded = time.perf_counter()
-        warm_up(scorer)
-        yield Probed(device, loaded - start, time.perf_counter() - loaded)
+        loaded = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
+        start = time.perf_counter()
+        warm_up(loaded.scorer)
+        yield Probed(device, loaded.seconds, time.perf_counter() - start)
 
     return probe
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +16,22 @@ from udfs.spec import ScorerSpec
 
 _ARCHIVE: Final = "archive:"
 _lock: Final = threading.Lock()
-_loaded: dict[ScorerSpec, PairScorer] = {}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A scorer in memory.
+
+    Attributes:
+        scorer: ready to score.
+        seconds: what loading it took, here or in the process that this one was forked from [s].
+    """
+
+    scorer: PairScorer
+    seconds: float
+
+
+_loaded: dict[ScorerSpec, Loaded] = {}
 
 
 def get_scorer(
@@ -23,7 +40,7 @@ def get_scorer(
     *,
     archive_root: Callable[[], str] | None = None,
     load: Callable[[Path, ScorerSpec, TaskSlot], PairScorer] = Scorer.load,
-) -> PairScorer:
+) -> Loaded:
     """The scorer of this process for `spec`, loaded if it is not there yet.
 
     Runs on executors. Only the newest is kept: two models would share the memory of one device.
@@ -37,16 +54,20 @@ def get_scorer(
     """
     spec = spec.for_loading()
     with _lock:
-        if spec not in _loaded:
+        found = _loaded.get(spec)
+        if found is None:
             _loaded.clear()
+            start = time.perf_counter()
             if spec.backend == "stub":
-                _loaded[spec] = StubScorer()
+                scorer: PairScorer = StubScorer()
             else:
-                _loaded[spec] = load(locate(spec.model_path, archive_root), spec, slot)
+                scorer = load(locate(spec.model_path, archive_root), spec, slot)
+            found = Loaded(scorer, time.perf_counter() - start)
+            _loaded[spec] = found
             # It stays: without this, pyspark's worker looks through all of it, torch included, for
             # garbage after every task, a third of a second each time.
             gc.freeze()
-        return _loaded[spec]
+        return found
 
 
 def locate(model_path: str, archive_root: Callable[[], str] | None) -> Path:

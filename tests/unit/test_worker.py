@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from udfs import worker
-from udfs.devices import TaskSlot
+from udfs import shared, worker
+from udfs.devices import TaskSlot, common_precision, describe
 from udfs.scorer import PairScorer, StubScorer
 from udfs.spec import ScorerSpec
 
@@ -46,6 +47,37 @@ def test_an_archive_is_looked_up_where_spark_unpacked_it() -> None:
     assert seen == [Path("/spark/files/model-1")]
 
 
+@pytest.mark.parametrize("given", ["fp32", None])
+def test_a_wish_is_what_a_worker_finds_loaded(
+    given: str | None, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = ScorerSpec(str(tiny_bert), "", max_length=64, doc_template="{title}")
+    monkeypatch.setenv(shared.WISH, shared.wish(draft, given))  # type: ignore[arg-type]
+    shared.load_wished()
+    precision = given or common_precision([describe("auto", SLOT)])
+    asked = replace(draft, precision=precision)  # type: ignore[arg-type]
+    found = worker.get_scorer(asked, SLOT, load=lambda *_: pytest.fail("loaded again"))
+    assert found.seconds > 0
+    assert found.scorer.score(["fleas"], ["dogs"]).status.tolist() == ["ok"]
+
+
+@pytest.mark.parametrize("given", ["", "no JSON", '{"model_path": "/nowhere"}'])
+def test_a_wish_that_cannot_be_granted_is_left_to_the_workers(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(shared.WISH, given)
+    shared.load_wished()
+    assert not worker._loaded
+
+
+def test_only_what_one_thread_loads_from_a_folder_is_shared() -> None:
+    spec = ScorerSpec("/models/m", "")
+    assert shared.can_share(spec, 1)
+    assert not shared.can_share(spec, 2)
+    for other in ({"backend": "onnxruntime"}, {"device": "cuda"}, {"model_path": "archive:m"}):
+        assert not shared.can_share(replace(spec, **other), 1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("module", "never"),
     [
@@ -55,6 +87,7 @@ def test_an_archive_is_looked_up_where_spark_unpacked_it() -> None:
         ("udfs.text", ("torch", "pyspark", "numpy", "transformers")),
         ("udfs.devices", ("torch", "pyspark", "transformers")),
         ("udfs.scorer", ("torch", "pyspark", "transformers")),
+        ("udfs.shared", ("torch", "pyspark", "transformers")),
         ("udfs.columns", ("torch", "transformers", "jobs")),
         ("udfs.ort", ("torch", "onnxruntime", "transformers")),
         ("jobs.rerank", ("torch", "transformers", "mlflow", "onnx", "onnxruntime")),
