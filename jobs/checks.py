@@ -52,17 +52,28 @@ class Tally:
 
 
 def keyed(pairs: Pairs) -> DataFrame:
-    """The rows with `pair_key` (null where `reason` is not), `chars`, `reason` and `detail`."""
+    """The rows with `pair_key` (null where `reason` is not), `reason` and `detail`."""
     reason = _reason()
     rows = pairs.rows.withColumn("reason", reason)
     fit = F.isnull("reason")
     return rows.select(
         *(quoted(name) for name in rows.columns if name not in (FAULT, "reason")),
         F.when(fit, pair_key(F.col("query"), F.col("doc"))).alias("pair_key"),
-        F.when(fit, F.length("query") + F.length("doc")).alias("chars"),
         "reason",
         F.when(~fit, _detail()).alias("detail"),
     )
+
+
+def texts_by_key(pairs: Pairs) -> DataFrame:
+    """`pair_key`, `query` and `doc` of every row that has texts a worker can read.
+
+    Rows that are rejected for something else are among them. They do no harm where texts are looked
+    up by key, as no key is asked for that is only theirs, and to find them out takes as long again
+    as everything else here.
+    """
+    query, doc = F.col("query"), F.col("doc")
+    readable = query.isNotNull() & doc.isNotNull() & F.is_valid_utf8(query) & F.is_valid_utf8(doc)
+    return pairs.rows.where(readable).select(pair_key(query, doc).alias("pair_key"), query, doc)
 
 
 def checked_alone(pairs: Pairs) -> DataFrame:
@@ -70,7 +81,7 @@ def checked_alone(pairs: Pairs) -> DataFrame:
 
     No row is compared with another, so that none has to move.
 
-    Columns: query_id, doc_id, pair_key, chars, retrieval_score, retrieval_rank, label, `in.*`,
+    Columns: query_id, doc_id, pair_key, retrieval_score, retrieval_rank, label, `in.*`,
     reason, detail, status.
     """
     status = F.when(F.isnotnull("pair_key"), VALID).otherwise(REJECTED)
