@@ -1,0 +1,52 @@
+"""The order in which pairs go to the workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from jobs.checks import keyed, texts_by_key
+from jobs.config import Config
+from jobs.scoring import _longest_first
+from jobs.tables import Pairs, read_pairs
+
+
+def pairs_of(spark: SparkSession, rows: list[tuple[object, ...]], folder: Path) -> Pairs:
+    columns = "query_id string, query binary, doc_id string, doc binary"
+    spark.createDataFrame(rows, columns).select(
+        "query_id", F.col("query").cast("string"), "doc_id", F.col("doc").cast("string")
+    ).write.parquet(str(folder / "pairs"))
+    config = Config.model_validate({"input": {"path": str(folder / "pairs")}})
+    return read_pairs(spark, config.input, config.model)
+
+
+def test_pairs_are_sorted_by_bytes_and_then_by_key(spark: SparkSession, tmp_path: Path) -> None:
+    docs = ["cat", "dog", "fox", "月食月食", "a flea lives for a year", "x" * 20_000_000]
+    rows = [("q", b"fleas", str(at), doc.encode()) for at, doc in enumerate(docs)]
+    table = texts_by_key(pairs_of(spark, rows, tmp_path)).cache()
+
+    def order(given: list[int]) -> list[str]:
+        shuffled = table.orderBy(F.array_position(F.lit(given), F.length("doc")))
+        return [row["doc"] for row in shuffled.coalesce(1).sortWithinPartitions(_longest_first())
+                .select("doc").collect()]  # fmt: skip
+
+    found = order([3, 4, 23, 20_000_000])
+    assert found[:3] == [docs[5], docs[4], docs[3]]  # three bytes for each of 月食月食
+    assert sorted(found[3:]) == ["cat", "dog", "fox"]
+    assert found == order([20_000_000, 23, 4, 3])
+
+
+def test_texts_that_a_worker_cannot_read_are_left_out_and_keys_are_the_checked_ones(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    rows = [
+        ("q", b"fleas", "1", b"a flea"), ("q", b"fleas", "2", b"\xff\xfe"),
+        ("q", b"fleas", "3", None), ("q", b"fleas", "4", b"  "), (None, b"fleas", "5", b"a dog"),
+    ]  # fmt: skip
+    pairs = pairs_of(spark, rows, tmp_path)
+    found = {row["doc"]: row["pair_key"] for row in texts_by_key(pairs).collect()}
+    assert set(found) == {"a flea", "  ", "a dog"}
+    checked = {row["doc_id"]: row["pair_key"] for row in keyed(pairs).collect()}
+    assert checked == {"1": found["a flea"], "2": None, "3": None, "4": None, "5": None}
