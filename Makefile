@@ -9,8 +9,9 @@ PY := $(VENV)/bin/python
 # and type stubs of the pandas that is in use.
 HOLD ?= 'torch==2.13.0' 'pandas-stubs<3'
 
-# What `udfs` imports, besides the pyspark that a cluster has of its own.
-EXECUTOR := torch transformers safetensors pandas pyarrow
+# What `udfs` and the UDF of jobs/evaluation/moves.py import, besides the pyspark that a cluster has
+# of its own.
+EXECUTOR := torch transformers safetensors pandas pyarrow scipy
 
 # Tests of one file share a Spark session, so a file stays with one process.
 TWO := -n 2 --dist loadfile

@@ -229,16 +229,16 @@ def _judgements(
 
 
 def judgements_of(
-    config: EvaluationConfig, qrels: DataFrame | None, valid: DataFrame
+    config: EvaluationConfig, qrels: DataFrame | None, labelled: DataFrame | None
 ) -> DataFrame | None:
-    """The qrels that were read, else the labels of valid rows; None where nobody asks for any.
+    """The qrels that were read, else the labels of these rows; None where there are none.
 
     Raises:
         RefusedError: labels that cannot be used, or none at all where a gate needs some.
     """
     if qrels is not None:
         return qrels
-    found = labels_of(valid)
+    found = None if labelled is None else labels_of(labelled)
     refuse_unmeasured(config, () if found is None else ("label",))
     return found
 

@@ -86,7 +86,8 @@ def produce(
         with probing(spark, draft, wanted, profile, load=ahead, after=ready.workers) as probed:
             with watch.part("checking"):
                 done = steps.check(out, pairs)
-                qrels = judgements_of(config.evaluation, ready.qrels, done.valid)
+                labelled = done.valid if "label" in pairs.has else None
+                qrels = judgements_of(config.evaluation, ready.qrels, labelled)
             with watch.part("probing"):
                 start = probed.result()
         spec = replace(draft, precision=start.precision, doc_template=pairs.doc_template)

@@ -19,7 +19,7 @@ from jobs.output import OutputFolder
 from jobs.ranking import count_cut, count_ranked, ranked
 from jobs.resources import scoring_profile
 from jobs.scoring import missing_keys, score_missing
-from jobs.store import ScoreStore
+from jobs.store import SCHEMA, ScoreStore
 from jobs.tables import Pairs
 from udfs.scorer import OK
 from udfs.spec import ScorerSpec
@@ -119,7 +119,7 @@ def fill_store(
         partitions=config.batching.partitions,
         profile=scoring_profile(config.scoring),
     )
-    written = spark.read.parquet(attempt)
+    written = spark.read.schema(SCHEMA).parquet(attempt)
     found, totals = distributions(
         written,
         {"device_ms": F.col("device_ms")},

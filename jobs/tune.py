@@ -59,7 +59,9 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
     draft = make_spec(config, checkpoint)
     with watch.part("sampling"):
         device = device_of(spark, draft)
-        qrels = labels_of(pairs.rows) if ready.qrels is None else ready.qrels
+        qrels = ready.qrels
+        if qrels is None and "label" in pairs.has:
+            qrels = labels_of(pairs.rows)
         number = keyed(pairs).select(F.count_distinct("pair_key")).collect()[0][0]
         lengths = sample_lengths(pairs, checkpoint.path, draft)
         if lengths is None:

@@ -57,15 +57,18 @@ def read_qrels(spark: SparkSession, path: str) -> DataFrame:
     try:
         first = _first_line(spark, path)
         raw = _read(spark, path, first)
-        return _checked(raw, f"qrels {path}", _lines_of(spark, path, first))
+        found = _checked(raw, f"qrels {path}", _lines_of(spark, path, first))
     except AnalysisException as error:
         condition = error.getCondition() or type(error).__name__
         raise QrelsError(
             f"qrels {path} cannot be read ({condition}); give the path of {_FORMS}"
         ) from None
+    if found is None:
+        raise QrelsError(f"qrels {path} hold no judgement; give at least one line with a grade")
+    return found
 
 
-def from_labels(table: DataFrame) -> DataFrame:
+def from_labels(table: DataFrame) -> DataFrame | None:
     """Qrels from the label column of a table of pairs; a null label is no judgement.
 
     Args:
@@ -73,7 +76,7 @@ def from_labels(table: DataFrame) -> DataFrame:
             null); the rest is ignored.
 
     Returns:
-        As `read_qrels`; empty where every label is null.
+        As `read_qrels`; None where every label is null.
 
     Raises:
         QrelsError: a label that is no whole number, or a pair with two different ones.
@@ -86,7 +89,7 @@ def from_labels(table: DataFrame) -> DataFrame:
         label = F.nanvl(label, F.lit(None))  # how pandas writes a missing number
     ids = [F.col(name).cast("string").alias(name) for name in ("query_id", "doc_id")]
     labelled = table.where(label.isNotNull()).select(*ids, label.cast("string").alias("relevance"))
-    return _checked(labelled, "the label column", None, may_be_empty=True)
+    return _checked(labelled, "the label column", None)
 
 
 def _first_line(spark: SparkSession, path: str) -> str:
@@ -193,10 +196,11 @@ def _lines_of(spark: SparkSession, path: str, first: str) -> DataFrame | None:
     return _parsed(numbered, first)
 
 
-def _checked(
-    raw: DataFrame, source: str, lines: DataFrame | None, *, may_be_empty: bool = False
-) -> DataFrame:
-    """Grades as int, equal repetitions merged. Reads the table once to find what is wrong."""
+def _checked(raw: DataFrame, source: str, lines: DataFrame | None) -> DataFrame | None:
+    """Grades as int, equal repetitions merged; None if there are none.
+
+    Reads the table once to find what is wrong.
+    """
     grade = F.trim("relevance")
     pairs = raw.groupBy("query_id", "doc_id").agg(
         F.min(F.when(grade.rlike(_GRADE), grade.cast("double").cast("int"))).alias("least"),
@@ -223,9 +227,7 @@ def _checked(
             f"{source}: {row['conflicting']} pairs have two different grades, for example "
             f"{_named(row['conflicting_pair'])}; keep one"
         )
-    if not row["pairs"] and not may_be_empty:
-        raise QrelsError(f"{source} hold no judgement; give at least one line with a grade")
-    return pairs.select("query_id", "doc_id", "relevance")
+    return pairs.select("query_id", "doc_id", "relevance") if row["pairs"] else None
 
 
 def _malformed() -> Column:

@@ -56,8 +56,7 @@ def labels_of(table: DataFrame) -> DataFrame | None:
     """
     if "label" not in table.columns:
         return None
-    found = from_labels(table.select("query_id", "doc_id", "label"))
-    return None if found.isEmpty() else found
+    return from_labels(table.select("query_id", "doc_id", "label"))
 
 
 def find_baseline(

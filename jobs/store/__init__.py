@@ -11,6 +11,6 @@ scores and collapse when read.
 `scores` reads and appends; the rest is upkeep, for `python -m jobs.store`.
 """
 
-from jobs.store.scores import ScoreStore, is_new
+from jobs.store.scores import SCHEMA, ScoreStore, is_new
 
-__all__ = ["ScoreStore", "is_new"]
+__all__ = ["SCHEMA", "ScoreStore", "is_new"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,29 @@ def test_the_discovery_script_prints_what_spark_reads(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert yaml.safe_load(said) == {"name": "gpu", "addresses": ["0", "1"]}
+
+
+def test_the_archive_holds_what_executors_import() -> None:
+    made = next(line for line in (ROOT / "Makefile").read_text().splitlines()
+                if line.startswith("EXECUTOR :="))  # fmt: skip
+    # numpy comes with pandas, tokenizers with transformers; onnxruntime is an extra.
+    there = {*made.split()[2:], "pyspark", "numpy", "tokenizers", "onnxruntime", "udfs", "jobs"}
+    files = [*(ROOT / "udfs").glob("*.py"), ROOT / "jobs" / "evaluation" / "moves.py"]
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            lacking = {name.partition(".")[0] for name in names} - there - sys.stdlib_module_names
+            assert not lacking, f"{file.name} imports {lacking}"
+
+
+def test_udfs_are_where_the_archive_is_made_for() -> None:
+    """Whoever writes a UDF in another module has to think of the archive."""
+    marks = ("pandas_udf(", "mapInPandas(", "applyInPandas(", "arrow_udf(", "mapInArrow(")
+    found = {
+        file.relative_to(ROOT / "jobs").as_posix()
+        for file in (ROOT / "jobs").rglob("*.py")
+        if any(mark in file.read_text(encoding="utf-8") for mark in marks)
+    }
+    # `jobs/scoring.py` hands over a function of `udfs`.
+    assert found == {"evaluation/moves.py", "scoring.py"}
