@@ -80,7 +80,7 @@ $(VENV)/.demo: pyproject.toml conf/constraints.txt $(VENV)/pyvenv.cfg
 	@touch $@
 
 # Made of a fresh environment: that of the tests holds far more, and a link to this folder.
-dist/environment.tar.gz: conf/constraints.txt
+dist/environment.tar.gz: conf/constraints.txt Makefile
 	sh .make/venv.sh build/environment
 	sh .make/install.sh build/environment -c conf/constraints.txt $(EXECUTOR) venv-pack
 	mkdir -p dist

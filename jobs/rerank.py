@@ -79,8 +79,8 @@ def produce(
     draft = ship_model(spark, checkpoint, make_spec(config, checkpoint), config.model.ship)
     with out:
         profile = scoring_profile(config.scoring)
-        # Workers load the model ahead where there is something to score for sure, unless they are
-        # executors of their own, which are not to wait for it idly.
+        # Workers are to have the model ahead where there is something to score for sure, unless
+        # they are executors of their own, which are not to wait for it idly.
         ahead = profile is None and config.model.backend != "stub" and is_new(spark, scores_at)
         wanted = wanted_precision(config.model)
         with probing(spark, draft, wanted, profile, load=ahead, after=ready.workers) as probed:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import Thread
+from threading import Event, Thread
 from typing import Final, Literal
 
 from pyspark.resource import ResourceProfile
@@ -30,7 +30,7 @@ from udfs.shared import can_share, wish
 from udfs.spec import Precision, ScorerSpec
 
 _ARCHIVE: Final = "model"
-# What a killed task has to score again at most; also enough work to hide a task's start.
+# What a killed task has to score again, about; also enough work to hide a task's start.
 _PAIRS_PER_TASK: Final = 8192
 # Below it, tasks get smaller only to end at about the same time on slots of unlike speed.
 _FEW_PAIRS: Final = 1024
@@ -77,14 +77,14 @@ def wanted_precision(config: ModelConfig) -> Precision | Literal["auto"]:
 
 
 def to_share(spark: SparkSession, config: Config, checkpoint: Checkpoint) -> str | None:
-    """What a local daemon is to load for all its workers; None: each loads for itself.
+    """What a daemon is to load for all its workers; None: each loads for itself.
 
     Raises:
         ValueError: if no scorer can be made of the configuration.
     """
     draft = make_spec(config, checkpoint)
-    by_path = config.model.ship == "path" and not config.dry_run
-    if not by_path or not can_share(draft, task_cores(spark)):
+    by_path = config.model.ship == "path" and not config.scoring.gpus
+    if config.dry_run or not by_path or not can_share(draft, task_cores(spark)):
         return None
     wanted = wanted_precision(config.model)
     return wish(draft, None if wanted == "auto" else wanted)
@@ -97,7 +97,7 @@ class Start:
     Attributes:
         precision: number type that scores will have.
         seconds: the longest that a worker took for `model_load` and `first_score`; None where no
-            model was loaded ahead of scoring.
+            worker was asked to have a model ahead of scoring.
     """
 
     precision: Precision
@@ -128,12 +128,15 @@ def probing(
         after: what to wait for before any worker is asked.
     """
     context, group = spark.sparkContext, f"probing-{uuid.uuid4().hex}"
+    given_up = Event()
 
     def probe() -> Start:
         if wanted != "auto" and not load:
             return Start(wanted, _start_up([]))
-        if after:
-            after.join()
+        while after and after.is_alive() and not given_up.is_set():
+            after.join(0.2)
+        if given_up.is_set():
+            raise CancelledError
         context.setJobGroup(group, "probing devices", interruptOnCancel=True)
         alike = profile is not None or is_local(str(context.master))
         slots = 1 if alike else task_slots(spark)
@@ -150,6 +153,7 @@ def probing(
         try:
             yield beside.submit(probe)
         except BaseException:
+            given_up.set()
             context.cancelJobGroup(group)
             raise
 

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from threading import Thread
 from typing import Final
 
@@ -18,7 +17,7 @@ from jobs.config import Config, ModelConfig
 from jobs.errors import RefusedError
 from jobs.jvm import with_kept_classes
 from jobs.masking import SECRET_NAME, USER_IN_URI
-from udfs.devices import usable_cores
+from udfs.devices import may_have_gpu, usable_cores
 from udfs.shared import WISH
 
 # Settings of the session's SQL engine that a run depends on, whoever started the session.
@@ -69,7 +68,6 @@ _QUIET: Final = {
 # a whole run for one worker that died.
 _LOCAL_ATTEMPTS: Final = 4
 _LOCAL_MASTER: Final = re.compile(r"local(\[(?P<slots>\*|\d+)(, *\d+)?\])?")
-_NVIDIA: Final = Path("/dev/nvidiactl")
 # Under local[*] there is no executor to hold a GPU: with these set, no task ever starts.
 _GPU_SETTINGS: Final = ("spark.task.resource.gpu.", "spark.executor.resource.gpu.")
 
@@ -117,7 +115,7 @@ def open_session(config: Config) -> SparkSession:
 
 
 def start_workers(spark: SparkSession, model: str | None = None) -> Thread:
-    """Start the workers' daemon, which imports torch, beside what the driver does next.
+    """Start the workers' daemon, which imports torch and loads `model`, beside what comes next.
 
     It is a head start and no more: what goes wrong with workers is for those to report who need
     them.
@@ -132,15 +130,16 @@ def start_workers(spark: SparkSession, model: str | None = None) -> Thread:
     """
 
     context = spark.sparkContext
-    has_daemon = context.getConf().get(_DAEMON[0]) == _DAEMON[1]
-    # A variable makes daemons different: one that was left by another job would bring a second.
-    context.environment.pop(WISH, None)
-    if model and has_daemon:
-        context.environment[WISH] = model
+    daemon = context.getConf().get(_DAEMON[0])
+    if model and daemon:
+        # The first wish of a session stays. Another would bring another daemon, with torch and
+        # weights of its own, and Spark keeps all of them until the session ends. Workers of a later
+        # job with another model load it themselves.
+        context.environment.setdefault(WISH, model)
 
     def start() -> None:
         with suppress(Exception):
-            if has_daemon:
+            if daemon == _DAEMON[1]:
                 context.parallelize([0], 1).count()
 
     thread = Thread(target=start, daemon=True)
@@ -165,7 +164,7 @@ def task_slots(spark: SparkSession) -> int:
 
 def _scores_on_cpu(model: ModelConfig) -> bool:
     """Whether this machine's cores run a model, if the job is a local one."""
-    return bool(model.name) and model.backend != "stub" and not _NVIDIA.exists()
+    return bool(model.name) and model.backend != "stub" and not may_have_gpu()
 
 
 def _beside_model(model: ModelConfig) -> dict[str, str]:

@@ -130,7 +130,8 @@ def fill_store(
         },
         step=_MILLISECONDS,
     )
-    times = found["device_ms"].summary(0.5, 0.95, 0.99)
+    measured = found["device_ms"]
+    times = measured.summary(0.5, 0.95, 0.99) if measured.size else None
     return Scored(from_store=known, device_ms=times, **totals)
 
 

@@ -1,4 +1,4 @@
-"""The scoring UDF. The only module of `udfs` that imports pyspark.
+"""The scoring UDF. But for `udfs.daemon`, the only module of `udfs` that imports pyspark.
 
 from udfs.columns import rerank_udf
 scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
@@ -38,9 +38,10 @@ def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
     """An iterator Pandas UDF that scores (query, document) columns.
 
     On the driver this only wraps `spec`; each Python worker loads the model when its first batch
-    arrives and keeps it for later tasks. The result is a struct column, `SCORE_SCHEMA`: the raw
-    float32 logit (null unless status is `ok`), tokens given to the model, whether the pair was
-    cut, the pair's share of device time [ms], and a status (`ok`, `nonfinite`, `out_of_memory`,
+    arrives, unless it was forked from a process that has it, and keeps it for later tasks. The
+    result is a struct column, `SCORE_SCHEMA`: the raw float32 logit (null unless status is `ok`),
+    tokens given to the model, whether the pair was cut, the pair's share of device time [ms], and a
+    status (`ok`, `nonfinite`, `out_of_memory`,
     `null_text` where a side is null). A probability is the logit's sigmoid.
 
     The UDF is marked nondeterministic so that Spark does not duplicate it, but Spark may still

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Instruction sets whose bf16 matrix products beat fp32: Intel's and AMD's names, then Arm's.
 _BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
+# Where the drivers of GPUs show up: NVIDIA's, WSL's, AMD's (which torch calls CUDA, too), Jetson's.
+_GPU_NODES: Final = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-ctrl")))
+
 
 class DeviceError(RuntimeError):
     """The device that was asked for is not there."""
@@ -46,6 +49,11 @@ def usable_cores() -> int:
     """Cores this process may run on. macOS has no affinity to ask for."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
+
+
+def may_have_gpu() -> bool:
+    """Whether this machine may have a GPU, found out without touching one."""
+    return any(node.exists() for node in _GPU_NODES)
 
 
 def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -2,7 +2,8 @@
 
     spark.python.daemon.module=tests.faults.daemon    spark.executorEnv.FAULTS={"kill": "worker"}
 
-`udfs.daemon` does the same without faults; here the scorer is wrapped before any worker is forked.
+`udfs.daemon` does the same without faults; here the scorer is wrapped before the model is loaded
+and any worker is forked.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Faults:
         seed: decides which.
         too_large: pairs for which there is never enough memory: those whose tokens have a
             checksum that this number divides; 0: none.
-        torch: whether workers have torch from their start, as with `udfs.daemon`.
+        torch: whether workers have torch and the model from their start, as with `udfs.daemon`.
         offline: whether connecting to anything but this machine raises.
     """
 
@@ -205,6 +206,8 @@ def _go_offline(tally: str) -> None:
 if __name__ == "__main__":
     from pyspark.daemon import manager
 
+    from udfs.shared import load_wished
+
     given = Faults(**json.loads(os.environ[_VARIABLE]))
     if given.torch:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
@@ -212,4 +215,6 @@ if __name__ == "__main__":
     if given.offline:
         _go_offline(given.tally)
         Path(f"{given.tally}.guarded").touch()
+    if given.torch:
+        load_wished()
     manager()

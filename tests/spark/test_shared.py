@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.session import _NVIDIA
 from tests.conftest import ROOT
+from udfs.devices import may_have_gpu
 
 # What two workers at once say of the scorer they found. Loading takes each process another time.
 _PROGRAM = """
@@ -35,11 +35,23 @@ def found(_):
     yield os.getpid(), loaded and loaded.seconds, loaded and float(scores.logit[0])
 
 print(json.dumps(ready.spark.sparkContext.parallelize([0, 1], 2).mapPartitions(found).collect()))
+
+# SQL takes its workers from the same daemon.
+from pathlib import Path
+from udfs.columns import rerank_udf
+
+table = ready.pairs.rows.select(rerank_udf(spec)("query", "doc").alias("s")).select("s.status")
+status = [row[0] for row in table.collect()]
+jvm = ready.spark._jvm.ProcessHandle.current().pid()
+children = Path(f"/proc/{jvm}/task").glob("*/children")
+started = [pid for file in children for pid in file.read_text().split()]
+daemons = [pid for pid in started if "udfs.daemon" in Path(f"/proc/{pid}/cmdline").read_text()]
+print(json.dumps([status, len(daemons)]))
 ready.spark.stop()
 """
 
 
-@pytest.mark.skipif(_NVIDIA.exists(), reason="CUDA does not survive a fork")
+@pytest.mark.skipif(may_have_gpu(), reason="CUDA does not survive a fork")
 def test_two_workers_find_one_model_in_memory(tiny_bert: Path, tmp_path: Path) -> None:
     table = tmp_path / "pairs.jsonl"
     row = {"query_id": "q", "query": "fleas", "doc_id": "d", "doc": "fleas on dogs"}
@@ -59,7 +71,8 @@ def test_two_workers_find_one_model_in_memory(tiny_bert: Path, tmp_path: Path) -
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    first, second = json.loads(ended.stdout.splitlines()[-1])
+    (first, second), (status, daemons) = map(json.loads, ended.stdout.splitlines()[-2:])
+    assert status == ["ok"] and daemons == 1
     assert first[0] != second[0]  # two processes
     assert first[1] is not None and first[1] == second[1]  # that loaded nothing themselves
     assert first[2] == second[2]

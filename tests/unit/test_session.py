@@ -8,6 +8,7 @@ from jobs import session
 from jobs.config import Config
 from jobs.errors import RefusedError
 from jobs.session import open_session
+from udfs import devices
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,8 @@ def test_only_cores_that_run_a_model_are_spared_and_get_torch_ahead(
     model: dict[str, str], gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA does not survive a fork, and a JVM that has the cores for itself optimises its code."""
-    monkeypatch.setattr(session, "_NVIDIA", tmp_path if gpu else tmp_path / "none")
+    nodes = (tmp_path / "none", tmp_path if gpu else tmp_path / "none")
+    monkeypatch.setattr(devices, "_GPU_NODES", nodes)
     settings = session._beside_model(Config.model_validate({"model": model}).model)
     scores = model == {"name": "m"} and not gpu
     assert (settings.get("spark.python.daemon.module") == "udfs.daemon") is scores

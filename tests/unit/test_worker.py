@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def test_a_wish_is_what_a_worker_finds_loaded(
 ) -> None:
     draft = ScorerSpec(str(tiny_bert), "", max_length=64, doc_template="{title}")
     monkeypatch.setenv(shared.WISH, shared.wish(draft, given))  # type: ignore[arg-type]
+    monkeypatch.setattr(shared, "may_have_gpu", lambda: False)
+    threads = threading.active_count()
     shared.load_wished()
+    assert threading.active_count() == threads, "a process with threads must not be forked"
     precision = given or common_precision([describe("auto", SLOT)])
     asked = replace(draft, precision=precision)  # type: ignore[arg-type]
     found = worker.get_scorer(asked, SLOT, load=lambda *_: pytest.fail("loaded again"))
@@ -74,8 +78,19 @@ def test_only_what_one_thread_loads_from_a_folder_is_shared() -> None:
     spec = ScorerSpec("/models/m", "")
     assert shared.can_share(spec, 1)
     assert not shared.can_share(spec, 2)
-    for other in ({"backend": "onnxruntime"}, {"device": "cuda"}, {"model_path": "archive:m"}):
+    others = ({"backend": "onnxruntime"}, {"device": "cuda"}, {"model_path": "archive:m"},
+              {"trust_remote_code": True})  # fmt: skip
+    for other in others:
         assert not shared.can_share(replace(spec, **other), 1)  # type: ignore[arg-type]
+
+
+def test_no_wish_is_granted_where_there_may_be_a_gpu(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(shared.WISH, shared.wish(ScorerSpec(str(tiny_bert), ""), "fp32"))
+    monkeypatch.setattr(shared, "may_have_gpu", lambda: True)
+    shared.load_wished()
+    assert not worker._loaded
 
 
 @pytest.mark.parametrize(
