@@ -41,8 +41,8 @@ def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
     arrives, unless it was forked from a process that has it, and keeps it for later tasks. The
     result is a struct column, `SCORE_SCHEMA`: the raw float32 logit (null unless status is `ok`),
     tokens given to the model, whether the pair was cut, the pair's share of device time [ms], and a
-    status (`ok`, `nonfinite`, `out_of_memory`,
-    `null_text` where a side is null). A probability is the logit's sigmoid.
+    status (`ok`, `nonfinite`, `out_of_memory`, `null_text` where a side is null). A probability is
+    the logit's sigmoid.
 
     The UDF is marked nondeterministic so that Spark does not duplicate it, but Spark may still
     run it again for an action that runs again: write the result once, then read what was written.
