@@ -79,8 +79,11 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         spark = found.of(open_session, config)
     if spark is None:
         found.stop()
-    # What is refused below is refused whether or not the workers' daemon loads the model meanwhile.
-    workers = start_workers(spark, to_share(spark, config, checkpoint) if checkpoint else None)
+    # A head start for a run that nothing speaks against yet; what is refused below is refused
+    # whether or not the workers' daemon loads the model meanwhile.
+    workers = None
+    if checkpoint is not None and not found:
+        workers = start_workers(spark, to_share(spark, config, checkpoint))
     with watch.part("preflight"):
         found.of(refuse_scoring, spark, config.scoring)
         sources = [given.path, given.corpus, given.queries, given.run]
@@ -98,7 +101,9 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
                 find_baseline, spark, plan, {}, partial(fetch_baseline, config.mlflow)
             )
     found.refuse()
-    assert plan is not None and checkpoint is not None and pairs is not None  # or it was refused
+    # Or it was refused.
+    assert plan is not None and checkpoint is not None and pairs is not None
+    assert workers is not None
     return Rerank(
         spark, plan, for_backend(config.model, checkpoint), pairs, qrels, baseline, workers
     )

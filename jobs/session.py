@@ -142,7 +142,9 @@ def start_workers(spark: SparkSession, model: str | None = None) -> Thread:
             if daemon == _DAEMON[1]:
                 context.parallelize([0], 1).count()
 
-    thread = Thread(target=start, daemon=True)
+    # Python waits for it before it ends. A run that is refused meanwhile has told why by then;
+    # ended in the middle of a task, Spark would print stacks below the list of findings.
+    thread = Thread(target=start, daemon=False)
     thread.start()
     return thread
 

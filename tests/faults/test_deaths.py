@@ -14,7 +14,7 @@ from tests.faults.daemon import Faults
 from tests.faults.launch import Driver
 
 # Each run is a process of its own, and takes half a minute to start from nothing.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 SLOTS = 2
 LARGEST_TASK = 60  # pairs; hashing spreads 245 of them over eight tasks

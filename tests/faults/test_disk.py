@@ -13,7 +13,7 @@ from jobs.errors import UNEXPECTED
 from tests.faults import oracle
 from tests.faults.conftest import Job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

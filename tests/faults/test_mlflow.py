@@ -17,7 +17,7 @@ from jobs.tracking.client import TrackingError, track
 from tests.conftest import ROOT
 from tests.faults import oracle, servers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.faults import oracle
 from tests.faults.conftest import Job
 from tests.faults.daemon import Faults
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 Row = tuple[str | None, bytes | None, str | None, bytes | None]
 REJECTED: list[tuple[Row, str]] = [

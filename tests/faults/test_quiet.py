@@ -13,7 +13,7 @@ from tests.faults import servers
 from tests.faults.conftest import Job, write_input
 from tests.faults.daemon import Faults
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 # No word that sounds like a secret: what hides it has to go by its name or its place.
 TEXT, SECRET = "zqxsentineltext", "zqxsentinelseven"

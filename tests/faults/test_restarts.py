@@ -13,7 +13,7 @@ from tests.faults.conftest import KILLED, Job
 from tests.faults.daemon import Faults
 from tests.faults.launch import Driver
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 def test_an_input_that_changes_between_a_crash_and_the_restart(

@@ -25,7 +25,6 @@ LONGEST_LIFE, FIRST_LIFE = 1.3, 0.6
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_fails_and_dies_the_result_is_exact(
     seed: int, job: Job, undisturbed: Path, pairs: tuple[Path, int], tmp_path: Path

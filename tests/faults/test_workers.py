@@ -14,7 +14,7 @@ from tests.faults import oracle
 from tests.faults.conftest import Job
 from tests.faults.daemon import Faults
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_worker_that_hangs_is_replaced_and_costs_its_task(

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 from tests.sample import SAMPLE
 
 # Four JVMs each.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.slow
 
 SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
 KEYS = ["query_id", "rank"]

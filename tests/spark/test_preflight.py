@@ -236,6 +236,22 @@ def test_spark_connect_is_refused_in_a_sentence(way: str, tiny_bert: Path, tmp_p
     assert not out.exists()
 
 
+def test_a_refusal_is_the_last_thing_said(tiny_bert: Path, tmp_path: Path) -> None:
+    """The head start of the workers, under way by then, is not cut short with a stack."""
+    words = ["--input.path", str(SAMPLE), "--input.query", "question", "--model.name",
+             str(tiny_bert), "--model.max_length", "64", "--output.path",
+             str(tmp_path / "out")]  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "jobs.rerank", *words],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=250,
+    )  # fmt: skip
+    assert ended.returncode == REFUSED, ended.stderr
+    _, said = ended.stderr.split("refused, nothing was written:\n")
+    assert said.startswith("  - ")
+    assert "question" in said.splitlines()[0]
+    assert all(line.startswith("  - ") for line in said.splitlines()), said
+
+
 def test_the_event_log_holds_no_secret(tmp_path: Path) -> None:
     """Spark's own pattern lets a SAS token and a data source name pass."""
     code = """

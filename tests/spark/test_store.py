@@ -276,7 +276,6 @@ def test_gc_drops_dead_attempts_and_what_is_out_of_use(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_kill_9_of_compact_at_any_time_loses_no_score(store: ScoreStore) -> None:
     before = content(store)
     killed = 0
