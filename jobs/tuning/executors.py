@@ -60,4 +60,5 @@ class Executors:
 def device_of(spark: SparkSession, draft: ScorerSpec) -> str:
     """What an executor scores on, as `udfs.devices.describe` names it."""
     probe = probe_devices(draft, None, load=False)
-    return str(spark.sparkContext.parallelize([0], 1).mapPartitions(probe).collect()[0])
+    (probed,) = spark.sparkContext.parallelize([0], 1).mapPartitions(probe).collect()
+    return probed.device

@@ -14,11 +14,17 @@ from jobs import tune as command
 from jobs.config import Config, TuneConfig
 from jobs.errors import DONE
 from jobs.evaluation.qrels import from_labels
+from jobs.export import missing_packages
+from jobs.models import resolve_model
+from jobs.scoring import make_spec
 from jobs.tables import read_pairs
 from jobs.tracking.client import track
+from jobs.tuning.executors import device_of
 from jobs.tuning.sample import draw_sample
+from jobs.tuning.settings import engines
 from tests.sample import SAMPLE
 from tests.unit.test_report import CHROMIUM, Page, _in_a_browser
+from udfs.devices import TaskSlot, describe
 
 
 def words(keys: dict[str, object]) -> list[str]:
@@ -37,8 +43,8 @@ def tuned(
     }  # fmt: skip
     keys = given | {
         "output.path": folder / "out", "mlflow.tracking_uri": f"sqlite:///{folder}/mlflow.db",
-        "tune.seconds": 15, "tune.pairs": 48, "tune.precisions": "bf16", "tune.max_tokens": 1024,
-        "tune.max_pairs": 8, "tune.min_tau": 0.5, "tune.max_loss": 1,
+        "tune.seconds": 15, "tune.pairs": 48, "tune.max_tokens": 1024, "tune.max_pairs": 8,
+        "tune.min_tau": 0.5, "tune.max_loss": 1,
     }  # fmt: skip
     assert command.main(words(keys)) == DONE
     return folder, given
@@ -67,7 +73,8 @@ def test_every_row_is_written_and_no_text(tuned: tuple[Path, dict[str, object]])
     out = tuned[0] / "out"
     document = json.loads((out / "tune.json").read_text())
     rows = document["rows"]
-    assert {row["precision"] for row in rows} == {"fp32", "bf16"}
+    tried = engines(TuneConfig(), document["device"], has_onnx=not missing_packages())
+    assert {(row["backend"], row["precision"]) for row in rows} == set(tried)
     assert sum(row["recommended"] for row in rows) == 1
     measured = [row for row in rows if row["outcome"] == "ok"]
     assert measured, "however slow the machine, there is the reference"
@@ -123,6 +130,16 @@ def test_the_page_is_whole_and_fits_every_screen(
         found, console = _in_a_browser(tmp_path, {"tune": html})
         assert [frame for frame in found if frame["scroll"] > frame["client"]] == []
         assert console == []
+
+
+def test_what_is_tried_is_what_the_executors_are_good_at(
+    spark: SparkSession, tiny_bert: Path
+) -> None:
+    config = Config.model_validate({"model": {"name": str(tiny_bert), "max_length": 64}})
+    draft = make_spec(config, resolve_model(config.model, lambda _name, _folder: tiny_bert))
+    device = device_of(spark, draft)
+    assert device == describe("auto", TaskSlot(cpus=1))
+    assert ("torch", "fp32") in engines(TuneConfig(), device, has_onnx=False)
 
 
 def test_a_sample_is_whole_queries_with_relevant_candidates(spark: SparkSession) -> None:
