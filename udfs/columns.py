@@ -111,7 +111,8 @@ def probe_devices(
         load: whether to load the model too, so that this worker has it when the first pairs come.
     """
 
-    def probe(_: Iterable[Any]) -> Iterator[Probed]:
+    def probe(rows: Iterable[Any]) -> Iterator[Probed]:
+        _read_through(rows)
         device = describe(draft.device, task_slot())
         if not load:
             yield Probed(device)
@@ -135,11 +136,17 @@ def run_trial(
 ) -> Callable[[Iterable[Any]], Iterator[Trial]]:
     """For `RDD.mapPartitions` over one partition: measure a scorer where it will score."""
 
-    def run(_: Iterable[Any]) -> Iterator[Trial]:
+    def run(rows: Iterable[Any]) -> Iterator[Trial]:
+        _read_through(rows)
         path = locate(spec.model_path, SparkFiles.getRootDirectory)
         yield in_fresh_process(path, spec, task_slot(), queries, docs)
 
     return run
+
+
+def _read_through(rows: Iterable[Any]) -> None:
+    """Spark ends a worker that leaves input unread; what it has loaded would be lost."""
+    deque(rows, maxlen=0)
 
 
 def task_slot() -> TaskSlot:

@@ -18,8 +18,13 @@ if __name__ == "__main__":
     output = os.dup(1)
     os.dup2(2, 1)
 
-    # Everything a model needs; `import transformers` alone imports next to nothing.
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
+    # Everything a model needs; `import transformers` alone imports next to nothing, and the last
+    # of these takes as long as torch.
+    from transformers import (  # noqa: F401
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        PreTrainedModel,
+    )
 
     from udfs.shared import load_wished
 

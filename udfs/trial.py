@@ -25,8 +25,10 @@ from udfs.scorer import OK, OUT_OF_MEMORY, Scorer, Scores
 from udfs.spec import ScorerSpec
 
 KILLED: Final = "killed"
+# The last one takes as long as torch, and every architecture asks for it.
 _PRELOAD: Final = [
-    "torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"
+    "torch", "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto", "transformers.modeling_utils",
 ]  # fmt: skip
 _WARM_UP: Final = 32  # pairs; the first batch of a process pays for what later ones find ready
 # How torch words it on a CPU, where it has no exception of its own for it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -9,8 +11,10 @@ from pyspark.sql import functions as F
 
 from jobs.checks import keyed, texts_by_key
 from jobs.config import Config
-from jobs.scoring import _longest_first
+from jobs.models import resolve_model
+from jobs.scoring import _longest_first, make_spec
 from jobs.tables import Pairs, read_pairs
+from udfs.columns import probe_devices, run_trial
 
 
 def pairs_of(spark: SparkSession, rows: list[tuple[object, ...]], folder: Path) -> Pairs:
@@ -50,3 +54,21 @@ def test_texts_that_a_worker_cannot_read_are_left_out_and_keys_are_the_checked_o
     assert set(found) == {"a flea", "  ", "a dog"}
     checked = {row["doc_id"]: row["pair_key"] for row in keyed(pairs).collect()}
     assert checked == {"1": found["a flea"], "2": None, "3": None, "4": None, "5": None}
+
+
+def test_a_worker_that_was_asked_is_used_again(spark: SparkSession, tiny_bert: Path) -> None:
+    """Or what it has loaded is lost: the model, or the server that trials are forked from."""
+    config = Config.model_validate({"model": {"name": str(tiny_bert), "max_length": 64}})
+    draft = make_spec(config, resolve_model(config.model, lambda _name, _folder: tiny_bert))
+    tasks = [
+        probe_devices(draft, "fp32", load=True),
+        run_trial(replace(draft, precision="fp32"), ["fleas"], ["fleas on dogs"]),
+    ]
+    asked = {
+        spark.sparkContext.parallelize([0], 1)
+        .mapPartitions(lambda rows, task=task: [(os.getpid(), *task(rows))][:1])
+        .collect()[0][0]
+        for task in [*tasks, *tasks, *tasks]
+    }
+    # Each of two task slots may have had a worker of its own before.
+    assert len(asked) <= 2
