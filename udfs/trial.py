@@ -1,7 +1,7 @@
 """One measurement of one scorer, in a process of its own so that its memory can be told.
 
-The process is forked from a server that has torch in memory and no model, so it starts in a
-fraction of a second. A process that the system kills for its memory is an answer, too.
+The process is forked from a server that has torch in memory and no model, so it starts at once,
+with no other model in its memory. A process that the system kills for its memory is an answer, too.
 """
 
 from __future__ import annotations
