@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -94,13 +95,16 @@ def produce(
         store = ScoreStore(spark, scores_at, spec.fingerprint())
         store.open(about_scores(config, spec))
         with watch.part("scoring"):
-            stored = steps.fill_store(spark, config, pairs, done, spec, store)
+            filled = steps.fill_store(spark, config, pairs, done, spec, store)
         if config.mlflow.enabled:
             client.start()
-        with watch.part("ranking"):
+        # Beside each other, as short jobs in a row leave most cores idle.
+        with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
+            measuring = beside.submit(steps.what_was_scored, spark, filled)
             results = steps.rank(
                 out, config.ranking, config.output.partitions, "label" in pairs.has, done, store
             )
+            stored = measuring.result()
         record = make_record(
             run_id=out.run_id, config=config, checkpoint=checkpoint, spec=spec, done=done,
             stored=stored, results=results, watch=watch, start_up=start.seconds,

@@ -50,6 +50,19 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class Filled:
+    """A store that holds every pair.
+
+    Attributes:
+        from_store: distinct pairs whose score was known.
+        attempt: folder of the scores made now; None if there were none to make.
+    """
+
+    from_store: int
+    attempt: str | None = None
+
+
+@dataclass(frozen=True)
 class Scored:
     """What scoring did.
 
@@ -97,17 +110,13 @@ def fill_store(
     done: Checked,
     spec: ScorerSpec,
     store: ScoreStore,
-) -> Scored:
-    """Score what the store does not hold.
-
-    Returns:
-        What was scored now, and what was known.
-    """
+) -> Filled:
+    """Score what the store does not hold."""
     missing = missing_keys(done.rows, store)
     count = done.counts["distinct"] if store.is_empty() else missing.count()
     known = done.counts["distinct"] - count
     if not count:
-        return Scored(from_store=known)
+        return Filled(known)
     attempt = score_missing(
         spark,
         pairs,
@@ -119,7 +128,14 @@ def fill_store(
         partitions=config.batching.partitions,
         profile=scoring_profile(config.scoring),
     )
-    written = spark.read.schema(SCHEMA).parquet(attempt)
+    return Filled(known, attempt)
+
+
+def what_was_scored(spark: SparkSession, filled: Filled) -> Scored:
+    """Count and measure the scores of this run as they were written."""
+    if filled.attempt is None:
+        return Scored(filled.from_store)
+    written = spark.read.schema(SCHEMA).parquet(filled.attempt)
     found, totals = distributions(
         written,
         {"device_ms": F.col("device_ms")},
@@ -132,7 +148,7 @@ def fill_store(
     )
     measured = found["device_ms"]
     times = measured.summary(0.5, 0.95, 0.99) if measured.size else None
-    return Scored(from_store=known, device_ms=times, **totals)
+    return Scored(filled.from_store, device_ms=times, **totals)
 
 
 @dataclass(frozen=True)
