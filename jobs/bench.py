@@ -42,10 +42,13 @@ _PACKAGES: Final = {
     "predict_batch_udf": "sentence_transformers",
     "flagembedding": "FlagEmbedding",
 }
+_BACKENDS: Final = ("torch", "tokenizer")
 # Which throughputs are divided, and whether start-up counts.
 _RATIOS: Final = (
     ("engine", "sentence_transformers", "seconds"),
     ("job", "engine", "seconds"),
+    ("engine", "tokenizer", "seconds"),
+    ("job", "tokenizer", "seconds"),
     ("job", "predict_batch_udf", "seconds"),
     ("job", "predict_batch_udf", "seconds_with_start_up"),
 )
@@ -86,6 +89,11 @@ def refuse(config: Config) -> None:
     if GIVEN in config.bench.mixes and not config.input.path:
         findings.append(
             "bench.mixes=given needs input.path; give it, or name made-up mixes instead"
+        )
+    if config.model.backend not in _BACKENDS:
+        findings.append(
+            f"model.backend={config.model.backend} is not measured here; use torch, or tokenizer, "
+            "which leaves the model out (jobs.tune measures onnxruntime)"
         )
     if findings:
         raise RefusedError(findings)

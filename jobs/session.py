@@ -19,6 +19,7 @@ from jobs.jvm import with_kept_classes
 from jobs.masking import SECRET_NAME, USER_IN_URI
 from udfs.devices import may_have_gpu, usable_cores
 from udfs.shared import WISH
+from udfs.spec import STAND_INS
 
 # Settings of the session's SQL engine that a run depends on, whoever started the session.
 _SQL: Final = {
@@ -166,7 +167,7 @@ def task_slots(spark: SparkSession) -> int:
 
 def _scores_on_cpu(model: ModelConfig) -> bool:
     """Whether this machine's cores run a model, if the job is a local one."""
-    return bool(model.name) and model.backend != "stub" and not may_have_gpu()
+    return bool(model.name) and model.backend not in STAND_INS and not may_have_gpu()
 
 
 def _beside_model(model: ModelConfig) -> dict[str, str]:

@@ -21,7 +21,7 @@ from jobs.resources import scoring_profile
 from jobs.scoring import missing_keys, score_missing
 from jobs.store import SCHEMA, ScoreStore
 from jobs.tables import Pairs
-from udfs.scorer import OK
+from udfs.scores import OK
 from udfs.spec import ScorerSpec
 
 _ROWS_PER_FILE: Final = 100_000

@@ -20,7 +20,9 @@ from jobs.models import resolve_model
 from jobs.scoring import make_spec, wanted_precision
 from jobs.tracking.runs import fetch_model
 from udfs.devices import common_precision, describe, process_slot
-from udfs.scorer import OK, Scorer
+from udfs.scorer import Scorer
+from udfs.scores import OK
+from udfs.spec import STAND_INS
 
 COMMAND: Final = Command(
     name='python -m jobs.try_model [...] "query" "doc 1" "doc 2" ...',
@@ -44,6 +46,10 @@ def show(texts: Sequence[str], config: Config) -> int:
         )
     if not all(text.strip() for text in texts):
         raise RefusedError("a text is blank; leave it out")
+    if config.model.backend in STAND_INS:
+        raise RefusedError(
+            f"model.backend={config.model.backend} runs no model; use torch or onnxruntime"
+        )
     refuse_backend(config.model)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = for_backend(config.model, resolve_model(config.model, fetch))

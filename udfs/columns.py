@@ -19,7 +19,8 @@ from pyspark.sql import Column
 from pyspark.sql.pandas.functions import pandas_udf
 
 from udfs.devices import TaskSlot, common_precision, describe, process_slot
-from udfs.scorer import PairScorer, Scores
+from udfs.scorer import PairScorer
+from udfs.scores import Scores
 from udfs.spec import Precision, ScorerSpec
 from udfs.trial import Trial, in_fresh_process
 from udfs.worker import get_scorer, locate

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -16,46 +14,11 @@ from udfs import devices
 from udfs.backends import LogitModel, load_model
 from udfs.batching import plan_batches
 from udfs.encode import EncodedPairs, PairEncoder
+from udfs.scores import NONFINITE, OK, OUT_OF_MEMORY, Scores
 from udfs.spec import ScorerSpec
 from udfs.watchdog import limited
 
-OK: Final = "ok"
-NONFINITE: Final = "nonfinite"
-OUT_OF_MEMORY: Final = "out_of_memory"
 _NO_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What is known of N pairs after scoring, row by row in the order of the input.
-
-    Attributes:
-        logit: float32[N], raw logit; NaN unless status is `ok`.
-        n_tokens: int32[N], tokens the model was given, special tokens included.
-        n_padded: int32[N], padding tokens the model was given with the pair.
-        truncated: bool[N], whether a token was cut.
-        device_ms: float32[N], the pair's share, by tokens, of its batch's time on the device [ms].
-        status: object[N], `ok`, `nonfinite` or `out_of_memory`.
-    """
-
-    logit: NDArray[np.float32]
-    n_tokens: NDArray[np.int32]
-    n_padded: NDArray[np.int32]
-    truncated: NDArray[np.bool_]
-    device_ms: NDArray[np.float32]
-    status: NDArray[np.object_]
-
-    @classmethod
-    def empty(cls, size: int) -> Scores:
-        """N rows that nothing is known of yet."""
-        return cls(
-            logit=np.full(size, np.nan, np.float32),
-            n_tokens=np.zeros(size, np.int32),
-            n_padded=np.zeros(size, np.int32),
-            truncated=np.zeros(size, np.bool_),
-            device_ms=np.zeros(size, np.float32),
-            status=np.full(size, OK, np.object_),
-        )
 
 
 class PairScorer(Protocol):
@@ -203,16 +166,3 @@ class Loader:
                 return None
             self._loaded = Scorer(encoder, model, self._spec)
         return self._loaded
-
-
-class StubScorer:
-    """Scores by a checksum of the texts: everything of a job but the model can be measured."""
-
-    def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
-        """A logit in [-8, 8) per pair; n_tokens counts words."""
-        pairs = list(zip(queries, docs, strict=True))
-        checksums = [zlib.crc32(d.encode(), zlib.crc32(q.encode())) for q, d in pairs]
-        scores = Scores.empty(len(pairs))
-        scores.logit[:] = np.array(checksums, dtype=np.float64) / 2**28 - 8.0
-        scores.n_tokens[:] = [q.count(" ") + d.count(" ") + 2 for q, d in pairs]
-        return scores

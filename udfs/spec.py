@@ -16,14 +16,17 @@ Truncation = Literal["longest_first", "passage"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Attention = Literal["auto", "sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
-Backend = Literal["torch", "onnxruntime", "stub"]
+Backend = Literal["torch", "onnxruntime", "tokenizer", "stub"]
 
 #: The precisions that each backend computes in.
 PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
     "torch": ("fp32", "bf16", "fp16"),
     "onnxruntime": ("fp32", "int8"),
+    "tokenizer": get_args(Precision),
     "stub": get_args(Precision),
 }
+#: Backends that run no model, see `udfs.standins`.
+STAND_INS: Final[tuple[Backend, ...]] = ("tokenizer", "stub")
 
 # Raise it whenever the scoring code changes what any pair scores: it opens a new fingerprint.
 SCORING_VERSION: Final = 3

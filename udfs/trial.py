@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from udfs.batching import plan_batches
 from udfs.devices import TaskSlot
-from udfs.scorer import OK, OUT_OF_MEMORY, Scorer, Scores
+from udfs.scorer import Scorer
+from udfs.scores import OK, OUT_OF_MEMORY, Scores
 from udfs.spec import ScorerSpec
 
 KILLED: Final = "killed"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from udfs.devices import TaskSlot
-from udfs.scorer import PairScorer, Scorer, StubScorer
+from udfs.scorer import PairScorer, Scorer
 from udfs.spec import ScorerSpec
+from udfs.standins import StubScorer
 
 _ARCHIVE: Final = "archive:"
 _lock: Final = threading.Lock()

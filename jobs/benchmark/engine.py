@@ -1,4 +1,7 @@
-"""The engine in process, and the peak of the device it runs on: one lane per core, or one GPU."""
+"""The engine in process, and what bounds it: its tokenizer alone, and the peak of its device.
+
+One lane per core, or one GPU.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,11 @@ def engine(task: Task) -> Outcome:
     return Outcome(seconds, started, scores, padding, parts)
 
 
+def tokenizer(task: Task) -> Outcome:
+    """The model's tokenizer on all pairs, as the libraries call it, and nothing done with them."""
+    return Outcome(_seconds(_run(task, _tokenise)))
+
+
 def peak(task: Task) -> Outcome:
     """The most operations per second that square matrix products reach, all lanes together."""
     lanes = _run(task, _multiply)
@@ -69,6 +77,24 @@ def _score(task: Task, lane: int) -> Callable[[], Any]:
             padded += int(found.n_padded.sum())
         spent = {name: value - before[name] for name, value in scorer.spent.items()}
         return rows, logits, padded, spent
+
+    return work
+
+
+def _tokenise(task: Task, lane: int) -> Callable[[], None]:
+    prepare_process(_slot(task))
+    from transformers import AutoTokenizer
+
+    tokenise: Any = AutoTokenizer.from_pretrained(task.model, local_files_only=True)
+    queries, docs = (texts[lane :: task.lanes] for texts in task.texts())
+    limits = {"truncation": True, "max_length": task.settings.model.max_length}
+    window = task.settings.batching.window
+    tokenise(queries[:_WARM_UP], docs[:_WARM_UP], **limits)
+
+    def work() -> None:
+        for start in range(0, len(queries), window):
+            part = slice(start, start + window)
+            tokenise(queries[part], docs[part], **limits)
 
     return work
 

@@ -25,6 +25,7 @@ from udfs.encode import PairEncoder
 from udfs.spec import Precision
 
 PEAK: Final = "peak"
+_TOKENIZER: Final = "tokenizer"
 _PEERS: Final = ("sentence_transformers", "flagembedding", "predict_batch_udf")
 _REFERENCE: Final = 256  # pairs scored in float32 to compare with
 _LAST_WORDS: Final = 300  # characters of a failed way's last line
@@ -171,7 +172,7 @@ class Bench:
         last, tokens = found.outcomes[-1], int(lengths.sum())
         row["pairs_per_s"] = round(len(lengths) / found.seconds, 2)
         row["tokens_per_s"] = round(tokens / found.seconds, 1)
-        if peak:
+        if peak and way != _TOKENIZER:
             reached = model_flops(self.model, lengths) / found.seconds / 1e9
             row["utilisation"] = round(reached / peak.gflops, 4)
         if last.padding is not None:

@@ -53,7 +53,8 @@ class Task:
         return ScorerSpec(
             self.model, "", max_length=model.max_length, truncation=model.truncation,
             precision=self.precision, attention=model.attention, device=model.device,
-            max_tokens=batching.max_tokens, max_pairs=batching.max_pairs, window=batching.window,
+            backend=model.backend, max_tokens=batching.max_tokens, max_pairs=batching.max_pairs,
+            window=batching.window,
         )  # fmt: skip
 
     def write(self, path: Path) -> None:

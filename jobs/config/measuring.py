@@ -10,8 +10,9 @@ from jobs.config.section import PositiveInt, Section, Share
 from udfs.spec import PRECISIONS
 
 Way = Literal[
-    "engine", "job", "sentence_transformers", "flagembedding", "predict_batch_udf", "peak"
-]
+    "engine", "job", "sentence_transformers", "flagembedding", "predict_batch_udf", "tokenizer",
+    "peak",
+]  # fmt: skip
 Mix = Literal["given", "short", "web", "long", "skewed"]
 
 
@@ -19,10 +20,10 @@ class BenchConfig(Section):
     """How the benchmark measures."""
 
     ways: list[Way] = Field(
-        list(get_args(Way)),
+        [way for way in get_args(Way) if way != "tokenizer"],
         description="what is measured, may be repeated: this engine in process, this engine "
-        "through the job, two libraries, Spark's predict_batch_udf around the first, and the "
-        "device's matrix products",
+        "through the job, two libraries, Spark's predict_batch_udf around the first, the model's "
+        "tokenizer alone, and the device's matrix products",
     )
     mixes: list[Mix] = Field(
         ["given"],

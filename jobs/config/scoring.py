@@ -31,10 +31,10 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU Spark gave the task, else the first one, else the CPU"
     )
-    backend: Literal["torch", "onnxruntime", "stub"] = Field(
+    backend: Literal["torch", "onnxruntime", "tokenizer", "stub"] = Field(
         "torch",
-        description="what runs the model; onnxruntime is for CPUs without bf16 instructions, stub "
-        "scores by a checksum, to time all but the model",
+        description="what runs the model; onnxruntime is for CPUs without bf16 instructions; "
+        "tokenizer and stub, which time the rest of a job, score by a checksum of tokens or texts",
     )
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="attention kernel (auto: sdpa where the model has it)"

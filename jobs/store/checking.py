@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from jobs.store.inventory import Fingerprint
 from jobs.store.scores import SCHEMA, read_files
-from udfs.scorer import OK
+from udfs.scores import OK
 
 _SHOWN: Final = 5  # keys named in a finding
 # Parquet keeps a checksum of each page, which readers ignore unless told otherwise.

@@ -19,7 +19,7 @@ from pyspark.sql.types import (
 )
 
 from jobs.files import Files
-from udfs.scorer import OK
+from udfs.scores import OK
 
 # Of a merged file: the attempt a score came from, so that merging changes no reader's choice.
 ORIGIN: Final = "origin"

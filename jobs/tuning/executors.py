@@ -15,7 +15,7 @@ from jobs.tuning.sample import Sample
 from jobs.tuning.settings import Engine, Setting
 from udfs.checkpoint import Checkpoint
 from udfs.columns import probe_devices, run_trial
-from udfs.scorer import OK
+from udfs.scores import OK
 from udfs.spec import Backend, ScorerSpec
 from udfs.trial import Trial
 

@@ -9,7 +9,7 @@ from jobs.config import TuneConfig
 from jobs.tuning.rows import Row, make_rows
 from jobs.tuning.sample import Sample
 from jobs.tuning.sweep import Measured
-from udfs.scorer import OK
+from udfs.scores import OK
 from udfs.trial import Trial
 
 # Speeds that differ by less are not told apart by a few runs on a machine with other work.

@@ -12,7 +12,7 @@ import numpy as np
 from jobs.evaluation.agreement import kendall_tau, ndcg
 from jobs.tuning.sample import Sample
 from jobs.tuning.sweep import Measured
-from udfs.scorer import OK
+from udfs.scores import OK
 from udfs.trial import Trial
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Final
 from jobs.errors import RefusedError
 from jobs.tuning.sample import Sample
 from jobs.tuning.settings import Setting
-from udfs.scorer import OK
+from udfs.scores import OK
 from udfs.trial import Trial
 
 # Parts of the budget after which each stage ends, and the next has its turn.

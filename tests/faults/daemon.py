@@ -123,7 +123,8 @@ def _append(path: str, line: str) -> None:
 
 def _wrap_scorers(faults: Faults) -> None:
     from udfs import columns
-    from udfs.scorer import Scorer, StubScorer
+    from udfs.scorer import Scorer
+    from udfs.standins import StubScorer
 
     warm_up = columns.warm_up
     batches = _Batches(faults)

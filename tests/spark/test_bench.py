@@ -44,6 +44,21 @@ def test_the_engine_and_the_peak(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "of peak" in capsys.readouterr().out
 
 
+def test_without_a_model_the_engine_and_the_job_are_held_to_the_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ways = [word for way in ("engine", "job", "tokenizer") for word in ("--bench.ways", way)]
+    words = [*ways, "--bench.mixes", "web", "--model.backend", "tokenizer"]
+    content = bench(tmp_path / "bench.json", *words)
+    rows = {row["what"]: row for row in content["rows"]}
+    assert set(rows) == {"engine", "job", "tokenizer"}
+    assert rows["engine"]["max_abs_difference"] == rows["job"]["max_abs_difference"] == 0
+    assert rows["tokenizer"]["pairs_per_s"] == pytest.approx(
+        40 / rows["tokenizer"]["seconds"][0], rel=0.01
+    )
+    assert "times tokenizer" in capsys.readouterr().out
+
+
 def test_all_ways_agree_on_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = bench(tmp_path / "bench.json", "--bench.mixes", "web", "--model.precision", "fp32")
     rows = {row["what"]: row for row in content["rows"]}

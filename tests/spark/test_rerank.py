@@ -452,6 +452,18 @@ def test_two_drivers_that_scored_the_same_pairs_do_no_harm(job: Job, tmp_path: P
     pd.testing.assert_frame_equal(read(out), first)
 
 
+def test_the_job_without_a_model_reads_the_same_tokens(job: Job, tmp_path: Path) -> None:
+    for backend in ("torch", "tokenizer"):
+        assert job(tmp_path / backend, model__backend=backend) == DONE
+    torch, tokens = (read(tmp_path / name) for name in ("torch", "tokenizer"))
+    both = torch.merge(tokens, on=["query_id", "doc_id"], suffixes=("", "_checksum"))
+    assert len(both) == 245
+    for column in ("n_tokens", "truncated"):
+        np.testing.assert_array_equal(both[f"{column}_checksum"], both[column])
+    assert record(tmp_path / "tokenizer")["counts"] == record(tmp_path / "torch")["counts"]
+    assert (both["score_checksum"] != both["score"]).all()
+
+
 def test_the_job_with_onnxruntime_scores_as_with_torch(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

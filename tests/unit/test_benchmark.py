@@ -145,3 +145,6 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     assert len(error.value.findings) == 2
     assert "FlagEmbedding, sentence_transformers" in error.value.findings[0]
     refuse(config(ways=["engine", "peak"], mixes=["web"]))
+    onnx = {"model": {"backend": "onnxruntime"}, "bench": {"ways": ["engine"], "mixes": ["web"]}}
+    with pytest.raises(RefusedError, match="backend=onnxruntime is not measured here"):
+        refuse(Config.model_validate(onnx))

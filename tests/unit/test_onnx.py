@@ -23,7 +23,8 @@ from udfs.devices import TaskSlot
 from udfs.encode import Batch
 from udfs.model import ModelError
 from udfs.ort import OnnxModel
-from udfs.scorer import OK, Scorer, Scores
+from udfs.scorer import Scorer
+from udfs.scores import OK, Scores
 from udfs.spec import Precision, ScorerSpec
 
 pytest.importorskip("onnxruntime")

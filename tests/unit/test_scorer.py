@@ -13,7 +13,8 @@ from udfs.checkpoint import digest_of
 from udfs.devices import TaskSlot
 from udfs.encode import Batch, PairEncoder
 from udfs.model import ModelError
-from udfs.scorer import NONFINITE, OK, OUT_OF_MEMORY, Loader, Scorer
+from udfs.scorer import Loader, Scorer
+from udfs.scores import NONFINITE, OK, OUT_OF_MEMORY
 from udfs.spec import ScorerSpec
 
 QUERIES = [SENTENCES[i % 3] for i in range(25)]

@@ -50,7 +50,10 @@ def test_a_local_run_starts_a_task_again_unless_told_otherwise(given: str, used:
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-@pytest.mark.parametrize("model", [{}, {"name": "m"}, {"name": "m", "backend": "stub"}])
+@pytest.mark.parametrize(
+    "model", [{}, *({"name": "m", **more} for more in ({}, {"backend": "stub"},
+                                                       {"backend": "tokenizer"}))]
+)  # fmt: skip
 def test_only_cores_that_run_a_model_are_spared_and_get_torch_ahead(
     model: dict[str, str], gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,11 @@ def test_scores_are_printed_best_first_with_bars(
     assert "BertForSequenceClassification" in lines[-1]
 
 
+def test_a_checksum_is_not_shown_as_a_score(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model.name", "embedded", "--model.backend", "stub", "q", "d"]) == REFUSED
+    assert "model.backend=stub runs no model" in capsys.readouterr().err
+
+
 def test_too_few_texts_and_a_missing_model_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -21,7 +21,7 @@ from jobs.tuning.settings import Setting, batch_sizes, engines, lengths_to_try, 
 from jobs.tuning.sweep import Budget, Sweep, sweep
 from tests.unit.test_parity import DOCS, QUERIES
 from udfs.devices import TaskSlot
-from udfs.scorer import OUT_OF_MEMORY
+from udfs.scores import OUT_OF_MEMORY
 from udfs.spec import ScorerSpec
 from udfs.trial import KILLED, Trial, in_fresh_process, measure
 

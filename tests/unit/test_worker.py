@@ -11,8 +11,9 @@ import pytest
 from tests.conftest import ROOT
 from udfs import shared, worker
 from udfs.devices import TaskSlot, common_precision, describe
-from udfs.scorer import PairScorer, StubScorer
+from udfs.scorer import PairScorer
 from udfs.spec import ScorerSpec
+from udfs.standins import StubScorer
 
 SLOT = TaskSlot(cpus=1)
 
