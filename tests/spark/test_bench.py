@@ -53,9 +53,7 @@ def test_without_a_model_the_engine_and_the_job_are_held_to_the_tokenizer(
     rows = {row["what"]: row for row in content["rows"]}
     assert set(rows) == {"engine", "job", "tokenizer"}
     assert rows["engine"]["max_abs_difference"] == rows["job"]["max_abs_difference"] == 0
-    assert rows["tokenizer"]["pairs_per_s"] == pytest.approx(
-        40 / rows["tokenizer"]["seconds"][0], rel=0.01
-    )
+    assert rows["tokenizer"]["pairs_per_s"] > rows["job"]["pairs_per_s"]
     assert "times tokenizer" in capsys.readouterr().out
 
 
