@@ -15,6 +15,7 @@ from jobs.masking import known_secrets, masked, masked_tree
 from jobs.steps import Checked, Results, Scored
 from jobs.tracking.uris import resolve_uri
 from udfs.checkpoint import Checkpoint
+from udfs.memory import Peak
 from udfs.spec import ScorerSpec
 
 _PACKAGES: Final = (
@@ -100,6 +101,7 @@ def make_record(
             "padding_share": _share(stored.padding, stored.tokens + stored.padding),
         },
         "device_ms": stored.device_ms,
+        "memory": _peaks(stored.memory),
         "tokens": {"scored": stored.tokens, "padding": stored.padding},
         "timings": watch.timings(),
         "start_up": {"session": watch.seconds.get("session"), **start_up},
@@ -185,6 +187,14 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _peaks(memory: Peak | None) -> dict[str, float | None] | None:
+    """The most memory [MB, 2^20 bytes] of one process that scored, and of tensors on one GPU."""
+    if memory is None:
+        return None
+    on_device = None if memory.device_mb is None else round(memory.device_mb, 1)
+    return {"process_mb": round(memory.process_mb, 1), "device_mb": on_device}
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -24,10 +24,12 @@ from jobs.session import is_local, task_cores, task_slots
 from jobs.store import ScoreStore
 from jobs.tables import Pairs
 from udfs.checkpoint import Checkpoint, scoring_files
-from udfs.columns import ROWS_SCHEMA, Probed, probe_devices, rerank_rows, rerank_udf
+from udfs.columns import ROWS_SCHEMA, rerank_rows, rerank_udf
 from udfs.devices import common_precision
+from udfs.memory import Peak
 from udfs.shared import can_share, wish
 from udfs.spec import Precision, ScorerSpec
+from udfs.tasks import PeakParam, Probed, probe_devices
 
 _ARCHIVE: Final = "model"
 # What a killed task has to score again, about; also enough work to hide a task's start.
@@ -195,7 +197,7 @@ def score_missing(
     everything: bool,
     partitions: int,
     profile: ResourceProfile | None = None,
-) -> str:
+) -> tuple[str, Peak]:
     """Score pairs and append them to the store.
 
     Args:
@@ -211,7 +213,7 @@ def score_missing(
         profile: executors that the scoring stage is to have for itself.
 
     Returns:
-        The folder of this attempt.
+        The folder of this attempt, and the most memory that scoring took.
     """
     texts = texts_by_key(pairs)
     if not everything:
@@ -221,15 +223,17 @@ def score_missing(
     # Hashing by key spreads long and short pairs evenly; sorting lets like lengths meet in a
     # window. Nothing may come between the UDF and the write, or Spark may score rows twice.
     spread = texts.repartition(tasks, "pair_key").sortWithinPartitions(_longest_first())
+    peak = spark.sparkContext.accumulator(Peak(), PeakParam())
     if profile is None:
-        score = rerank_udf(spec)("query", "doc").alias("score")
+        score = rerank_udf(spec, peak)("query", "doc").alias("score")
         scored = spread.select("pair_key", score).select("pair_key", "score.*")
     else:
         # The shuffle above ends the stage that reads; what follows it is a stage of this profile.
         texts = spread.select("pair_key", "query", "doc")
-        scored = texts.mapInPandas(rerank_rows(spec), ROWS_SCHEMA, profile=profile)
+        scored = texts.mapInPandas(rerank_rows(spec, peak), ROWS_SCHEMA, profile=profile)
     with ProgressBar(spark, count, title="scoring"):
-        return store.append(scored)
+        attempt = store.append(scored)
+    return attempt, peak.value
 
 
 def _longest_first() -> Column:

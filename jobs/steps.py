@@ -21,6 +21,7 @@ from jobs.resources import scoring_profile
 from jobs.scoring import missing_keys, score_missing
 from jobs.store import SCHEMA, ScoreStore
 from jobs.tables import Pairs
+from udfs.memory import Peak
 from udfs.scores import OK
 from udfs.spec import ScorerSpec
 
@@ -56,10 +57,12 @@ class Filled:
     Attributes:
         from_store: distinct pairs whose score was known.
         attempt: folder of the scores made now; None if there were none to make.
+        memory: the most that scoring took.
     """
 
     from_store: int
     attempt: str | None = None
+    memory: Peak | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Scored:
         tokens: given to the model, padding not counted.
         padding: padding tokens given to the model.
         device_ms: mean, p50, p95 and p99 of the time per pair; None if nothing was scored.
+        memory: the most that scoring took; None if nothing was scored.
     """
 
     from_store: int
@@ -79,6 +83,7 @@ class Scored:
     tokens: int = 0
     padding: int = 0
     device_ms: dict[str, float] | None = None
+    memory: Peak | None = None
 
 
 def check(out: OutputFolder, pairs: Pairs) -> Checked:
@@ -117,7 +122,7 @@ def fill_store(
     known = done.counts["distinct"] - count
     if not count:
         return Filled(known)
-    attempt = score_missing(
+    attempt, memory = score_missing(
         spark,
         pairs,
         missing,
@@ -128,7 +133,7 @@ def fill_store(
         partitions=config.batching.partitions,
         profile=scoring_profile(config.scoring),
     )
-    return Filled(known, attempt)
+    return Filled(known, attempt, memory)
 
 
 def what_was_scored(spark: SparkSession, filled: Filled) -> Scored:
@@ -148,7 +153,7 @@ def what_was_scored(spark: SparkSession, filled: Filled) -> Scored:
     )
     measured = found["device_ms"]
     times = measured.summary(0.5, 0.95, 0.99) if measured.size else None
-    return Scored(filled.from_store, device_ms=times, **totals)
+    return Scored(filled.from_store, device_ms=times, memory=filled.memory, **totals)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def closing_summary(
         f"distinct   {counts['distinct']:>12,} pairs",
         f"from store {counts['from_store']:>12,} pairs",
         f"scored     {counts['scored']:>12,} pairs{_speed(record)}",
+        *_memory(record.get("memory") or {}),
         *_some(counts["truncated"], "truncated", f"pairs, cut at {_max_length(record)} tokens"),
     ]
     if rates["top1_change_rate"] is not None:
@@ -137,6 +138,15 @@ def _reasons(reasons: Mapping[str, int]) -> str:
 def _speed(record: Mapping[str, Any]) -> str:
     rate = record["rates"]["pairs_per_s"]
     return f", {rate:,.1f} pairs/s" if rate else ""
+
+
+def _memory(found: Mapping[str, Any]) -> list[str]:
+    """The most that one process took while it scored, and what tensors took on a GPU."""
+    if not found:
+        return []
+    device = found["device_mb"]
+    on_device = "" if device is None else f", {device:,.0f} MB on a GPU"
+    return [f"memory     {found['process_mb']:>12,.0f} MB, largest process that scored{on_device}"]
 
 
 def _max_length(record: Mapping[str, Any]) -> str:

@@ -298,6 +298,7 @@ def _operations(queries: int) -> dict[str, Any]:
             "queries": queries,
         },
         "ms_per_pair": {"mean": 9.5, "p50": 9.1, "p95": 14.0, "p99": 20.1},
+        "memory": {"process_mb": 3120.4, "device_mb": 2210.0},
         "pairs_per_s": 166.1,
         "tokens_per_s": 17114.7,
         "padding_share": 0.03,

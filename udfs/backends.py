@@ -5,23 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from udfs import devices
 from udfs.encode import Batch
+from udfs.memory import Peak
+from udfs.scores import Forwarded
 from udfs.spec import Precision, ScorerSpec
 
 
 class LogitModel(Protocol):
     """Anything that turns a padded batch into one logit per row."""
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """float32[B] logits."""
+    def forward(self, batch: Batch) -> Forwarded:
+        """One logit per row, and what they cost.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError: if the batch does not fit.
+        """
         ...
 
-    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[B]: padding computed with each row of a batch of these lengths [tokens]."""
+    def peak(self) -> Peak:
+        """Most memory that a process holding the model has held."""
+        ...
+
+
+class LoadModel(Protocol):
+    """A way to come by a model, see `load_model`."""
+
+    def __call__(
+        self, path: Path, spec: ScorerSpec, slot: devices.TaskSlot, precision: Precision, /
+    ) -> LogitModel:
+        """Load, or find loaded."""
         ...
 
 

@@ -45,6 +45,19 @@ def process_slot() -> TaskSlot:
     return TaskSlot(cpus=usable_cores())
 
 
+def spread(number: int) -> str | None:
+    """Address of a GPU for the task of this number, where Spark has given it none.
+
+    Tasks are spread over all GPUs that this process sees; None where there is none.
+    """
+    if not may_have_gpu():
+        return None
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return str(number % gpus) if gpus else None
+
+
 def usable_cores() -> int:
     """Cores this process may run on. macOS has no affinity to ask for."""
     affinity = getattr(os, "sched_getaffinity", None)

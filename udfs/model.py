@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +12,8 @@ from numpy.typing import NDArray
 
 from udfs.checkpoint import digest_of
 from udfs.encode import Batch
+from udfs.memory import Peak, peak
+from udfs.scores import Forwarded
 from udfs.spec import Precision, ScorerSpec
 
 if TYPE_CHECKING:
@@ -84,22 +88,48 @@ class TorchModel:
                 return cls(flat.FlatModel(model), device, flat=True)
         return cls(model, device, flat=False)
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """float32[B]: one raw logit per row."""
+    def forward(self, batch: Batch) -> Forwarded:
+        """One raw logit per row."""
+        return self.start(batch)()
+
+    def start(self, batch: Batch) -> Callable[[], Forwarded]:
+        """Have the device begin; what is returned waits for the logits.
+
+        A GPU computes on its own: the next batch can be started before the last one is waited for.
+        A CPU has done it all when this returns.
+        """
         import torch
 
+        clock = _GpuClock() if self._device.type == "cuda" else _CpuClock()
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.type_ids is not None:
             inputs["token_type_ids"] = batch.type_ids
         with torch.inference_mode():
-            tensors = {key: torch.from_numpy(array) for key, array in inputs.items()}
-            on_device = {key: tensor.to(self._device) for key, tensor in tensors.items()}
-            found = self._model(**on_device)
-            logits: torch.Tensor = found if self._flat else found.logits[:, 0]
-            result: NDArray[np.float32] = logits.float().cpu().numpy()
-        return result
+            found = self._model(**{key: self._to_device(array) for key, array in inputs.items()})
+            logits: torch.Tensor = (found if self._flat else found.logits[:, 0]).float()
+        clock.stop()
 
-    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        def wait() -> Forwarded:
+            on_host: NDArray[np.float32] = logits.cpu().numpy()
+            lengths = batch.attention_mask.sum(axis=1)
+            return Forwarded(on_host, self._padding(lengths), clock.milliseconds())
+
+        return wait
+
+    def peak(self) -> Peak:
+        """What this process has held."""
+        return peak()
+
+    def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
+        """Copy without waiting: from memory that is not pinned, CUDA waits for its turn."""
+        import torch
+
+        tensor = torch.from_numpy(array)
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64[B]: padding that the layers are given with each row of a batch [tokens]."""
         if self._flat:
             from udfs import flat
@@ -107,6 +137,37 @@ class TorchModel:
             return flat.padding(lengths)
         missing: NDArray[np.int64] = lengths.max() - lengths
         return missing
+
+
+class _CpuClock:
+    """Time on a device that has done its work when a call returns."""
+
+    def __init__(self) -> None:
+        self._start = self._end = time.perf_counter()
+
+    def stop(self) -> None:
+        self._end = time.perf_counter()
+
+    def milliseconds(self) -> float:
+        return (self._end - self._start) * 1000.0
+
+
+class _GpuClock:
+    """Time on a GPU, between two marks among its work: waiting in its queue does not count."""
+
+    def __init__(self) -> None:
+        import torch
+
+        mark: Any = torch.cuda.Event
+        self._start, self._end = mark(enable_timing=True), mark(enable_timing=True)
+        self._start.record()
+
+    def stop(self) -> None:
+        self._end.record()
+
+    def milliseconds(self) -> float:
+        """To be asked when the logits are there."""
+        return float(self._start.elapsed_time(self._end))
 
 
 def _refuse_another_model(path: Path, digest: str) -> None:

@@ -5,6 +5,7 @@ The copy is made by `jobs.export`: the tokenizer's files, and one graph per prec
 
 from __future__ import annotations
 
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.encode import Batch
+from udfs.memory import Peak, peak
 from udfs.model import ModelError
+from udfs.scores import Forwarded
 from udfs.spec import Precision, ScorerSpec
 
 if TYPE_CHECKING:
@@ -70,22 +73,24 @@ class OnnxModel:
         session = InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return cls(session, one_by_one=precision == "int8")
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """float32[B]: one raw logit per row.
+    def forward(self, batch: Batch) -> Forwarded:
+        """One raw logit per row.
 
         Raises:
             torch.OutOfMemoryError: as the other backend does.
         """
-        if not self._one_by_one:
-            return self._run(batch)
+        start = time.perf_counter()
         lengths = batch.attention_mask.sum(axis=1)
-        return np.concatenate([self._run(_row(batch, at, n)) for at, n in enumerate(lengths)])
+        if self._one_by_one:
+            rows = [self._run(_row(batch, at, n)) for at, n in enumerate(lengths)]
+            logits, padding = np.concatenate(rows), np.zeros_like(lengths)
+        else:
+            logits, padding = self._run(batch), lengths.max() - lengths
+        return Forwarded(logits, padding, (time.perf_counter() - start) * 1000.0)
 
-    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[B]: padding that the graph is given with each row of a batch [tokens]."""
-        widest = lengths if self._one_by_one else lengths.max()
-        missing: NDArray[np.int64] = widest - lengths
-        return missing
+    def peak(self) -> Peak:
+        """What this process has held."""
+        return peak()
 
     def _run(self, batch: Batch) -> NDArray[np.float32]:
         types = np.zeros_like(batch.input_ids) if batch.type_ids is None else batch.type_ids

@@ -14,9 +14,11 @@ import torch
 
 
 def available() -> bool:
-    """Whether this build of torch has the operators."""
-    names = ("_linear_pointwise", "_reorder_linear_weight")
-    return bool(torch._C._has_mkldnn) and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    """Whether this build of torch has the operators, and this CPU what they need in bf16."""
+    names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    if not torch._C._has_mkldnn or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PackedLinear(torch.nn.Module):

@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from udfs import devices
-from udfs.backends import LogitModel, load_model
+from udfs.backends import LoadModel, LogitModel, load_model
 from udfs.batching import plan_batches
 from udfs.encode import EncodedPairs, PairEncoder
-from udfs.scores import NONFINITE, OK, OUT_OF_MEMORY, Scores
+from udfs.memory import Peak, unless_full
+from udfs.scores import NONFINITE, OK, OUT_OF_MEMORY, Forwarded, Scores
 from udfs.spec import ScorerSpec
 from udfs.watchdog import limited
-
-_NO_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
 
 
 class PairScorer(Protocol):
@@ -26,6 +25,10 @@ class PairScorer(Protocol):
 
     def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
         """Score N pairs."""
+        ...
+
+    def peak(self) -> Peak:
+        """Most memory that a process scoring with it has held."""
         ...
 
 
@@ -57,15 +60,27 @@ class Scorer:
         self.spent = {"tokenising": 0.0, "planning": 0.0, "forward": 0.0}  # [s] since loading
 
     @classmethod
-    def load(cls, path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> Scorer:
-        """Load tokenizer and weights onto the device of this task.
+    def load(
+        cls,
+        path: Path,
+        spec: ScorerSpec,
+        slot: devices.TaskSlot,
+        load: LoadModel = load_model,
+    ) -> Scorer:
+        """Load tokenizer and weights.
+
+        Args:
+            path: the model's folder.
+            spec: the scorer.
+            slot: cores and GPU of the calling task.
+            load: where the weights come from; onto this process's device unless it says otherwise.
 
         Raises:
             ModelError, ValueError, DeviceError: naming what is wrong and the remedy.
         """
         devices.prepare_process(slot)
-        model = load_model(path, spec, slot, spec.precision)
-        again = None if spec.precision == "fp32" else Loader(path, spec, slot)
+        model = load(path, spec, slot, spec.precision)
+        again = None if spec.precision == "fp32" else Loader(path, spec, slot, load)
         return cls(PairEncoder.load(path, spec), model, spec, again)
 
     def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
@@ -90,14 +105,18 @@ class Scorer:
         self.spent["forward"] += time.perf_counter() - planned
         return scores
 
+    def peak(self) -> Peak:
+        """Most memory that a process holding the model, or this one, has held."""
+        return self._model.peak()
+
     def _score_rows(self, pairs: EncodedPairs, rows: Sequence[int], scores: Scores) -> None:
         """Forward one batch; halve it for as long as the device runs out of memory."""
-        logits, milliseconds = self._forward(pairs, rows)
-        if logits is not None:
+        found = self._forward(pairs, rows)
+        if found is not None:
             at = np.asarray(rows)
-            scores.logit[at] = logits
-            scores.n_padded[at] = self._model.padding(pairs.lengths[at])
-            scores.device_ms[at] = milliseconds * pairs.lengths[at] / pairs.lengths[at].sum()
+            scores.logit[at] = found.logits
+            scores.n_padded[at] = found.padding
+            scores.device_ms[at] = found.milliseconds * pairs.lengths[at] / pairs.lengths[at].sum()
         elif len(rows) == 1:
             scores.status[rows[0]] = OUT_OF_MEMORY
         else:
@@ -106,30 +125,10 @@ class Scorer:
             self._score_rows(pairs, rows[:half], scores)
             self._score_rows(pairs, rows[half:], scores)
 
-    def _forward(
-        self, pairs: EncodedPairs, rows: Sequence[int]
-    ) -> tuple[NDArray[np.float32] | None, float]:
-        """Logits and time [ms] of one batch; None when memory ran out.
-
-        The retry happens in the caller: inside `except` the traceback still holds the tensors
-        that have to be freed first.
-        """
-        import torch
-
-        start = time.perf_counter()
-        try:
-            with limited(self._spec.batch_timeout):
-                logits = self._model.forward(self._encoder.collate(pairs, rows))
-        except (torch.OutOfMemoryError, MemoryError):
-            logits = None
-        except RuntimeError as error:
-            # torch has a class of its own for a GPU that is full, and none for a CPU.
-            if _NO_MEMORY not in str(error):
-                raise
-            logits = None
-        if logits is None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return logits, (time.perf_counter() - start) * 1000.0
+    def _forward(self, pairs: EncodedPairs, rows: Sequence[int]) -> Forwarded | None:
+        """One batch; None when memory ran out."""
+        with limited(self._spec.batch_timeout):
+            return unless_full(lambda: self._model.forward(self._encoder.collate(pairs, rows)))
 
     def _finish(self, pairs: EncodedPairs, scores: Scores) -> None:
         """Give rows whose logit is not a number a second chance in float32, then mark them."""
@@ -150,19 +149,22 @@ class Scorer:
 class Loader:
     """The same model in float32, loaded when a row first needs it."""
 
-    def __init__(self, path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: ScorerSpec,
+        slot: devices.TaskSlot,
+        load: LoadModel = load_model,
+    ) -> None:
         """Remember where the model is."""
-        self._path, self._spec, self._slot = path, spec, slot
+        self._path, self._spec, self._slot, self._load = path, spec, slot, load
         self._loaded: Scorer | None = None
 
     def scorer(self, encoder: PairEncoder) -> Scorer | None:
         """The float32 scorer, sharing the tokenizer; None where the device has no room for it."""
-        import torch
-
         if self._loaded is None:
-            try:
-                model = load_model(self._path, self._spec, self._slot, "fp32")
-            except torch.OutOfMemoryError:
+            model = unless_full(lambda: self._load(self._path, self._spec, self._slot, "fp32"))
+            if model is None:
                 return None
             self._loaded = Scorer(encoder, model, self._spec)
         return self._loaded

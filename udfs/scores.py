@@ -14,6 +14,21 @@ OUT_OF_MEMORY: Final = "out_of_memory"
 
 
 @dataclass(frozen=True)
+class Forwarded:
+    """What came of one batch of B rows.
+
+    Attributes:
+        logits: float32[B], raw.
+        padding: int64[B], padding tokens that the layers were given with each row.
+        milliseconds: time that the batch took on the device [ms].
+    """
+
+    logits: NDArray[np.float32]
+    padding: NDArray[np.int64]
+    milliseconds: float
+
+
+@dataclass(frozen=True)
 class Scores:
     """What is known of N pairs after scoring, row by row in the order of the input.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Final
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.encode import Batch
-from udfs.scores import Scores
+from udfs.memory import Peak, peak
+from udfs.scores import Forwarded, Scores
 
 _MULTIPLIER: Final = 2_654_435_761  # Knuth's, of multiplicative hashing
 
@@ -27,18 +29,24 @@ class StubScorer:
         scores.n_tokens[:] = [q.count(" ") + d.count(" ") + 2 for q, d in pairs]
         return scores
 
+    def peak(self) -> Peak:
+        """What this process has held."""
+        return peak()
+
 
 class StubModel:
     """Backend `tokenizer`: a checksum of the token ids in place of the forward pass."""
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """float32[B] in [-8, 8); a pair's own, whatever its batch."""
+    def forward(self, batch: Batch) -> Forwarded:
+        """Logits in [-8, 8), a pair's own, whatever its batch; no padding, as none is computed."""
+        start = time.perf_counter()
         ids = np.where(batch.attention_mask == 1, batch.input_ids + 1, 0).astype(np.uint64)
         place = np.arange(1, ids.shape[1] + 1, dtype=np.uint64)
         sums = (ids * place).sum(1) * np.uint64(_MULTIPLIER) % np.uint64(2**32)
         logits: NDArray[np.float32] = (sums / 2**28 - 8.0).astype(np.float32)
-        return logits
+        nothing = np.zeros(len(ids), np.int64)
+        return Forwarded(logits, nothing, (time.perf_counter() - start) * 1000.0)
 
-    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[B]: none, as nothing is computed of it."""
-        return np.zeros_like(lengths)
+    def peak(self) -> Peak:
+        """What this process has held."""
+        return peak()

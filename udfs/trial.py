@@ -7,8 +7,6 @@ with no other model in its memory. A process that the system kills for its memor
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from udfs.batching import plan_batches
 from udfs.devices import TaskSlot
+from udfs.memory import peak
 from udfs.scorer import Scorer
 from udfs.scores import OK, OUT_OF_MEMORY, Scores
 from udfs.spec import ScorerSpec
@@ -86,6 +85,7 @@ def measure(
         for at in range(0, len(docs), spec.window)
     ]
     done = time.perf_counter()
+    held = peak()
     return Trial(
         outcome=OK,
         logit=np.concatenate([scores.logit for scores in windows]),
@@ -97,8 +97,8 @@ def measure(
         batch_ms=tuple(ms for scores in windows for ms in _batch_times(scores, spec)),
         unscored=sum(int((scores.status == OUT_OF_MEMORY).sum()) for scores in windows),
         halvings=scorer.halvings,
-        memory_mb=peak_memory_mb(),
-        device_memory_mb=_device_memory_mb(),
+        memory_mb=held.process_mb,
+        device_memory_mb=held.device_mb,
     )
 
 
@@ -128,18 +128,6 @@ def in_fresh_process(
     return answer
 
 
-def peak_memory_mb(status: Path = Path("/proc/self/status")) -> float:
-    """Most memory this process has held [MB]."""
-    try:
-        lines = status.read_text(encoding="ascii").splitlines()
-        peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-        return int(peak) / 1024
-    except (OSError, StopIteration):
-        # Bytes on macOS, kilobytes elsewhere.
-        unit = 2**20 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def _answer(
     sender: Connection,
     how: Measure,
@@ -165,10 +153,3 @@ def _batch_times(scores: Scores, spec: ScorerSpec) -> list[float]:
         scores.n_tokens.tolist(), max_tokens=spec.max_tokens, max_pairs=spec.max_pairs
     )
     return [float(scores.device_ms[rows].sum()) for rows in plan]
-
-
-def _device_memory_mb() -> float | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return float(torch.cuda.max_memory_allocated()) / 2**20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,8 +21,46 @@ def limited(seconds: float) -> Iterator[None]:
     if not seconds:
         yield
         return
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+    _start_timer(seconds)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+class Progress:
+    """The same for a process whose threads wait for one device in turns.
+
+    It ends when bodies are running and none of them has begun or ended for too long: each of them
+    may have to wait for all the others.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Take the longest time without a beginning or an end [s]; 0: it may be for ever."""
+        self._seconds = seconds
+        self._running = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Watch over the body of the `with`."""
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._running += change
+            if not self._seconds:
+                return
+            if self._running:
+                _start_timer(self._seconds)
+            else:
+                faulthandler.cancel_dump_traceback_later()
+
+
+def _start_timer(seconds: float) -> None:
+    """Start the process's only timer, or start it anew."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)

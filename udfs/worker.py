@@ -1,4 +1,8 @@
-"""One scorer per Python worker process, loaded on first use and kept across tasks."""
+"""One scorer per Python worker process, loaded on first use and kept across tasks.
+
+On a CPU it has the weights in its own memory; those of a GPU are in another process, which all
+workers of the executor hand their batches to (`udfs.lease`).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import gc
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from udfs.devices import TaskSlot
+from udfs.backends import LogitModel
+from udfs.devices import TaskSlot, choose
 from udfs.scorer import PairScorer, Scorer
-from udfs.spec import ScorerSpec
+from udfs.spec import Precision, ScorerSpec
 from udfs.standins import StubScorer
 
 _ARCHIVE: Final = "archive:"
@@ -32,7 +37,8 @@ class Loaded:
     seconds: float
 
 
-_loaded: dict[ScorerSpec, Loaded] = {}
+# By the GPU, too: Spark gives a worker's next task whichever is free.
+_loaded: dict[tuple[ScorerSpec, str | None], Loaded] = {}
 
 
 def get_scorer(
@@ -40,35 +46,57 @@ def get_scorer(
     slot: TaskSlot,
     *,
     archive_root: Callable[[], str] | None = None,
-    load: Callable[[Path, ScorerSpec, TaskSlot], PairScorer] = Scorer.load,
+    load: Callable[[Path, ScorerSpec, TaskSlot], PairScorer] | None = None,
 ) -> Loaded:
     """The scorer of this process for `spec`, loaded if it is not there yet.
 
-    Runs on executors. Only the newest is kept: two models would share the memory of one device.
-    Specs that differ only in how texts are made share a scorer.
+    Runs on executors. Only those of the newest spec are kept: two models would share the memory of
+    one device. Specs that differ only in how texts are made share a scorer.
 
     Args:
         spec: what to load.
         slot: cores and GPU of the calling task.
         archive_root: where Spark unpacked `archive:` models in this process.
-        load: how a scorer comes into being; a test counts its calls.
+        load: how a scorer comes into being, `load_for_task` unless a test counts its calls.
     """
     spec = spec.for_loading()
+    load = load or load_for_task
     with _lock:
-        found = _loaded.get(spec)
+        found = _loaded.get((spec, slot.gpu))
         if found is None:
-            _loaded.clear()
+            for other in [key for key in _loaded if key[0] != spec]:
+                del _loaded[other]
             start = time.perf_counter()
             if spec.backend == "stub":
                 scorer: PairScorer = StubScorer()
             else:
                 scorer = load(locate(spec.model_path, archive_root), spec, slot)
             found = Loaded(scorer, time.perf_counter() - start)
-            _loaded[spec] = found
+            _loaded[spec, slot.gpu] = found
             # It stays: without this, pyspark's worker looks through all of it, torch included, for
             # garbage after every task, a third of a second each time.
             gc.freeze()
         return found
+
+
+def load_for_task(path: Path, spec: ScorerSpec, slot: TaskSlot) -> PairScorer:
+    """Load the model, unless the task has a GPU: then the GPU's owner does, once for all."""
+    if not owned(spec, slot):
+        return Scorer.load(path, spec, slot)
+    from udfs.lease import borrow
+
+    # The owner watches over its batches. A worker may have to wait for those of all others.
+    patient = replace(spec, batch_timeout=0.0)
+
+    def lend(path: Path, _: ScorerSpec, slot: TaskSlot, precision: Precision) -> LogitModel:
+        return borrow(path, spec, slot, precision)
+
+    return Scorer.load(path, patient, slot, lend)
+
+
+def owned(spec: ScorerSpec, slot: TaskSlot) -> bool:
+    """Whether the model of this task belongs to a process of its own."""
+    return spec.backend == "torch" and choose(spec.device, slot).type == "cuda"
 
 
 def locate(model_path: str, archive_root: Callable[[], str] | None) -> Path:

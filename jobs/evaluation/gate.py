@@ -36,6 +36,8 @@ OPERATIONS: Final[dict[str, str]] = {
     "p50_ms_per_pair": "its median [ms]",
     "p95_ms_per_pair": "its 95th percentile [ms]",
     "p99_ms_per_pair": "its 99th percentile [ms]",
+    "process_mb": "most memory of a process that scored [MB]",
+    "device_mb": "most memory of tensors on a GPU [MB]",
     "pairs_per_s": "pairs scored in a second",
     "tokens_per_s": "tokens scored in a second",
     "padding_share": "share of padding in what the model was given",
@@ -168,6 +170,8 @@ def _operation(name: str, document: Mapping[str, Any]) -> float | None:
     moved, operations = document.get("moved") or {}, document.get("operations") or {}
     if name.endswith("_ms_per_pair"):
         return (operations.get("ms_per_pair") or {}).get(name.removesuffix("_ms_per_pair"))
+    if name in ("process_mb", "device_mb"):
+        return (operations.get("memory") or {}).get(name)
     if name in ("kendall_tau", "rbo"):
         return (moved.get(name) or {}).get("mean")
     if name == "ece":

@@ -19,6 +19,7 @@ def operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "counts": record.get("counts", {}),
         "ms_per_pair": record.get("device_ms"),
+        "memory": record.get("memory"),
         **{name: rates.get(name) for name in _RATES},
         "reject_reasons": record.get("reject_reasons", {}),
         "timings": record.get("timings", {}),

@@ -58,6 +58,10 @@ def _speed(found: Mapping[str, Any]) -> Table:
     ):
         if words.known(found.get(key)):
             rows.append((name, words.amount(found[key]), unit))
+    memory = found.get("memory") or {}
+    for key, name in (("process_mb", "memory, largest process"), ("device_mb", "memory on a GPU")):
+        if words.known(memory.get(key)):
+            rows.append((name, words.amount(memory[key]), "MB"))
     for key, name, unit in (
         ("padding_share", "padding", "of tokens"),
         ("from_store_rate", "from the score store", "of pairs"),

@@ -187,7 +187,7 @@ def _params(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """Counts, rates, timings and, where there are labels, measures of both orders."""
     flat: dict[str, float] = {}
-    for group in ("counts", "rates", "timings", "tokens", "device_ms", "moved"):
+    for group in ("counts", "rates", "timings", "tokens", "device_ms", "memory", "moved"):
         for key, value in (record.get(group) or {}).items():
             if isinstance(value, int | float):
                 flat[f"{group}.{key}"] = float(value)

@@ -14,9 +14,9 @@ from jobs.scoring import make_spec, ship_model
 from jobs.tuning.sample import Sample
 from jobs.tuning.settings import Engine, Setting
 from udfs.checkpoint import Checkpoint
-from udfs.columns import probe_devices, run_trial
 from udfs.scores import OK
 from udfs.spec import Backend, ScorerSpec
+from udfs.tasks import probe_devices, run_trial
 from udfs.trial import Trial
 
 

@@ -32,7 +32,8 @@ class Faults:
     Attributes:
         tally: file that every worker adds `PID PAIRS` to, for each batch given to the model.
         fired: file that says the fault has fired; it fires once, where it stands for one event.
-        kill: `worker` or `executor`, killed with signal 9 in batch `at` of some worker.
+        kill: `worker`, `executor` or `owner` (of the model), killed with signal 9 in batch `at` of
+            some worker.
         hang: whether batch `at` of some worker never ends.
         at: batch of a worker, from 1.
         pace: time added to every batch [s].
@@ -41,6 +42,8 @@ class Faults:
         too_large: pairs for which there is never enough memory: those whose tokens have a
             checksum that this number divides; 0: none.
         torch: whether workers have torch and the model from their start, as with `udfs.daemon`.
+        owned: whether workers take the CPU for a GPU, whose model is in a process of its own
+            (`udfs.lease`); its pids are added to the file `tally`.owners.
         offline: whether connecting to anything but this machine raises.
     """
 
@@ -54,6 +57,7 @@ class Faults:
     seed: str = ""
     too_large: int = 0
     torch: bool = False
+    owned: bool = False
     offline: bool = False
 
     def settings(self) -> dict[str, str]:
@@ -82,13 +86,18 @@ class _Batches:
         if self._faults.pace:
             time.sleep(self._faults.pace)
         if self._count >= self._faults.at and self._faults.kill and self._first():
-            os.kill(_EXECUTOR if self._faults.kill == "executor" else os.getpid(), signal.SIGKILL)
+            os.kill(self._victim(), signal.SIGKILL)
         if self._faults.share:
             self._fail_by_lot()
 
     def hangs(self) -> bool:
         """Whether the model is to hang in the batch that has begun."""
         return self._faults.hang and self._count >= self._faults.at and self._first()
+
+    def _victim(self) -> int:
+        if self._faults.kill == "owner":
+            return int(Path(f"{self._faults.tally}.owners").read_text().split()[-1])
+        return _EXECUTOR if self._faults.kill == "executor" else os.getpid()
 
     def _first(self) -> bool:
         """Whether no other worker's fault has fired."""
@@ -122,11 +131,11 @@ def _append(path: str, line: str) -> None:
 
 
 def _wrap_scorers(faults: Faults) -> None:
-    from udfs import columns
+    from udfs import tasks
     from udfs.scorer import Scorer
     from udfs.standins import StubScorer
 
-    warm_up = columns.warm_up
+    warm_up = tasks.warm_up
     batches = _Batches(faults)
     forward, score = Scorer._forward, StubScorer.score
 
@@ -153,7 +162,7 @@ def _wrap_scorers(faults: Faults) -> None:
         batches.begin(len(docs))
         return score(self, queries, docs)
 
-    columns.warm_up = wrapped_warm_up
+    tasks.warm_up = wrapped_warm_up
     Scorer._forward = wrapped_forward  # type: ignore[method-assign]
     StubScorer.score = wrapped_score  # type: ignore[method-assign]
 
@@ -180,6 +189,26 @@ class _WithoutMemory:
 
 def _never_fits(pairs: Any, row: int, divisor: int) -> bool:
     return bool(divisor) and zlib.crc32(str(list(pairs.docs[row])).encode()) % divisor == 0
+
+
+def _take_cpu_for_gpu(tally: str) -> None:
+    """Have models owned by processes of their own, and by no worker."""
+    from udfs import lease, worker
+    from udfs.model import TorchModel
+
+    start = lease.start
+
+    def told(*given: Any) -> int:
+        pid = start(*given)
+        _append(f"{tally}.owners", f"{pid}\n")
+        return pid
+
+    def refused(*_: Any) -> Any:
+        raise AssertionError("a worker was about to load the model")
+
+    worker.owned = lambda spec, _: spec.backend == "torch"
+    lease.start = told
+    TorchModel.load = refused  # type: ignore[method-assign]
 
 
 def _go_offline(tally: str) -> None:
@@ -216,6 +245,8 @@ if __name__ == "__main__":
     if given.offline:
         _go_offline(given.tally)
         Path(f"{given.tally}.guarded").touch()
-    if given.torch:
+    if given.owned:
+        _take_cpu_for_gpu(given.tally)
+    elif given.torch:
         load_wished()
     manager()

@@ -14,7 +14,7 @@ from jobs.config import Config
 from jobs.models import resolve_model
 from jobs.scoring import _longest_first, make_spec
 from jobs.tables import Pairs, read_pairs
-from udfs.columns import probe_devices, run_trial
+from udfs.tasks import probe_devices, run_trial
 
 
 def pairs_of(spark: SparkSession, rows: list[tuple[object, ...]], folder: Path) -> Pairs:

@@ -29,7 +29,7 @@ spec = make_spec(config, ready.checkpoint)
 def found(_):
     from udfs import worker
     from udfs.devices import TaskSlot
-    loaded = worker._loaded.get(spec.for_loading())
+    loaded = worker._loaded.get((spec.for_loading(), None))
     scores = loaded and loaded.scorer.score(["fleas"] * 40, ["fleas on dogs"] * 40)
     time.sleep(1)  # both slots are in use
     yield os.getpid(), loaded and loaded.seconds, loaded and float(scores.logit[0])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from udfs import flat
+from udfs.encode import Batch
 from udfs.model import TorchModel
 from udfs.spec import ScorerSpec
 
@@ -52,11 +53,12 @@ def test_padding_fills_rows_up_and_no_more(lengths: list[int]) -> None:
 def test_other_attention_goes_the_padded_way(tiny_bert: Path) -> None:
     """Who asks for eager attention gets transformers' own."""
     cpu = torch.device("cpu")
-    lengths = np.array([9, 40])
+    mask = np.arange(40) < np.array([[9], [40]])
+    ids = np.where(mask, 7, 0)
     for attention, sizes in (("auto", [8, 7]), ("eager", [31, 0])):
         spec = ScorerSpec(str(tiny_bert), "", attention=attention)  # type: ignore[arg-type]
         model = TorchModel.load(tiny_bert, spec, cpu, "fp32")
-        assert model.padding(lengths).tolist() == sizes
+        assert model.forward(Batch(ids, mask.astype(np.int64), None)).padding.tolist() == sizes
 
 
 def test_other_architectures_are_not_touched(tiny_bert: Path) -> None:

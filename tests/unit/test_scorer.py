@@ -12,9 +12,10 @@ from tests.conftest import SENTENCES
 from udfs.checkpoint import digest_of
 from udfs.devices import TaskSlot
 from udfs.encode import Batch, PairEncoder
+from udfs.memory import Peak, peak
 from udfs.model import ModelError
 from udfs.scorer import Loader, Scorer
-from udfs.scores import NONFINITE, OK, OUT_OF_MEMORY
+from udfs.scores import NONFINITE, OK, OUT_OF_MEMORY, Forwarded
 from udfs.spec import ScorerSpec
 
 QUERIES = [SENTENCES[i % 3] for i in range(25)]
@@ -31,7 +32,7 @@ class Lengths:
     def __init__(self, capacity: int = 10**9, broken: frozenset[int] = frozenset()) -> None:
         self.capacity, self.broken, self.sizes = capacity, broken, list[int]()
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
+    def forward(self, batch: Batch) -> Forwarded:
         self.sizes.append(batch.input_ids.size)
         if batch.input_ids.size > self.capacity:
             raise torch.OutOfMemoryError("no memory left")
@@ -39,10 +40,10 @@ class Lengths:
         values: NDArray[np.float32] = np.where(
             np.isin(lengths, list(self.broken)), np.nan, lengths
         ).astype(np.float32)
-        return values
+        return Forwarded(values, lengths.max() - lengths, 10.0)
 
-    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        return lengths.max() - lengths
+    def peak(self) -> Peak:
+        return peak()
 
 
 def scorer(folder: Path, model: Lengths, again: Loader | None = None, **changes: object) -> Scorer:
@@ -94,7 +95,7 @@ def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> Non
     """torch has no error class for it: this is the true error of an allocation that is too big."""
 
     class Greedy(Lengths):
-        def forward(self, batch: Batch) -> NDArray[np.float32]:
+        def forward(self, batch: Batch) -> Forwarded:
             if batch.input_ids.size > self.capacity:
                 torch.empty(1 << 48)
             return super().forward(batch)
@@ -107,7 +108,7 @@ def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> Non
 
 def test_only_memory_errors_are_retried(tiny_bert: Path) -> None:
     class Broken(Lengths):
-        def forward(self, batch: Batch) -> NDArray[np.float32]:
+        def forward(self, batch: Batch) -> Forwarded:
             raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side"):
