@@ -39,7 +39,10 @@ def refuse_scoring(spark: SparkSession, config: ScoringConfig) -> None:
 
 
 def scoring_profile(config: ScoringConfig) -> ResourceProfile | None:
-    """What the scoring stage asks for, one GPU per task; None: what all stages have."""
+    """What the scoring stage asks for; None: what all stages have.
+
+    Every core has a task. Those that feed the same GPU share its model, see `udfs.lease`.
+    """
     if config.gpus is None:
         return None
     executor = (
@@ -49,5 +52,6 @@ def scoring_profile(config: ScoringConfig) -> ResourceProfile | None:
         .memoryOverhead(config.memory_overhead)
         .resource("gpu", config.gpus, config.discovery_script, config.vendor)
     )
-    task = TaskResourceRequests().cpus(max(1, config.cores // config.gpus)).resource("gpu", 1)
+    tasks_per_gpu = max(1, config.cores // config.gpus)
+    task = TaskResourceRequests().cpus(1).resource("gpu", 1 / tasks_per_gpu)
     return ResourceProfileBuilder().require(executor).require(task).build

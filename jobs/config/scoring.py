@@ -98,9 +98,11 @@ class ScoringConfig(Section):
     """
 
     gpus: PositiveInt | None = Field(
-        None, description="GPUs of such an executor, one for each task (unset: no such executors)"
+        None, description="GPUs of such an executor, each with one model (unset: no such executors)"
     )
-    cores: PositiveInt = Field(4, description="its cores, divided among its tasks [cores]")
+    cores: PositiveInt = Field(
+        4, description="its cores, one for each task; the tasks share out its GPUs [cores]"
+    )
     memory: str = Field("4g", description="its JVM's heap [bytes, or with k, m, g]")
     memory_overhead: str = Field(
         "8g", description="its memory beside the heap: model, torch, CUDA [bytes, or with k, m, g]"

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 CLUSTER = ROOT / "conf" / "cluster"
 NEEDED = {
-    "spark.task.resource.gpu.amount": "1",
+    "spark.task.cpus": "1",
     "spark.speculation": "false",
     "spark.python.worker.reuse": "true",
 }
@@ -34,11 +34,12 @@ def read(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["standalone", "yarn", "kubernetes"])
-def test_a_settings_file_gives_a_gpu_to_each_task(name: str) -> None:
+def test_every_core_of_a_settings_file_feeds_the_gpu(name: str) -> None:
     settings = read(name)
     assert settings.items() >= NEEDED.items()
     assert settings["spark.executor.resource.gpu.amount"] == "1"
-    assert settings["spark.executor.cores"] == settings["spark.task.cpus"]
+    share = float(settings["spark.task.resource.gpu.amount"])
+    assert int(settings["spark.executor.cores"]) * share == 1
     _refuse_settings({**settings, "spark.master": "yarn"})
 
 
