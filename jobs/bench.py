@@ -108,7 +108,6 @@ def compare(config: Config, folder: Path) -> dict[str, Any]:
         predict_batch_udf with start-up, of the first mix.
     """
     slot = process_slot()
-    device = describe(config.model.device, slot)
     given = config.model.precision
     model = folder / "model"
     if config.bench.shape is None:
@@ -117,6 +116,7 @@ def compare(config: Config, folder: Path) -> dict[str, Any]:
     else:
         model.mkdir()
         random_model(config.bench.shape, model)
+    device = describe(config.model.device, slot, model)
     bench = Bench(
         config=config,
         model=model,

@@ -74,7 +74,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     plan = found.of(make_plan, config.evaluation, config.report)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = found.of(resolve_model, config.model, fetch)
-    found.of(refuse_backend, config.model)
+    found.of(refuse_backend, config.model, checkpoint)
     with watch.part("session"):
         spark = found.of(open_session, config)
     if spark is None:

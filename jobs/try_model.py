@@ -50,14 +50,14 @@ def show(texts: Sequence[str], config: Config) -> int:
         raise RefusedError(
             f"model.backend={config.model.backend} runs no model; use torch or onnxruntime"
         )
-    refuse_backend(config.model)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
-    checkpoint = for_backend(config.model, resolve_model(config.model, fetch))
+    original = resolve_model(config.model, fetch)
+    refuse_backend(config.model, original)
+    checkpoint = for_backend(config.model, original)
     slot = process_slot()
     wanted = wanted_precision(config.model)
-    precision = (
-        common_precision([describe(config.model.device, slot)]) if wanted == "auto" else wanted
-    )
+    device = describe(config.model.device, slot, checkpoint.path)
+    precision = common_precision([device]) if wanted == "auto" else wanted
     spec = replace(make_spec(config, checkpoint), precision=precision)
     scorer = Scorer.load(checkpoint.path, spec, slot)
     query, docs = texts[0], texts[1:]

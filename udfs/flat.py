@@ -37,9 +37,9 @@ def supports(model: torch.nn.Module) -> bool:
     return (getattr(config, "position_embedding_type", None) or "absolute") == "absolute"
 
 
-def padding(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64[B]: tokens that fill a batch up to whole rows, shared out among its pairs."""
-    share, rest = divmod(-int(lengths.sum()) % _ROWS, len(lengths))
+def padding(lengths: NDArray[np.int64], rows: int = _ROWS) -> NDArray[np.int64]:
+    """int64[B]: tokens that fill a batch up to a multiple of `rows`, shared out among its pairs."""
+    share, rest = divmod(-int(lengths.sum()) % rows, len(lengths))
     return share + (np.arange(len(lengths)) < rest)
 
 
@@ -66,102 +66,126 @@ class FlatModel(torch.nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """int64[B, L], rows padded on the right -> [B], one logit per row."""
-        layout = _Layout.of(attention_mask)
-        rows = self._embed(input_ids, token_type_ids, layout)
+        tokens = Tokens.of(attention_mask, _ROWS)
+        grid = _Grid.of(tokens, attention_mask.shape[1])
+        rows = self._embed(input_ids, token_type_ids, tokens)
         for layer in self._layers[:-1]:
-            rows = self._layer(layer, rows, layout)
-        first = self._layer(self._layers[-1], rows, layout, first_only=True)[:, None]
+            rows = self._layer(layer, rows, grid)
+        return self._head(self._layer(self._layers[-1], rows, grid, first_only=True))
+
+    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[B]: padding that a batch of pairs of these lengths is computed with [tokens]."""
+        return padding(lengths)
+
+    def _embed(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, tokens: Tokens
+    ) -> torch.Tensor:
+        """[T, H]"""
+        table = self._embeddings
+        types = tokens.columns.new_zeros(1)
+        if token_type_ids is not None:
+            types = token_type_ids.flatten()[tokens.places]
+        rows = table.word_embeddings(input_ids.flatten()[tokens.places])
+        rows = rows + table.token_type_embeddings(types)
+        rows = rows + table.position_embeddings(tokens.columns + self._first)
+        result: torch.Tensor = table.LayerNorm(rows)
+        return result
+
+    def _head(self, first: torch.Tensor) -> torch.Tensor:
+        """[B, H], the first token of each pair -> [B], its logit."""
+        first = first[:, None]
         if self._pooler is not None:
             first = self._pooler(first)
         logits: torch.Tensor = self._classifier(first)
         return logits[:, 0]
 
-    def _embed(
-        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, layout: _Layout
-    ) -> torch.Tensor:
-        """[T, H]"""
-        table = self._embeddings
-        types = layout.columns.new_zeros(1)
-        if token_type_ids is not None:
-            types = token_type_ids.flatten()[layout.tokens]
-        rows = table.word_embeddings(input_ids.flatten()[layout.tokens])
-        rows = rows + table.token_type_embeddings(types)
-        rows = rows + table.position_embeddings(layout.columns + self._first)
-        result: torch.Tensor = table.LayerNorm(rows)
-        return result
-
     def _layer(
-        self, layer: Any, rows: torch.Tensor, layout: _Layout, *, first_only: bool = False
+        self, layer: Any, rows: torch.Tensor, grid: _Grid, *, first_only: bool = False
     ) -> torch.Tensor:
         """[T, H] -> [T, H]; [B, H], the first token of each pair, if nothing else is wanted."""
         own, after = layer.attention.self, layer.attention.output
-        keys, values = (self._in_grid(part(rows), layout) for part in (own.key, own.value))
+        keys, values = (self._in_grid(part(rows), grid) for part in (own.key, own.value))
         if first_only:
-            rows = rows[layout.firsts]
+            rows = rows[grid.firsts]
             queries = self._by_head(own.query(rows), len(rows))
         else:
-            queries = self._in_grid(own.query(rows), layout)
-        bias = layout.bias.to(rows.dtype).expand(-1, -1, queries.shape[2], -1)
+            queries = self._in_grid(own.query(rows), grid)
+        bias = grid.bias.to(rows.dtype).expand(-1, -1, queries.shape[2], -1)
         mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         mixed = mixed.transpose(1, 2).reshape(-1, rows.shape[1])
         if not first_only:
-            mixed = mixed.index_select(0, layout.places)
+            mixed = mixed.index_select(0, grid.places)
         rows = after.LayerNorm(_plus(after.dense, mixed, rows))
         inner = layer.intermediate(rows)
         result: torch.Tensor = layer.output.LayerNorm(_plus(layer.output.dense, inner, rows))
         return result
 
-    def _in_grid(self, rows: torch.Tensor, layout: _Layout) -> torch.Tensor:
+    def _in_grid(self, rows: torch.Tensor, grid: _Grid) -> torch.Tensor:
         """[T, H] -> [B, heads, W, H / heads]"""
-        return self._by_head(rows.index_select(0, layout.grid), len(layout.firsts))
+        return self._by_head(rows.index_select(0, grid.tokens), len(grid.firsts))
 
     def _by_head(self, rows: torch.Tensor, pairs: int) -> torch.Tensor:
         return rows.view(pairs, -1, self._heads, rows.shape[1] // self._heads).transpose(1, 2)
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """How the padded batch [B, L], the tokens [T] and attention's grid [B, W] lie to one another.
-
-    T is a multiple of `_ROWS`, filled up with the first token; W is one of `_WIDTH`, filled up
-    with tokens of the same pair that `bias` hides.
+class Tokens:
+    """The tokens [T] of a padded batch [B, L], laid end to end.
 
     Attributes:
-        tokens: int64[T], place of each token in the padded batch, flattened.
+        places: int64[T], place of each token in the padded batch, flattened.
         columns: int64[T], place of each token in its pair.
         firsts: int64[B], each pair's first token.
-        grid: int64[B * W], the token at each place of the grid.
-        places: int64[T], place of each token in the grid, flattened.
+        lengths: int64[B], tokens of each pair.
+    """
+
+    places: torch.Tensor
+    columns: torch.Tensor
+    firsts: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def of(cls, mask: torch.Tensor, multiple: int = 1) -> Tokens:
+        """The tokens of a batch, int64[B, L], 1 where there is one, in rows padded on the right.
+
+        T is a multiple of `multiple`, filled up with the first token.
+        """
+        lengths = mask.sum(1)
+        places = mask.flatten().nonzero()[:, 0]
+        places = torch.cat([places, places.new_zeros(-len(places) % multiple)])
+        return cls(places, places % mask.shape[1], lengths.cumsum(0) - lengths, lengths)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """How the tokens [T] and attention's rectangle [B, W] lie to one another.
+
+    W is a multiple of `_WIDTH`, filled up with tokens of the same pair that `bias` hides.
+
+    Attributes:
+        firsts: int64[B], each pair's first token.
+        tokens: int64[B * W], the token at each place of the rectangle.
+        places: int64[T], place of each token in the rectangle, flattened.
         bias: float32[B, 1, 1, W], added to the attention of each key: 0 or minus infinity.
     """
 
-    tokens: torch.Tensor
-    columns: torch.Tensor
     firsts: torch.Tensor
-    grid: torch.Tensor
+    tokens: torch.Tensor
     places: torch.Tensor
     bias: torch.Tensor
 
     @classmethod
-    def of(cls, mask: torch.Tensor) -> _Layout:
-        """The layout of a batch: int64[B, L], 1 where there is a token."""
-        length = mask.shape[1]
+    def of(cls, tokens: Tokens, length: int) -> _Grid:
+        """The rectangle of tokens whose padded batch has rows of `length`."""
         width = -(-length // _WIDTH) * _WIDTH
-        lengths = mask.sum(1)
-        firsts = lengths.cumsum(0) - lengths
-        tokens = mask.flatten().nonzero()[:, 0]
-        tokens = torch.cat([tokens, tokens.new_zeros(-len(tokens) % _ROWS)])
-        columns = tokens % length
-        column = torch.arange(width, device=mask.device)
-        filled = column < lengths[:, None]
-        grid = firsts[:, None] + torch.where(filled, column, 0)
-        bias = torch.zeros(filled.shape, device=mask.device).masked_fill(~filled, -torch.inf)
+        column = torch.arange(width, device=tokens.places.device)
+        filled = column < tokens.lengths[:, None]
+        taken = tokens.firsts[:, None] + torch.where(filled, column, 0)
+        bias = torch.zeros(filled.shape, device=column.device).masked_fill(~filled, -torch.inf)
         return cls(
-            tokens=tokens,
-            columns=columns,
-            firsts=firsts,
-            grid=grid.flatten(),
-            places=tokens // length * width + columns,
+            firsts=tokens.firsts,
+            tokens=taken.flatten(),
+            places=tokens.places // length * width + tokens.columns,
             bias=bias[:, None, None],
         )
 

@@ -23,6 +23,7 @@ _TORCH_NAMES: Final[dict[Precision, str]] = {
     "fp32": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
+    "int16": "float32",  # from which the integers are made
 }
 
 
@@ -33,7 +34,7 @@ class ModelError(RuntimeError):
 class TorchModel:
     """A Hugging Face sequence-classification model with one logit, on one device."""
 
-    def __init__(self, model: torch.nn.Module, device: torch.device, *, flat: bool) -> None:
+    def __init__(self, model: Any, device: torch.device, *, flat: bool) -> None:
         """Take a model that is in evaluation mode and on `device`; `flat`: see `udfs.flat`."""
         self._model = model
         self._device = device
@@ -72,6 +73,8 @@ class TorchModel:
             )
         if model.config.num_labels != 1:
             raise ModelError(f"{path} has {model.config.num_labels} labels; one logit is needed")
+        if precision == "int16":
+            return cls(_in_int16(model, device), device, flat=True)
         if precision != "fp32":
             _keep_head_in_float32(model)
         if precision == "bf16" and device.type == "cpu":
@@ -131,11 +134,9 @@ class TorchModel:
 
     def _padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64[B]: padding that the layers are given with each row of a batch [tokens]."""
-        if self._flat:
-            from udfs import flat
-
-            return flat.padding(lengths)
         missing: NDArray[np.int64] = lengths.max() - lengths
+        if self._flat:
+            missing = self._model.padding(lengths)
         return missing
 
 
@@ -183,6 +184,18 @@ def _refuse_another_model(path: Path, digest: str) -> None:
             f"the model in {path} has the digest {found[:12]} here and had {digest[:12]} on the "
             "driver; copy the folder anew, and change no model while a job uses it"
         )
+
+
+def _in_int16(model: Any, device: torch.device) -> Any:
+    """The model with its encoder in 16-bit integers."""
+    from udfs import int16
+    from udfs.int16.model import Int16Model
+
+    if device.type != "cpu":
+        raise ModelError(f"precision=int16 is for CPUs, and this is {device.type}; use fp16")
+    if reason := int16.lacking() or int16.unsupported(model.config.to_dict()):
+        raise ModelError(reason)
+    return Int16Model(model.eval()).eval()
 
 
 def _keep_head_in_float32(model: Any) -> None:

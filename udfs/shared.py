@@ -61,6 +61,8 @@ def load_wished() -> None:
         values = json.loads(given)
         wanted: Precision | None = values.pop("precision")
         draft = ScorerSpec(**values)
-        precision = wanted or common_precision([describe(draft.device, _SLOT)])
+        precision = wanted or common_precision(
+            [describe(draft.device, _SLOT, Path(draft.model_path))]
+        )
         worker.get_scorer(replace(draft, precision=precision), _SLOT)
     del os.environ[_ONE_READER]

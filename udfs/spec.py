@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 Truncation = Literal["longest_first", "passage"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int16", "int8"]
 Attention = Literal["auto", "sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["torch", "onnxruntime", "tokenizer", "stub"]
 
 #: The precisions that each backend computes in.
 PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
-    "torch": ("fp32", "bf16", "fp16"),
+    "torch": ("fp32", "bf16", "fp16", "int16"),
     "onnxruntime": ("fp32", "int8"),
     "tokenizer": get_args(Precision),
     "stub": get_args(Precision),

@@ -66,7 +66,8 @@ def probe_devices(
 
     def probe(rows: Iterable[Any]) -> Iterator[Probed]:
         _read_through(rows)
-        device = describe(draft.device, task_slot())
+        model = locate(draft.model_path, SparkFiles.getRootDirectory)
+        device = describe(draft.device, task_slot(), model)
         if not load:
             yield Probed(device)
             return

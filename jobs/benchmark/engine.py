@@ -9,6 +9,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final
@@ -100,34 +101,67 @@ def _tokenise(task: Task, lane: int) -> Callable[[], None]:
 
 
 def _multiply(task: Task, _lane: int) -> Callable[[], float]:
-    import torch
-
     slot = _slot(task)
     prepare_process(slot)
     device = choose(task.settings.model.device, slot)
-    kind = getattr(torch, _DTYPES[task.precision])
     largest = _LARGEST * (4 if device.type == "cuda" else 1)
-    sizes = [largest, largest // 2, largest // 4]
-    pairs = [[torch.randn(n, n, device=device).to(kind) for _ in range(3)] for n in sizes]
+    if task.precision == "int16":
+        product = _int16_product
+    else:
+        product = partial(_product, device, _DTYPES[task.precision])
+    products = [product(size) for size in (largest, largest // 2, largest // 4)]
 
-    def timed(left: Any, right: Any, out: Any) -> float:
+    def timed(multiply: Callable[[], float]) -> float:
         start = time.perf_counter()
-        torch.mm(left, right, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return float(2 * len(left) ** 3 / (time.perf_counter() - start) / 1e9)
+        operations = multiply()
+        return operations / (time.perf_counter() - start) / 1e9
 
     def work() -> float:
         found = []
-        for matrices in pairs:
-            timed(*matrices)
-            rates, end = [], time.perf_counter() + _PEAK_TIME / len(pairs)
+        for multiply in products:
+            timed(multiply)
+            rates, end = [], time.perf_counter() + _PEAK_TIME / len(products)
             while time.perf_counter() < end:
-                rates.append(timed(*matrices))
+                rates.append(timed(multiply))
             found.append(float(np.median(rates)))
         return max(found)
 
     return work
+
+
+def _product(device: Any, kind: str, size: int) -> Callable[[], float]:
+    """torch's product of two square matrices; returns its operations."""
+    import torch
+
+    square = [torch.randn(size, size, device=device).to(getattr(torch, kind)) for _ in range(3)]
+
+    def multiply() -> float:
+        torch.mm(square[0], square[1], out=square[2])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return 2.0 * size**3
+
+    return multiply
+
+
+def _int16_product(size: int) -> Callable[[], float]:
+    """The engine's own in 16-bit integers, of which torch has none worth the name."""
+    import torch
+
+    from udfs.int16.layers import Int16Linear
+    from udfs.int16.limits import ROWS
+    from udfs.int16.matrix import Matrix, Rows
+
+    height = size - size % ROWS
+    layer = Int16Linear.of(torch.nn.Linear(size, size))
+    rows, out = Rows.empty(height, size), Matrix.of(torch.empty(height, size))
+    rows.quantise(Matrix.of(torch.randn(height, size)))
+
+    def multiply() -> float:
+        layer(rows, out)
+        return 2.0 * height * size**2
+
+    return multiply
 
 
 def _slot(task: Task) -> TaskSlot:

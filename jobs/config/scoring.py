@@ -23,10 +23,11 @@ class ModelConfig(Section):
         description="what is cut of a longer pair: the longer side first (sentence-transformers), "
         "or the passage only with the query held to 3/4 of max_length (FlagEmbedding)",
     )
-    precision: Literal["auto", "fp16", "bf16", "fp32", "int8"] = Field(
+    precision: Literal["auto", "fp16", "bf16", "fp32", "int16", "int8"] = Field(
         "auto",
         description="number type of the model (auto: fp16 on CUDA, bf16 on CPUs that have the "
-        "instructions, else fp32; int8 and fp32 are those of onnxruntime, auto is fp32 there)",
+        "instructions, int16 on other CPUs with AVX2 but not AVX-512 if llvmlite is installed, "
+        "else fp32; int8 and fp32 are those of onnxruntime, auto is fp32 there)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU Spark gave the task, else the first one, else the CPU"

@@ -78,7 +78,7 @@ def test_the_archive_holds_what_executors_import() -> None:
                 if line.startswith("EXECUTOR :="))  # fmt: skip
     # numpy comes with pandas, tokenizers with transformers; onnxruntime is an extra.
     there = {*made.split()[2:], "pyspark", "numpy", "tokenizers", "onnxruntime", "udfs", "jobs"}
-    files = [*(ROOT / "udfs").glob("*.py"), ROOT / "jobs" / "evaluation" / "moves.py"]
+    files = [*(ROOT / "udfs").rglob("*.py"), ROOT / "jobs" / "evaluation" / "moves.py"]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
