@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +72,9 @@ class Lease:
 
     def __init__(self, path: Path, spec: ScorerSpec, slot: TaskSlot) -> None:
         """Connect to nothing yet."""
-        self._path, self._spec, self._slot = path, spec, slot
+        # Jobs that differ only in how they make batches share a model.
+        one = replace(spec, max_tokens=spec.max_length, max_pairs=1, window=1)
+        self._path, self._spec, self._slot = path, one, slot
         self._line: Connection | None = None
 
     def ask(self, what: str, *given: Any) -> Any:

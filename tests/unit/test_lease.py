@@ -79,6 +79,8 @@ def test_two_workers_at_once_have_one_model_and_its_scores(folder: Path, tiny_mo
     for thread in threads:
         thread.join()
     assert len(owners(folder)) == 1
+    leased(replace(spec, max_tokens=64, window=7))  # other batches of the same model
+    assert len(owners(folder)) == 1
     for scores in found.values():
         np.testing.assert_array_equal(scores.logit, here.logit)
         np.testing.assert_array_equal(scores.n_padded, here.n_padded)
