@@ -37,7 +37,10 @@ def lacking() -> str | None:
         import llvmlite.binding as llvm
     except ImportError:
         return "int16 needs llvmlite, which is not installed; pip install 'spark-rerank[int16]'"
-    features = llvm.get_host_cpu_features()
+    try:
+        features = llvm.get_host_cpu_features()
+    except RuntimeError:  # LLVM cannot tell on this kind of processor
+        features = {}
     if features.get("avx2") and features.get("fma"):
         return None
     return "int16 needs a CPU with AVX2 and FMA, which this one is not; use model.precision=fp32"

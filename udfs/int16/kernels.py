@@ -27,7 +27,7 @@ class Kernels:
     """
 
     def __init__(self) -> None:
-        """Compile; a tenth of a second."""
+        """Compile, in a quarter of a second."""
         module = ir.Module()
         module.triple = llvm.get_default_triple()
         add_linear(module, "linear")
