@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -103,14 +104,17 @@ class TorchModel:
         """
         import torch
 
-        clock = _GpuClock() if self._device.type == "cuda" else _CpuClock()
+        on_gpu = self._device.type == "cuda"
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.type_ids is not None:
             inputs["token_type_ids"] = batch.type_ids
-        with torch.inference_mode():
+        # A thread's own device is the first one: marks in its queue would tell of another GPU.
+        at_device = torch.cuda.device(self._device) if on_gpu else nullcontext()
+        with torch.inference_mode(), at_device:
+            clock = _GpuClock() if on_gpu else _CpuClock()
             found = self._model(**{key: self._to_device(array) for key, array in inputs.items()})
             logits: torch.Tensor = (found if self._flat else found.logits[:, 0]).float()
-        clock.stop()
+            clock.stop()
 
         def wait() -> Forwarded:
             on_host: NDArray[np.float32] = logits.cpu().numpy()

@@ -114,7 +114,11 @@ class Owner:
             return self._retired or (quiet and not self._requests)
 
     def answer(self, what: str, *given: Any) -> tuple[str, Any]:
-        """Do what a worker asks for; an error is an answer, too."""
+        """Do what a worker asks for; an error is an answer, too.
+
+        An error of the device, other than a lack of memory, is the last answer but for those to
+        workers that have asked already: the next to ask find another process.
+        """
         if what == "retire":
             return DONE, self.retire(*given)
         requests: dict[str, Callable[..., Any]] = {
@@ -124,6 +128,8 @@ class Owner:
         try:
             return DONE, requests[what](*given)
         except Exception as error:
+            # A GPU that has failed once fails whatever this process asks of it from then on.
+            self._retired = self._retired or what == "forward"
             return FAILED, f"{type(error).__name__}: {error}"
         finally:
             self._count(-1)

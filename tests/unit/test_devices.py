@@ -84,6 +84,16 @@ def test_where_it_cannot_be_told_there_is_no_bf16(tmp_path: Path) -> None:
     assert has_bf16(tmp_path / "none") is False
 
 
+@pytest.mark.parametrize(("gpus", "found"), [(0, [None] * 3), (1, ["0"] * 3), (2, ["0", "1", "0"])])
+def test_tasks_without_a_gpu_of_their_own_are_spread_over_all_there_are(
+    gpus: int, found: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(devices, "may_have_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert [devices.spread(number) for number in range(3)] == found
+
+
 def test_a_made_up_gpu_falls_back_to_the_cpu_unless_cuda_was_asked_for() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

@@ -148,6 +148,23 @@ def test_memory_that_ran_out_halves_the_batch(tiny_bert: Path) -> None:
     assert (scores.status == "ok").all()
 
 
+def test_a_device_that_fails_is_given_up_and_what_cannot_be_loaded_is_not(tiny_bert: Path) -> None:
+    """After a device-side assert every further call of the same process fails, on any batch."""
+    host = Owner(tiny_bert, given(tiny_bert), SLOT)
+    status, said = host.answer("load", "int4")
+    assert status == FAILED and not host.idle(3600), said
+    host.answer("load", "fp32")
+
+    def broken(_: Batch) -> object:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    host._models["fp32"].start = broken  # type: ignore[method-assign, assignment]
+    ids = np.full((1, 3), 7)
+    status, said = host.answer("forward", "fp32", Batch(ids, np.ones_like(ids), None))
+    assert (status, said) == (FAILED, "RuntimeError: CUDA error: device-side assert triggered")
+    assert host.idle(3600)
+
+
 def test_an_idle_owner_makes_room_for_another_model_and_a_busy_one_stays(
     folder: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

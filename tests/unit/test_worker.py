@@ -37,6 +37,22 @@ def test_a_model_is_loaded_once_and_only_the_newest_is_kept() -> None:
     assert calls == [first, second, first]
 
 
+def test_a_worker_has_a_scorer_for_each_gpu_that_spark_gives_it_in_turn() -> None:
+    """Reused for a task with the other GPU, a worker once went on scoring on the first."""
+    calls: list[str | None] = []
+
+    def load(path: Path, spec: ScorerSpec, slot: TaskSlot) -> PairScorer:
+        calls.append(slot.gpu)
+        return StubScorer()
+
+    spec, slots = ScorerSpec("/m", "1"), [TaskSlot(1, gpu) for gpu in ("0", "1", "0", "1")]
+    found = [worker.get_scorer(spec, slot, load=load).scorer for slot in slots]
+    assert calls == ["0", "1"]
+    assert found[0] is found[2] and found[1] is found[3] and found[0] is not found[1]
+    worker.get_scorer(ScorerSpec("/m", "2"), slots[0], load=load)
+    assert len(worker._loaded) == 1
+
+
 def test_an_archive_is_looked_up_where_spark_unpacked_it() -> None:
     seen: list[Path] = []
 
