@@ -29,7 +29,9 @@ from jobs.models import resolve_model
 from jobs.record import versions
 from jobs.session import local_cores
 from jobs.tracking.runs import fetch_model
+from udfs import int16
 from udfs.devices import common_precision, describe, process_slot
+from udfs.spec import ScorerSpec
 
 COMMAND: Final = Command(
     name="python -m jobs.bench",
@@ -95,6 +97,8 @@ def refuse(config: Config) -> None:
             f"model.backend={config.model.backend} is not measured here; use torch, or tokenizer, "
             "which leaves the model out (jobs.tune measures onnxruntime)"
         )
+    if config.model.precision == "int16" and (reason := int16.lacking()):
+        findings.append(reason)
     if findings:
         raise RefusedError(findings)
 
@@ -116,7 +120,8 @@ def compare(config: Config, folder: Path) -> dict[str, Any]:
     else:
         model.mkdir()
         random_model(config.bench.shape, model)
-    device = describe(config.model.device, slot, model)
+    draft = ScorerSpec(str(model), "", device=config.model.device, attention=config.model.attention)
+    device = describe(draft, slot, model)
     bench = Bench(
         config=config,
         model=model,

@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.cache import cache
-from jobs.config import ModelConfig
 from jobs.errors import RefusedError
 from jobs.parity import compare, described
-from udfs import int16
 from udfs.checkpoint import Checkpoint, scoring_files, weight_files
 from udfs.ort import REMEDY, graph_file, version
 from udfs.spec import Precision
@@ -39,43 +37,6 @@ _OPSET: Final = 17
 _LARGEST_FILE: Final = 1_500_000_000  # bytes; protobuf ends at 2 GB, beyond it weights lie beside
 # Of a float32 logit. A graph that is further from torch is not the same model.
 _LARGEST_DIFFERENCE: Final = 1e-3
-
-
-def for_backend(config: ModelConfig, checkpoint: Checkpoint) -> Checkpoint:
-    """What the backend runs: the checkpoint itself, or its copy for ONNX Runtime.
-
-    Raises:
-        RefusedError: if the model cannot be exported faithfully.
-    """
-    if config.backend != "onnxruntime":
-        return checkpoint
-    return export(checkpoint, "int8" if config.precision == "int8" else "fp32")
-
-
-def refuse_backend(config: ModelConfig, checkpoint: Checkpoint | None = None) -> None:
-    """Say what to install for the backend, or why it cannot compute the model.
-
-    Raises:
-        RefusedError: naming the missing packages and the pip extra, or another precision.
-    """
-    if config.backend == "onnxruntime":
-        refuse_missing_packages()
-    if config.backend == "torch" and config.precision == "int16":
-        refuse_int16(checkpoint)
-
-
-def refuse_int16(checkpoint: Checkpoint | None) -> None:
-    """Say why a model cannot be computed in 16-bit integers.
-
-    Raises:
-        RefusedError: naming the missing package and the pip extra, or another precision.
-    """
-    reason = int16.lacking()
-    if checkpoint is not None and not reason:
-        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-        reason = int16.unsupported(config)
-    if reason:
-        raise RefusedError(reason)
 
 
 def missing_packages() -> list[str]:

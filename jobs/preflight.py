@@ -13,6 +13,7 @@ from threading import Thread
 
 from pyspark.sql import DataFrame, SparkSession
 
+from jobs.backends import for_backend, refuse_backend, refuse_int16
 from jobs.config import Config, EvaluationConfig
 from jobs.errors import RefusedError
 from jobs.evaluation.document import Baseline
@@ -20,7 +21,7 @@ from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.qrels import read_qrels
 from jobs.evaluation.ranked import named, read_ranked
 from jobs.evaluation.result import find_baseline, labels_of
-from jobs.export import for_backend, refuse_backend, refuse_missing_packages
+from jobs.export import refuse_missing_packages
 from jobs.findings import Findings
 from jobs.models import resolve_model
 from jobs.output import refuse_columns
@@ -137,6 +138,8 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     checkpoint = found.of(resolve_model, config.model, fetch)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         found.of(refuse_missing_packages)
+    if "int16" in config.tune.precisions:
+        found.of(refuse_int16, checkpoint)
     with watch.part("session"):
         spark = found.of(open_session, config)
     if spark is None:

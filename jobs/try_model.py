@@ -12,10 +12,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from jobs.backends import for_backend, refuse_backend
 from jobs.command import Command
 from jobs.config import Config
 from jobs.errors import DONE, RefusedError
-from jobs.export import for_backend, refuse_backend
 from jobs.models import resolve_model
 from jobs.scoring import make_spec, wanted_precision
 from jobs.tracking.runs import fetch_model
@@ -56,9 +56,10 @@ def show(texts: Sequence[str], config: Config) -> int:
     checkpoint = for_backend(config.model, original)
     slot = process_slot()
     wanted = wanted_precision(config.model)
-    device = describe(config.model.device, slot, checkpoint.path)
+    draft = make_spec(config, checkpoint)
+    device = describe(draft, slot, checkpoint.path)
     precision = common_precision([device]) if wanted == "auto" else wanted
-    spec = replace(make_spec(config, checkpoint), precision=precision)
+    spec = replace(draft, precision=precision)
     scorer = Scorer.load(checkpoint.path, spec, slot)
     query, docs = texts[0], texts[1:]
     scores = scorer.score([query] * len(docs), docs)

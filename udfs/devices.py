@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from udfs import int16
-from udfs.spec import Device, Precision
+from udfs.spec import Attention, Device, Precision, ScorerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -79,10 +79,12 @@ def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
     return bool(_BF16_FLAGS & _flags(cpuinfo))
 
 
-def gains_by_int16(model: Path, cpuinfo: Path = _CPUINFO) -> bool:
+def gains_by_int16(model: Path, attention: Attention = "auto", cpuinfo: Path = _CPUINFO) -> bool:
     """Whether this CPU computes this model faster in 16-bit integers than in float32."""
     if int16.lacking() or has_bf16(cpuinfo) or _WIDE_FLAGS & _flags(cpuinfo):
         return False
+    if attention == "eager":
+        return False  # transformers' own is asked for
     try:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -90,19 +92,19 @@ def gains_by_int16(model: Path, cpuinfo: Path = _CPUINFO) -> bool:
     return int16.unsupported(config) is None
 
 
-def describe(wanted: Device, slot: TaskSlot, model: Path) -> str:
+def describe(draft: ScorerSpec, slot: TaskSlot, model: Path) -> str:
     """What this process would score on with this model: `cuda`, `cpu-bf16`, `cpu-int16` or `cpu`.
 
     Args:
-        wanted: the device as configured.
+        draft: the scorer, but for its precision.
         slot: cores and GPU of the calling task.
         model: its folder as this process sees it.
     """
-    if choose(wanted, slot).type == "cuda":
+    if choose(draft.device, slot).type == "cuda":
         return "cuda"
     if has_bf16():
         return "cpu-bf16"
-    return "cpu-int16" if gains_by_int16(model) else "cpu"
+    return "cpu-int16" if gains_by_int16(model, draft.attention) else "cpu"
 
 
 def common_precision(devices: Iterable[str]) -> Precision:

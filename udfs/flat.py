@@ -46,6 +46,8 @@ def padding(lengths: NDArray[np.int64], rows: int = _ROWS) -> NDArray[np.int64]:
 class FlatModel(torch.nn.Module):
     """A sequence-classification model of `_ARCHITECTURES`, for inference."""
 
+    _multiple = _ROWS  # of which the number of rows is one
+
     def __init__(self, model: torch.nn.Module) -> None:
         """Use the layers of a model that `supports` says yes to; packed ones are welcome."""
         super().__init__()
@@ -66,16 +68,19 @@ class FlatModel(torch.nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """int64[B, L], rows padded on the right -> [B], one logit per row."""
-        tokens = Tokens.of(attention_mask, _ROWS)
-        grid = _Grid.of(tokens, attention_mask.shape[1])
-        rows = self._embed(input_ids, token_type_ids, tokens)
-        for layer in self._layers[:-1]:
-            rows = self._layer(layer, rows, grid)
-        return self._head(self._layer(self._layers[-1], rows, grid, first_only=True))
+        tokens = Tokens.of(attention_mask, self._multiple)
+        return self._head(self._encode(self._embed(input_ids, token_type_ids, tokens), tokens))
 
     def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64[B]: padding that a batch of pairs of these lengths is computed with [tokens]."""
         return padding(lengths)
+
+    def _encode(self, rows: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """[T, H] -> [B, H], the first token of each pair behind all layers."""
+        grid = _Grid.of(tokens)
+        for layer in self._layers[:-1]:
+            rows = self._layer(layer, rows, grid)
+        return self._layer(self._layers[-1], rows, grid, first_only=True)
 
     def _embed(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, tokens: Tokens
@@ -137,12 +142,14 @@ class Tokens:
         columns: int64[T], place of each token in its pair.
         firsts: int64[B], each pair's first token.
         lengths: int64[B], tokens of each pair.
+        width: L.
     """
 
     places: torch.Tensor
     columns: torch.Tensor
     firsts: torch.Tensor
     lengths: torch.Tensor
+    width: int
 
     @classmethod
     def of(cls, mask: torch.Tensor, multiple: int = 1) -> Tokens:
@@ -150,10 +157,10 @@ class Tokens:
 
         T is a multiple of `multiple`, filled up with the first token.
         """
-        lengths = mask.sum(1)
+        width, lengths = mask.shape[1], mask.sum(1)
         places = mask.flatten().nonzero()[:, 0]
         places = torch.cat([places, places.new_zeros(-len(places) % multiple)])
-        return cls(places, places % mask.shape[1], lengths.cumsum(0) - lengths, lengths)
+        return cls(places, places % width, lengths.cumsum(0) - lengths, lengths, width)
 
 
 @dataclass(frozen=True)
@@ -175,9 +182,9 @@ class _Grid:
     bias: torch.Tensor
 
     @classmethod
-    def of(cls, tokens: Tokens, length: int) -> _Grid:
-        """The rectangle of tokens whose padded batch has rows of `length`."""
-        width = -(-length // _WIDTH) * _WIDTH
+    def of(cls, tokens: Tokens) -> _Grid:
+        """The rectangle of these tokens."""
+        width = -(-tokens.width // _WIDTH) * _WIDTH
         column = torch.arange(width, device=tokens.places.device)
         filled = column < tokens.lengths[:, None]
         taken = tokens.firsts[:, None] + torch.where(filled, column, 0)
@@ -185,7 +192,7 @@ class _Grid:
         return cls(
             firsts=tokens.firsts,
             tokens=taken.flatten(),
-            places=tokens.places // length * width + tokens.columns,
+            places=tokens.places // tokens.width * width + tokens.columns,
             bias=bias[:, None, None],
         )
 

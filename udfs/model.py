@@ -193,11 +193,14 @@ def _refuse_another_model(path: Path, digest: str) -> None:
 def _in_int16(model: Any, device: torch.device) -> Any:
     """The model with its encoder in 16-bit integers."""
     from udfs import int16
-    from udfs.int16.model import Int16Model
 
     if device.type != "cpu":
         raise ModelError(f"precision=int16 is for CPUs, and this is {device.type}; use fp16")
-    if reason := int16.lacking() or int16.unsupported(model.config.to_dict()):
+    if reason := int16.lacking():
+        raise ModelError(reason)
+    from udfs.int16.model import Int16Model, unsupported
+
+    if reason := unsupported(model):
         raise ModelError(reason)
     return Int16Model(model.eval()).eval()
 

@@ -104,6 +104,11 @@ class ScorerSpec:
                 f"precision={self.precision} is none of backend={self.backend}; use one of "
                 f"{', '.join(PRECISIONS[self.backend])}, or another backend"
             )
+        if self.precision == "int16" and self.attention == "eager":
+            raise ValueError(
+                "attention=eager cannot be had with precision=int16, which has an attention of its "
+                "own; use attention=auto, or precision=fp32"
+            )
         for name in ("max_length", "max_tokens", "max_pairs", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is below 1; raise it")

@@ -67,7 +67,7 @@ def probe_devices(
     def probe(rows: Iterable[Any]) -> Iterator[Probed]:
         _read_through(rows)
         model = locate(draft.model_path, SparkFiles.getRootDirectory)
-        device = describe(draft.device, task_slot(), model)
+        device = describe(draft, task_slot(), model)
         if not load:
             yield Probed(device)
             return

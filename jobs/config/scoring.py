@@ -67,6 +67,11 @@ class ModelConfig(Section):
                 f"model.precision={self.precision} is none of model.backend={self.backend}; use "
                 f"{', '.join(precisions)}, or another backend"
             )
+        if self.precision == "int16" and self.attention == "eager":
+            raise ValueError(
+                "model.attention=eager cannot be had with model.precision=int16, which has an "
+                "attention of its own; leave one of them out"
+            )
         if self.backend == "onnxruntime" and self.device == "cuda":
             raise ValueError(
                 "model.backend=onnxruntime scores on CPUs only; leave model.device=cuda out, or "

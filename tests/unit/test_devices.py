@@ -15,6 +15,7 @@ from udfs.devices import (
     gains_by_int16,
     has_bf16,
 )
+from udfs.spec import ScorerSpec
 
 
 @pytest.mark.parametrize(
@@ -62,12 +63,13 @@ def test_int16_pays_where_there_is_nothing_wider_than_avx2(
     config = json.loads((tiny_bert / "config.json").read_text())
     config |= {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
     model.write_text(json.dumps(config))
-    assert gains_by_int16(tmp_path, file) is expected
+    assert gains_by_int16(tmp_path, cpuinfo=file) is expected
+    assert not gains_by_int16(tmp_path, "eager", file)
     # Another activation than the kernels have, and no model at all.
     model.write_text(json.dumps({**config, "hidden_act": "relu"}))
-    assert not gains_by_int16(tmp_path, file)
+    assert not gains_by_int16(tmp_path, cpuinfo=file)
     model.unlink()
-    assert not gains_by_int16(tmp_path, file)
+    assert not gains_by_int16(tmp_path, cpuinfo=file)
 
 
 def test_a_model_that_int16_cannot_compute_makes_the_cpu_an_ordinary_one(
@@ -76,8 +78,9 @@ def test_a_model_that_int16_cannot_compute_makes_the_cpu_an_ordinary_one(
     monkeypatch.setattr(devices, "has_bf16", lambda *_: False)
     monkeypatch.setattr(devices, "gains_by_int16", lambda model, *_: model == tiny_bert)
     slot = TaskSlot(cpus=1)
-    assert describe("cpu", slot, tiny_bert) == "cpu-int16"
-    assert describe("cpu", slot, tmp_path) == "cpu"
+    draft = ScorerSpec("/m", "", device="cpu")
+    assert describe(draft, slot, tiny_bert) == "cpu-int16"
+    assert describe(draft, slot, tmp_path) == "cpu"
 
 
 def test_where_it_cannot_be_told_there_is_no_bf16(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_wish_is_what_a_worker_finds_loaded(
     threads = threading.active_count()
     shared.load_wished()
     assert threading.active_count() == threads, "a process with threads must not be forked"
-    precision = given or common_precision([describe("auto", SLOT, tiny_bert)])
+    precision = given or common_precision([describe(draft, SLOT, tiny_bert)])
     asked = replace(draft, precision=precision)  # type: ignore[arg-type]
     found = worker.get_scorer(asked, SLOT, load=lambda *_: pytest.fail("loaded again"))
     assert found.seconds > 0

@@ -62,6 +62,8 @@ def _other_parts(layer: Any) -> str | None:
 class Int16Model(flat.FlatModel):
     """`FlatModel` with the encoder of a float32 model in 16-bit integers."""
 
+    _multiple = 1  # each share is filled up by itself
+
     def __init__(self, model: torch.nn.Module) -> None:
         """Pack a model that `unsupported` says nothing against.
 
@@ -83,36 +85,26 @@ class Int16Model(flat.FlatModel):
         self._encoder = Encoder(packed, self._heads)
         kernels()  # compiled now, before there are threads or forks
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """int64[B, L], rows padded on the right -> float32[B], one logit per row.
+    def _encode(self, rows: torch.Tensor, tokens: flat.Tokens) -> torch.Tensor:
+        """float32[T, H] -> float32[B, H], the first token of each pair behind all layers.
 
-        As many threads as torch has share the pairs; what the encoder makes of one is the same.
+        As many threads as torch has share the pairs; what is made of one is the same.
 
         Raises:
             ValueError: if there is no pair, or one without a token.
         """
-        with torch.inference_mode():
-            tokens = flat.Tokens.of(attention_mask)
-            pairs = Pairs.of(tokens.lengths)
-            embedded = self._embed(input_ids, token_type_ids, tokens)
-            if pairs.end != len(embedded):
-                raise ValueError("the attention mask is to be 1 or 0")
-            shares = _shares(tokens.lengths.numpy(), torch.get_num_threads())
-            given = [_rows_of(embedded, tokens, share) for share in shares]
-            del embedded
-            return self._head(torch.cat(self._encode(given)))
+        if Pairs.of(tokens.lengths).end != len(rows):
+            raise ValueError("the attention mask is to be 1 or 0")
+        shares = _shares(tokens.lengths.numpy(), torch.get_num_threads())
+        given = [_rows_of(rows, tokens, share) for share in shares]
+        return torch.cat(self._encode_shares(given))
 
     def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64[B]: padding that a batch of pairs of these lengths is computed with [tokens]."""
         shares = _shares(lengths, torch.get_num_threads())
         return np.concatenate([flat.padding(lengths[share], limits.ROWS) for share in shares])
 
-    def _encode(self, given: Sequence[tuple[Rows, Pairs]]) -> list[torch.Tensor]:
+    def _encode_shares(self, given: Sequence[tuple[Rows, Pairs]]) -> list[torch.Tensor]:
         """float32[B, H] of each share, on a thread of its own if there are several."""
         if len(given) == 1:
             return [self._encoder(*given[0])]

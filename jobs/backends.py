@@ -1,0 +1,48 @@
+"""What is to run the model: refused where it cannot, prepared where it needs to be."""
+
+from __future__ import annotations
+
+import json
+
+from jobs.config import ModelConfig
+from jobs.errors import RefusedError
+from jobs.export import export, refuse_missing_packages
+from udfs import int16
+from udfs.checkpoint import Checkpoint
+
+
+def for_backend(config: ModelConfig, checkpoint: Checkpoint) -> Checkpoint:
+    """What the backend runs: the checkpoint itself, or its copy for ONNX Runtime.
+
+    Raises:
+        RefusedError: if the model cannot be exported faithfully.
+    """
+    if config.backend != "onnxruntime":
+        return checkpoint
+    return export(checkpoint, "int8" if config.precision == "int8" else "fp32")
+
+
+def refuse_backend(config: ModelConfig, checkpoint: Checkpoint | None = None) -> None:
+    """Say what to install for the backend, or why it cannot compute the model.
+
+    Raises:
+        RefusedError: naming the missing packages and the pip extra, or another precision.
+    """
+    if config.backend == "onnxruntime":
+        refuse_missing_packages()
+    if config.backend == "torch" and config.precision == "int16":
+        refuse_int16(checkpoint)
+
+
+def refuse_int16(checkpoint: Checkpoint | None) -> None:
+    """Say why a model cannot be computed in 16-bit integers.
+
+    Raises:
+        RefusedError: naming the missing package and the pip extra, or another precision.
+    """
+    reason = int16.lacking()
+    if checkpoint is not None and not reason:
+        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+        reason = int16.unsupported(config)
+    if reason:
+        raise RefusedError(reason)
