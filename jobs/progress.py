@@ -53,7 +53,8 @@ class ProgressBar:
         """Fill the bar if the job ended well."""
         self._ended.set()
         self._watcher.join()
-        self._context.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
+        for mark in ("spark.jobGroup.id", "spark.job.description"):
+            self._context.setLocalProperty(mark, None)  # type: ignore[arg-type]
         if error is None:
             self._bar.update(self._total - self._bar.n)
         self._bar.close()

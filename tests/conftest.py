@@ -12,7 +12,7 @@ import pytest
 
 # Small enough to score a pair in a millisecond, with weights large enough to tell pairs apart.
 TINY = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
     "max_position_embeddings": 128, "num_labels": 1, "initializer_range": 0.4,
 }  # fmt: skip
 

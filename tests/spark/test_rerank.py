@@ -18,7 +18,8 @@ from jobs.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS
 from tests.conftest import SENTENCES, shared_data
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
-from udfs.devices import TaskSlot
+from udfs import int16
+from udfs.devices import TaskSlot, may_have_gpu
 from udfs.encode import PairEncoder
 from udfs.scorer import Scorer
 from udfs.spec import ScorerSpec
@@ -75,6 +76,9 @@ def test_the_sample_from_json_to_a_ranked_table(
         "input": 245, "collapsed": 0, "distinct": 245, "from_store": 0, "scored": 245,
         "ranked": 245, "cut": 0, "rejected": 0, "queries": 28, "truncated": 0,
     }  # fmt: skip
+    # Python with torch in it takes more than 50 MB, in whatever worker that was.
+    assert 50 < run["memory"]["process_mb"] < 10_000
+    assert (run["memory"]["device_mb"] is None) == (not may_have_gpu())
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["queries"] == 28
     assert metrics["first_stage"]["nDCG@10"] == pytest.approx(0.6490, abs=1e-4)
@@ -103,6 +107,7 @@ def test_a_second_run_scores_nothing_and_new_pairs_only_themselves(
     pd.testing.assert_frame_equal(read(out), first)
     assert record(out)["counts"]["scored"] == 0
     assert record(out)["counts"]["from_store"] == 245
+    assert record(out)["memory"] is None
 
     more = tmp_path / "more.jsonl"
     line = {
@@ -158,6 +163,20 @@ def test_the_ranked_table_does_not_depend_on(
         # In one table's order the other's scores never rise by more than the tolerance.
         for query, rows in both.sort_values("rank").groupby("query_id"):
             assert np.diff(rows["score_other"]).max() <= 1e-4, query
+
+
+def test_int16_ranks_as_fp32_and_has_scores_of_its_own(job: Job, tmp_path: Path) -> None:
+    if reason := int16.lacking():
+        pytest.skip(reason)
+    out = tmp_path / "out"
+    assert job(out) == DONE
+    exact = read(out)
+    assert job(out, model__precision="int16") == DONE
+    assert record(out)["counts"]["scored"] == 245
+    assert record(out)["model"]["precision"] == "int16"
+    both = exact.merge(read(out), on=["query_id", "doc_id"], suffixes=("", "_int16"))
+    apart = np.abs(both["score"] - both["score_int16"])
+    assert 0 < apart.max() < 0.02
 
 
 def test_top_k_and_min_score_cut_and_are_counted(job: Job, tmp_path: Path) -> None:
@@ -266,6 +285,7 @@ def test_a_failed_run_leaves_the_former_output_as_it_was(
         ({"input__query": "question"}, "has no column question; it has: "),
         ({"model__name": "/no/model"}, "does not exist; check model.name"),
         ({"model__max_length": 500}, "exceeds the 128 positions"),
+        ({"model__precision": "int16", "model__attention": "eager"}, "an attention of its own"),
         ({"evaluation__metrics": "MRR@10"}, "unknown measure 'MRR'; did you mean RR?"),
         ({"evaluation__gate": "nDCG >= high"}, "cannot read rule 'nDCG >= high'"),
         ({"evaluation__gate": "AP vs baseline >= 0"}, "set evaluation.baseline"),

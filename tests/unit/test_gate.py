@@ -14,7 +14,11 @@ DOCUMENT: dict[str, Any] = {
     "tests": {"nDCG@10": {"p_holm": 0.2}},
     "baseline": {"delta": {"nDCG@10": -0.02}, "tests": {"nDCG@10": {"p_holm": 0.001}}},
     "moved": {"top1_change_rate": 0.4, "kendall_tau": {"mean": 0.3}},
-    "operations": {"ms_per_pair": {"p95": 12.5}, "reject_rate": 0.0},
+    "operations": {
+        "ms_per_pair": {"p95": 12.5},
+        "reject_rate": 0.0,
+        "memory": {"process_mb": 3120.4},
+    },
     "scores": {"ece": 0.1},
 }
 
@@ -37,6 +41,8 @@ DOCUMENT: dict[str, Any] = {
         ("p95_ms_per_pair <= 20", 12.5, True),
         ("p99_ms_per_pair <= 20", None, False),
         ("reject_rate <= 1e-3", 0.0, True),
+        ("process_mb <= 4000", 3120.4, True),
+        ("device_mb <= 4000", None, False),
         ("ece <= 0.05", 0.1, False),
         ("queries >= 40", 43, True),
     ],

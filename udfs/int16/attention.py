@@ -20,30 +20,31 @@ def add_attention(module: ir.Module, name: str) -> None:
         "q:f32* ldq:i64 asked:i64* counts:i64* k:f32* v:f32* ldk:i64 starts:i64* lengths:i64* "
         "out:f32* ldo:i64 work:f32* factor:f32 pairs:i64 heads:i64 size:i64",
     )  # fmt: skip
-    size, keys = a["size"], a["work"]  # keys: [size, padded]
+    size, keys = a["size"], a["work"]  # keys: [padded / 16, size, 16]
     factor = b.splat(a["factor"])
 
     def pair(at: Any, _: Values) -> Values:
         start, length, count = (b.load(b.at(a[key], at)) for key in ("starts", "lengths", "counts"))
         padded = b.and_(b.add(length, i64(15)), i64(-16))
-        values = b.at(keys, b.mul(size, padded))  # [padded, size]
-        scores = b.at(values, b.mul(size, padded))  # [ROWS, padded]
-        shares = b.at(scores, b.mul(padded, i64(ROWS)))  # [ROWS]
+        values = b.at(keys, b.mul(size, padded))  # [size / 16, padded, 16]
+        scores = b.at(values, b.mul(size, padded))  # [ROWS, ld]
+        ld = b.add(padded, i64(COLUMNS))
+        shares = b.at(scores, b.mul(ld, i64(ROWS)))  # [ROWS]
         asked = b.load(b.at(a["asked"], at))
 
         def head(number: Any, _: Values) -> Values:
             column = b.mul(number, size)
             here = b.add(b.mul(start, a["ldk"]), column)
             _transpose(b, b.at(a["k"], here), a["ldk"], padded, size, keys)
-            _copy(b, b.at(a["v"], here), a["ldk"], length, size, values)
+            _copy(b, b.at(a["v"], here), a["ldk"], length, padded, size, values)
 
             def tile(first: Any, _: Values) -> Values:
                 row = b.add(asked, first)
                 q = b.at(a["q"], b.mul(row, a["ldq"]), column)
-                tops = _scores(b, q, a["ldq"], size, keys, length, padded, factor, scores)
-                _exponentials(b, scores, padded, tops, shares)
+                tops = _scores(b, q, a["ldq"], size, keys, length, padded, factor, scores, ld)
+                _exponentials(b, scores, ld, padded, tops, shares)
                 out = b.at(a["out"], b.mul(row, a["ldo"]), column)
-                _mixture(b, scores, padded, length, values, size, shares, out, a["ldo"])
+                _mixture(b, scores, ld, length, padded, values, size, shares, out, a["ldo"])
                 return []
 
             b.loop(count, ROWS, [], tile)
@@ -74,7 +75,8 @@ def _transpose(b: Builder, x: Any, ldx: Any, rows: Any, columns: Any, out: Any) 
         three = [b.shuffle_vector(two[j], two[4 + j], lanes(p))
                  for p in patterns[2] for j in range(4)]  # fmt: skip
         for r, line in enumerate(three):
-            b.put(line, b.at(out, b.mul(b.add(column, i64(r)), rows), row))
+            place = b.add(b.mul(b.and_(row, i64(-16)), columns), b.and_(row, i64(15)))
+            b.put(line, b.at(out, b.mul(b.add(column, i64(r)), i64(16)), place))
 
     def band(row: Any, _: Values) -> Values:
         def across(column: Any, _: Values) -> Values:
@@ -87,15 +89,15 @@ def _transpose(b: Builder, x: Any, ldx: Any, rows: Any, columns: Any, out: Any) 
     b.loop(rows, 8, [], band)
 
 
-def _copy(b: Builder, x: Any, ldx: Any, rows: Any, columns: Any, out: Any) -> None:
-    """float32[rows, columns], laid closely."""
+def _copy(b: Builder, x: Any, ldx: Any, rows: Any, padded: Any, columns: Any, out: Any) -> None:
+    """float32[rows, columns] -> [columns / 16, padded, 16]."""
 
     def row(at: Any, _: Values) -> Values:
-        source, target = b.at(x, b.mul(at, ldx)), b.at(out, b.mul(at, columns))
+        source, target = b.at(x, b.mul(at, ldx)), b.at(out, b.mul(at, i64(16)))
 
         def sixteen(i: Any, _: Values) -> Values:
             for j, value in enumerate(b.two(b.at(source, i))):
-                b.put(value, b.at(target, i, 8 * j))
+                b.put(value, b.at(target, b.mul(i, padded), 8 * j))
             return []
 
         b.loop(columns, 16, [], sixteen)
@@ -104,11 +106,11 @@ def _copy(b: Builder, x: Any, ldx: Any, rows: Any, columns: Any, out: Any) -> No
     b.loop(rows, 1, [], row)
 
 
-def _outer_products(b: Builder, rows: Values, depth: Any, columns: Any, ldc: Any) -> Values:
+def _outer_products(b: Builder, rows: Values, depth: Any, columns: Any) -> Values:
     """float32[8], two of each of six rows: sums over i < depth of rows[r][i] columns[i, :16]."""
 
     def step(i: Any, sums: Values) -> Values:
-        two = b.two(b.at(columns, b.mul(i, ldc)))
+        two = b.two(b.at(columns, b.mul(i, i64(16))))
         for r, row in enumerate(rows):
             value = b.splat(b.load(b.at(row, i)))
             for j in range(2):
@@ -120,14 +122,14 @@ def _outer_products(b: Builder, rows: Values, depth: Any, columns: Any, ldc: Any
 
 def _scores(
     b: Builder, q: Any, ldq: Any, size: Any, keys: Any, length: Any, padded: Any, factor: Any,
-    scores: Any,
+    scores: Any, lds: Any,
 ) -> Values:  # fmt: skip
     """Six queries times all keys, those that are none lowest; the largest of each query."""
     rows = [b.at(q, b.mul(ldq, i64(r))) for r in range(ROWS)]
     wide = b.splat(b.trunc(length, I32))
 
     def block(first: Any, tops: Values) -> Values:
-        sums = _outer_products(b, rows, size, b.at(keys, first), padded)
+        sums = _outer_products(b, rows, size, b.at(keys, b.mul(first, size)))
         here = b.splat(b.trunc(first, I32))
         real = [
             b.icmp_signed("<", b.add(here, lanes(range(8 * j, 8 * j + 8))), wide) for j in range(2)
@@ -135,7 +137,7 @@ def _scores(
         for at, total in enumerate(sums):
             r, j = divmod(at, 2)
             value = b.select(real[j], b.fmul(total, factor), f32x8(-1e30))
-            b.put(value, b.at(scores, b.mul(padded, i64(r)), first, 8 * j))
+            b.put(value, b.at(scores, b.mul(lds, i64(r)), first, 8 * j))
             tops[r] = b.larger(value, tops[r])
         return tops
 
@@ -143,12 +145,14 @@ def _scores(
     return [b.folded(top, b.larger) for top in tops]
 
 
-def _exponentials(b: Builder, scores: Any, columns: Any, tops: Values, shares: Any) -> None:
+def _exponentials(
+    b: Builder, scores: Any, lds: Any, columns: Any, tops: Values, shares: Any
+) -> None:
     """float32[ROWS, columns] -> e to what each is below its row's top; one over their sums."""
 
     def powers(i: Any, sums: Values) -> Values:
         for r, top in enumerate(tops):
-            address = b.at(scores, b.mul(columns, i64(r)), i)
+            address = b.at(scores, b.mul(lds, i64(r)), i)
             power = _exponential(b, b.fsub(b.get(address, F32X8), top))
             b.put(power, address)
             sums[r] = b.fadd(sums[r], power)
@@ -176,14 +180,14 @@ def _exponential(b: Builder, x: Any) -> Any:
 
 
 def _mixture(
-    b: Builder, weights: Any, ldw: Any, length: Any, values: Any, size: Any, shares: Any,
+    b: Builder, weights: Any, ldw: Any, length: Any, padded: Any, values: Any, size: Any, shares: Any,
     out: Any, ldo: Any,
 ) -> None:  # fmt: skip
     """Six rows of weights times all values, divided by the sum of the weights."""
     rows = [b.at(weights, b.mul(ldw, i64(r))) for r in range(ROWS)]
 
     def block(first: Any, _: Values) -> Values:
-        sums = _outer_products(b, rows, length, b.at(values, first), size)
+        sums = _outer_products(b, rows, length, b.at(values, b.mul(first, padded)))
         for r in range(ROWS):
             share = b.splat(b.load(b.at(shares, r)))
             for j in range(2):

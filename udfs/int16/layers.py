@@ -190,7 +190,7 @@ def attend(
             f"attention of {asked.end} tokens in {queries.rows} and {out.rows} rows to {pairs.end} "
             f"in {keys.rows} and {values.rows}, {heads} heads in {width} columns"
         )
-    work = torch.empty((2 * size + ROWS) * padded + ROWS)
+    work = torch.empty((2 * size + ROWS) * padded + ROWS * (COLUMNS + 1))
     kernels().attention(
         queries.address, queries.ld, asked.firsts.data_ptr(), asked.lengths.data_ptr(),
         keys.address, values.address, keys.ld, pairs.firsts.data_ptr(), pairs.lengths.data_ptr(),

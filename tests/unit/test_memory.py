@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from udfs.memory import Peak, peak, peak_process_mb
+
+HERE, GPU = Peak(900.0), Peak(700.0, 2210.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (Peak(), HERE, HERE),
+        (HERE, GPU, Peak(900.0, 2210.0)),
+        (GPU, Peak(650.0, 3000.0), Peak(700.0, 3000.0)),
+    ],
+)
+def test_of_two_peaks_the_larger_counts_part_by_part(one: Peak, other: Peak, both: Peak) -> None:
+    assert one | other == both == other | one
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="memory is read from /proc")
+def test_a_peak_is_not_forgotten_when_memory_is_given_back() -> None:
+    # In a process of its own, as this one may have held more before.
+    program = """
+from udfs.memory import peak
+found = [peak().process_mb]
+filled = bytearray(b"x") * (200 * 2**20)
+found.append(peak().process_mb)
+del filled
+print(*found, peak().process_mb)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    before, most, after = map(float, ended.stdout.split())
+    assert most > before + 100
+    assert after >= most
+
+
+def test_without_proc_the_system_is_asked(tmp_path: Path) -> None:
+    unreadable = peak_process_mb(tmp_path / "nothing")
+    status = tmp_path / "status"
+    status.write_text("Name: python\nVmHWM:\t  204800 kB\n", "ascii")
+    assert peak_process_mb(status) == 200.0
+    assert unreadable == pytest.approx(peak_process_mb(), rel=0.2)
