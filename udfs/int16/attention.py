@@ -180,8 +180,8 @@ def _exponential(b: Builder, x: Any) -> Any:
 
 
 def _mixture(
-    b: Builder, weights: Any, ldw: Any, length: Any, padded: Any, values: Any, size: Any, shares: Any,
-    out: Any, ldo: Any,
+    b: Builder, weights: Any, ldw: Any, length: Any, padded: Any, values: Any, size: Any,
+    shares: Any, out: Any, ldo: Any,
 ) -> None:  # fmt: skip
     """Six rows of weights times all values, divided by the sum of the weights."""
     rows = [b.at(weights, b.mul(ldw, i64(r))) for r in range(ROWS)]
