@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 HOLD ?= 'torch==2.13.0' 'pandas-stubs<3'
 
 # What `udfs` and the UDF of jobs/evaluation/moves.py import, besides the pyspark that a cluster has
-# of its own.
+# of its own. `make environment EXECUTOR='... onnxruntime'` is for model.backend: onnxruntime.
 EXECUTOR := torch transformers safetensors pandas pyarrow scipy llvmlite
 
 # Tests of one file share a Spark session, so a file stays with one process.

@@ -1,7 +1,7 @@
 """Measure ranked tables against qrels, compare them, and hold the result against rules.
 
 python -m jobs.evaluate --ranked.path OUT/ranked --evaluation.qrels QRELS --output.path EVAL
-spark-submit --py-files dist/spark-rerank.zip jobs/evaluate.py ...
+spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/evaluate.py ...
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from jobs.ranking import refuse_slices
 from jobs.record import Stopwatch
 from jobs.resources import refuse_scoring
 from jobs.scoring import to_share
-from jobs.session import open_session, start_workers
+from jobs.session import open_session, scores_here, start_workers
 from jobs.tables import Pairs, read_pairs
 from jobs.tracking.client import fetch_baseline
 from jobs.tracking.runs import fetch_model
@@ -75,7 +75,8 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     plan = found.of(make_plan, config.evaluation, config.report)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = found.of(resolve_model, config.model, fetch)
-    found.of(refuse_backend, config.model, checkpoint)
+    here = scores_here(config.spark.master)
+    found.of(refuse_backend, config.model, checkpoint, here=here)
     with watch.part("session"):
         spark = found.of(open_session, config)
     if spark is None:
@@ -139,7 +140,8 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         found.of(refuse_missing_packages)
     if "int16" in config.tune.precisions:
-        found.of(refuse_int16, checkpoint)
+        here = scores_here(config.spark.master)
+        found.of(refuse_int16, config.model, checkpoint, here=here)
     with watch.part("session"):
         spark = found.of(open_session, config)
     if spark is None:

@@ -1,7 +1,7 @@
 """Rerank a table of (query, candidate) pairs with a cross-encoder.
 
 python -m jobs.rerank --config conf/local.yaml --input.path IN --output.path OUT
-spark-submit --py-files dist/spark-rerank.zip jobs/rerank.py --config conf/gpu.yaml ...
+spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/rerank.py --config conf/gpu.yaml ...
 """
 
 from __future__ import annotations

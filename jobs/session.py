@@ -155,6 +155,11 @@ def is_local(master: str) -> bool:
     return master.startswith("local") and not master.startswith("local-cluster")
 
 
+def scores_here(master: str) -> bool:
+    """Whether tasks will run on this machine, as far as can be told before there is a session."""
+    return is_local(master) and not under_spark_submit()
+
+
 def task_cores(spark: SparkSession) -> int:
     """Cores of one task."""
     return int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))

@@ -52,7 +52,7 @@ def show(texts: Sequence[str], config: Config) -> int:
         )
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     original = resolve_model(config.model, fetch)
-    refuse_backend(config.model, original)
+    refuse_backend(config.model, original, here=True)
     checkpoint = for_backend(config.model, original)
     slot = process_slot()
     wanted = wanted_precision(config.model)

@@ -1,7 +1,7 @@
 """Find settings for a table and a model: lengths, speed, memory, and agreement with float32.
 
 python -m jobs.tune --config conf/local.yaml --input.path IN --output.path OUT
-spark-submit --py-files dist/spark-rerank.zip jobs/tune.py --config conf/gpu.yaml ...
+spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/tune.py --config conf/gpu.yaml ...
 """
 
 from __future__ import annotations

@@ -26,10 +26,12 @@ from udfs.spec import Precision, ScorerSpec
 _LONGEST_FOLDER: Final = 60
 # An owner of another model on the same GPU that has had nothing to do for so long makes room.
 _MAKES_ROOM: Final = 5.0  # s
+# Longer than Python keeps an owner from answering while it loads a model.
+_ANSWERS: Final = 60.0  # s
 
 
 class OwnerLostError(RuntimeError):
-    """The process that has the model died twice over one request."""
+    """The process that has the model does not answer, or died twice over one request."""
 
 
 class LeasedModel:
@@ -125,10 +127,21 @@ class Lease:
 
 
 def _reach(socket: Path) -> Connection | None:
-    """A line to an owner that answers; the socket of one that is just dying can be connected to."""
+    """A line to an owner that answers; the socket of one that is just dying can be connected to.
+
+    Raises:
+        OwnerLostError: if it is there and does not answer. Another one beside it would find its
+            GPU full.
+    """
     with suppress(OSError, EOFError):
         line = Client(str(socket), "AF_UNIX")
         line.send(("peak",))
+        if not line.poll(_ANSWERS):
+            line.close()
+            raise OwnerLostError(
+                f"the process that has the model has not answered for {_ANSWERS:.0f} s; it ends "
+                "when its batch has taken batching.timeout. Spark starts the task again"
+            )
         line.recv()
         return line
     return None

@@ -90,9 +90,14 @@ class Owner:
             return None
         model = self._models[precision]
         with self._progress.one():
-            with self._starting:
-                wait = unless_full(lambda: model.start(batch))
-            return None if wait is None else unless_full(wait)
+            try:
+                with self._starting:
+                    wait = unless_full(lambda: model.start(batch))
+                return None if wait is None else unless_full(wait)
+            except Exception:
+                # A GPU that has failed once fails whatever this process asks of it from then on.
+                self._retired = True
+                raise
 
     def peak(self) -> Peak:
         """What this process has held."""
@@ -104,41 +109,51 @@ class Owner:
         Returns:
             Whether it ends; the line then closes when it has.
         """
-        self._retired = self.idle(idle)
+        if self.idle(idle):
+            self._retired = True
         return self._retired
 
     def idle(self, seconds: float) -> bool:
-        """Whether there has been nothing to do for so long [s], or this process is to end."""
+        """Whether nothing is being done, nor has been for so long [s] or ever will be again."""
         with self._counting:
             quiet = time.monotonic() - self._last >= seconds
-            return self._retired or (quiet and not self._requests)
+            return not self._requests and (self._retired or quiet)
 
     def answer(self, what: str, *given: Any) -> tuple[str, Any]:
-        """Do what a worker asks for; an error is an answer, too.
-
-        An error of the device, other than a lack of memory, is the last answer but for those to
-        workers that have asked already: the next to ask find another process.
-        """
-        if what == "retire":
-            return DONE, self.retire(*given)
+        """Do what a worker asks for; an error is an answer, too."""
         requests: dict[str, Callable[..., Any]] = {
-            "load": self.load, "forward": self.forward, "peak": self.peak,
+            "load": self.load, "forward": self.forward, "peak": self.peak, "retire": self.retire,
         }  # fmt: skip
-        self._count(1)
         try:
             return DONE, requests[what](*given)
         except Exception as error:
-            # A GPU that has failed once fails whatever this process asks of it from then on.
-            self._retired = self._retired or what == "forward"
             return FAILED, f"{type(error).__name__}: {error}"
-        finally:
-            self._count(-1)
 
     def serve(self, line: Connection) -> None:
-        """Answer one worker until it hangs up."""
+        """Answer one worker until it hangs up.
+
+        Behind an error of the device, other than a lack of memory, workers that have asked already
+        are answered; the next to ask find that this process ends, and start another.
+        """
         with line, suppress(EOFError, ConnectionError):
             while True:
-                line.send(self.answer(*line.recv()))
+                what, *given = line.recv()
+                if self._retired:
+                    threading.Event().wait()  # the line closes with the process, not before
+                if what == "retire":  # which is no work
+                    line.send(self.answer(what, *given))
+                    continue
+                with self._at_work():
+                    line.send(self.answer(what, *given))
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """A request, from its arrival until its answer has been sent."""
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
 
     def _count(self, change: int) -> None:
         with self._counting:
@@ -164,8 +179,9 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         # Whatever libraries print from now on goes to the log.
         os.dup2(2, 1)
-        threading.Thread(target=_welcome, args=(listener, owner), daemon=True).start()
-        while not owner.idle(_PATIENCE):
+        door = threading.Thread(target=_welcome, args=(listener, owner), daemon=True)
+        door.start()
+        while door.is_alive() and not owner.idle(_PATIENCE):
             time.sleep(0.2)
     return 0
 

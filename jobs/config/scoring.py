@@ -67,17 +67,25 @@ class ModelConfig(Section):
                 f"model.precision={self.precision} is none of model.backend={self.backend}; use "
                 f"{', '.join(precisions)}, or another backend"
             )
-        if self.precision == "int16" and self.attention == "eager":
-            raise ValueError(
-                "model.attention=eager cannot be had with model.precision=int16, which has an "
-                "attention of its own; leave one of them out"
-            )
+        if self.precision == "int16" and (reason := self.against_int16()):
+            raise ValueError(reason)
         if self.backend == "onnxruntime" and self.device == "cuda":
             raise ValueError(
                 "model.backend=onnxruntime scores on CPUs only; leave model.device=cuda out, or "
                 "use model.backend=torch"
             )
         return self
+
+    def against_int16(self) -> str | None:
+        """What in these settings rules int16 out, with the remedy; None if nothing does."""
+        if self.attention == "eager":
+            return (
+                "model.attention=eager cannot be had with int16, which has an attention of its "
+                "own; leave one of them out"
+            )
+        if self.device == "cuda":
+            return "int16 is for CPUs; leave model.device=cuda out, or use fp16"
+        return None
 
 
 class BatchingConfig(Section):

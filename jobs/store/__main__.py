@@ -5,7 +5,7 @@
     python -m jobs.store compact --store.path STORE [--store.settled 6h] [--dry-run]
     python -m jobs.store gc      --store.path STORE [--older-than 30d] [--dry-run]
 
-On a cluster: spark-submit --py-files dist/spark-rerank.zip jobs/store/__main__.py ls ...
+On a cluster: spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/store/__main__.py ls ...
 """
 
 from __future__ import annotations

@@ -323,7 +323,7 @@ def test_what_would_read_or_write_outside_is_refused() -> None:
     with pytest.raises(ValueError, match="normalised"):
         Int16Norm(torch.nn.LayerNorm(64))(Matrix.of(torch.empty(11, 64)), rows)
     for tensor in (out.double(), out.T, out[:, ::2], out[0], out[:1].expand(12, -1)):
-        with pytest.raises(ValueError, match=r"kernels take|not closed"):
+        with pytest.raises(ValueError, match=r"kernels take|not contiguous"):
             Matrix.of(tensor)
     with pytest.raises(ValueError, match="multiples of 16"):
         Rows.empty(6, 24)

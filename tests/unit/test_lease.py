@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +162,29 @@ def test_a_device_that_fails_is_given_up_and_what_cannot_be_loaded_is_not(tiny_b
 
     host._models["fp32"].start = broken  # type: ignore[method-assign, assignment]
     ids = np.full((1, 3), 7)
-    status, said = host.answer("forward", "fp32", Batch(ids, np.ones_like(ids), None))
+    ours, theirs = Pipe()
+    threading.Thread(target=host.serve, args=(theirs,), daemon=True).start()
+    ours.send(("forward", "fp32", Batch(ids, np.ones_like(ids), None)))
+    status, said = ours.recv()
     assert (status, said) == (FAILED, "RuntimeError: CUDA error: device-side assert triggered")
+    deadline = time.monotonic() + 20
+    while not host.idle(3600) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert host.idle(3600)
+    ours.send(("peak",))
+    assert not ours.poll(0.5)  # the line closes with the process, and another is asked
+
+
+def test_an_owner_that_hangs_is_told_and_no_other_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_ANSWERS", 0.2)
+    socket = tmp_path / "hangs"
+    with (
+        Listener(str(socket), "AF_UNIX"),
+        pytest.raises(OwnerLostError, match="has not answered for 0 s"),
+    ):
+        lease._reach(socket)
 
 
 def test_an_idle_owner_makes_room_for_another_model_and_a_busy_one_stays(

@@ -43,4 +43,4 @@ def lacking() -> str | None:
         features = {}
     if features.get("avx2") and features.get("fma"):
         return None
-    return "int16 needs a CPU with AVX2 and FMA, which this one is not; use model.precision=fp32"
+    return "int16 needs a CPU with AVX2 and FMA, and this one has none; use model.precision=fp32"

@@ -27,7 +27,7 @@ class Kernels:
     """
 
     def __init__(self) -> None:
-        """Compile, in a quarter of a second."""
+        """Compile, in a third of a second."""
         module = ir.Module()
         module.triple = llvm.get_default_triple()
         add_linear(module, "linear")
@@ -42,7 +42,7 @@ class Kernels:
         #: int16 x [M, K], ldx, scales [M], packed weight, its scales [N], bias [N],
         #: -> float32 [M, N], ld, M, K, N
         self.linear = self._function("linear", linear)
-        #: the same, behind exact GELU
+        #: the same, followed by exact GELU
         self.linear_gelu = self._function("linear_gelu", linear)
         #: the same as `linear`, then float32 [M, N] to add, ld
         self.linear_plus = self._function("linear_plus", [*linear, at, n])
@@ -56,7 +56,7 @@ class Kernels:
 
         #: queries float32, ld, int64 [B] their first row, int64 [B] how many; keys float32,
         #: values float32, ld of both, int64 [B] first row, int64 [B] how many; -> float32, ld;
-        #: float32 [(2 S + 6) P + 6] for work, factor, B, heads, S: size of a head. P: the longest
+        #: float32 [(2 S + 6) P + 102] for work, factor, B, heads, S: size of a head. P: the longest
         #: pair's keys, rounded up to 16, which are read; five more rows of queries are read, and of
         #: results written, than there are: pairs have to come in the order of their rows.
         self.attention = self._function(

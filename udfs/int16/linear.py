@@ -14,7 +14,7 @@ _AT_ONCE: Final = 2  # pairs of inputs in one turn of the innermost loop
 
 
 def add_linear(module: ir.Module, name: str, *, gelu: bool = False, plus: bool = False) -> None:
-    """Add x W + bias to a module, behind exact GELU or added to former values if wanted.
+    """Add x W + bias to a module, followed by exact GELU or added to former values if wanted.
 
     Panels of weights stay in the nearest cache while the rows pass by in tiles.
     """

@@ -33,7 +33,7 @@ class Matrix(NamedTuple):
         """All rows of a tensor [rows, columns], which may be a view.
 
         Raises:
-            ValueError: if it is on another device, of another type, or its rows are not closed.
+            ValueError: if it is on another device, of another type, or its rows are not contiguous.
         """
         if tensor.dim() != 2 or tensor.dtype != kind or tensor.device.type != "cpu":
             raise ValueError(
@@ -43,7 +43,7 @@ class Matrix(NamedTuple):
         rows, columns = tensor.shape
         ld, between = tensor.stride()
         if between != 1 or ld < columns:
-            raise ValueError(f"rows of {columns} with strides {ld}, {between} are not closed")
+            raise ValueError(f"rows of {columns} with strides {ld}, {between} are not contiguous")
         return cls(tensor, tensor.data_ptr(), ld, ld * tensor.element_size(), rows, columns)
 
     def part(self, first: int, rows: int) -> Matrix:
