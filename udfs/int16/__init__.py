@@ -13,8 +13,8 @@ kernels are written in LLVM's intermediate language and compiled by llvmlite whe
 in a fraction of a second. Each row is computed alike wherever it lies, so that what the encoder
 makes of a pair does not depend on its batch, nor on the number of threads.
 
-It pays on AVX2 without AVX-512, 1.4 to 1.6 times float32's speed there. With AVX-512 float32 has as many
-multiplications a cycle as these kernels; where there is bf16 in hardware, that is faster.
+It pays on AVX2 without AVX-512, 1.4 to 1.6 times float32's speed there. With AVX-512 float32 has as
+many multiplications a cycle as these kernels; where there is bf16 in hardware, that is faster.
 
 From the bottom up: `limits` (numbers the others share), `ir` (a builder of LLVM's instructions),
 `linear`, `rows` and `attention` (the kernels), `kernels` (compiled), `matrix` (memory they may
