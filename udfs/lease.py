@@ -17,7 +17,7 @@ from udfs.devices import TaskSlot
 from udfs.encode import Batch
 from udfs.memory import Peak, peak
 from udfs.model import ModelError
-from udfs.owner import FAILED, READY, describe, locked
+from udfs.owner import DONE, FAILED, READY, describe, locked
 from udfs.scores import Forwarded
 from udfs.spec import Precision, ScorerSpec
 
@@ -182,9 +182,8 @@ def _ask_to_retire(socket: Path) -> None:
     """Have an owner that has nothing to do end, and wait for its memory."""
     with suppress(OSError, EOFError), Client(str(socket), "AF_UNIX") as line:
         line.send(("retire", _MAKES_ROOM))
-        _, ends = line.recv()
-        if ends:
-            line.recv()  # the line closes with the process
+        if line.poll(_ANSWERS) and line.recv() == (DONE, True):
+            line.poll(_ANSWERS)  # the line closes with the process
 
 
 def _folder() -> Path:
