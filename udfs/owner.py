@@ -149,16 +149,14 @@ class Owner:
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         """A request, from its arrival until its answer has been sent."""
-        self._count(1)
+        with self._counting:
+            self._requests += 1
         try:
             yield
         finally:
-            self._count(-1)
-
-    def _count(self, change: int) -> None:
-        with self._counting:
-            self._requests += change
-            self._last = time.monotonic()
+            with self._counting:
+                self._requests -= 1
+                self._last = time.monotonic()
 
 
 def describe(path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> str:
