@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 # and type stubs of the pandas that is in use.
 HOLD ?= 'torch==2.13.0' 'pandas-stubs<3'
 
-# What `udfs` and the UDF of jobs/evaluation/moves.py import, besides the pyspark that a cluster has
+# What `udfs` and the UDF of jobs/evaluation/rank_changes.py import, besides the pyspark that a cluster has
 # of its own. `make environment EXECUTOR='... onnxruntime'` is for model.backend: onnxruntime.
 EXECUTOR := torch transformers safetensors pandas pyarrow scipy llvmlite
 
@@ -48,7 +48,7 @@ lint: $(VENV)/.test ## formatting, style, types
 	$(PY) -m mypy --strict jobs udfs
 
 bench: setup ## measure the throughput; ARGS='--model.name DIR --input.path IN'
-	@$(WITH_JAVA) $(PY) -m jobs.bench $(ARGS)
+	@$(WITH_JAVA) $(PY) -m tests.benchmark.bench $(ARGS)
 
 zip: $(VENV)/pyvenv.cfg ## dist/spark-rerank-VERSION.zip for spark-submit --py-files
 	@$(PY) .make/zip.py
@@ -89,7 +89,7 @@ dist/environment.tar.gz: conf/constraints.txt Makefile
 
 # With Spark's classes at hand, a session starts in half the time.
 $(VENV)/.classes: $(VENV)/.demo
-	@$(WITH_JAVA) $(PY) -m jobs.prepare
+	@$(WITH_JAVA) $(PY) -m jobs.runtime.prepare
 	@touch $@
 
 # What the tests need includes what the demo needs.

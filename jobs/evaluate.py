@@ -9,15 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jobs import finish
-from jobs.command import Command
 from jobs.config import Config
 from jobs.evaluation.ranked import record_beside
 from jobs.evaluation.result import PER_QUERY, Table, evaluate
-from jobs.output import OutputFolder
+from jobs.output import publish as finish
+from jobs.output.folder import OutputFolder
+from jobs.output.record import Stopwatch, make_evaluation_record
+from jobs.output.summary import evaluation_summary
 from jobs.preflight import Evaluate, check_evaluate
-from jobs.record import Stopwatch, make_evaluation_record
-from jobs.summary import evaluation_summary
+from jobs.runtime.command import Command
 
 COMMAND = Command(
     name="python -m jobs.evaluate",
@@ -27,7 +27,7 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.errors`."""
+    """Run the command; the exit code is one of `jobs.runtime.errors`."""
     return COMMAND.run(argv, run)
 
 

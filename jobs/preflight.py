@@ -13,32 +13,32 @@ from threading import Thread
 
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.backends import for_backend, refuse_backend, refuse_int16
 from jobs.config import Config, EvaluationConfig
-from jobs.errors import RefusedError
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.qrels import read_qrels
 from jobs.evaluation.ranked import named, read_ranked
 from jobs.evaluation.result import find_baseline, labels_of
-from jobs.export import refuse_missing_packages
-from jobs.findings import Findings
-from jobs.models import resolve_model
-from jobs.output import refuse_columns
-from jobs.places import (
+from jobs.input.layouts import Pairs, read_pairs
+from jobs.output.folder import refuse_columns
+from jobs.output.locations import (
     refuse_overlap,
     refuse_store_in_results,
     refuse_unwritable,
     table_folders,
 )
-from jobs.ranking import refuse_slices
-from jobs.record import Stopwatch
-from jobs.resources import refuse_scoring
-from jobs.scoring import to_share
-from jobs.session import open_session, scores_here, start_workers
-from jobs.tables import Pairs, read_pairs
-from jobs.tracking.client import fetch_baseline
-from jobs.tracking.runs import fetch_model
+from jobs.output.record import Stopwatch
+from jobs.output.tracking.client import fetch_baseline
+from jobs.output.tracking.runs import fetch_model
+from jobs.ranking.order import refuse_slices
+from jobs.runtime.errors import RefusedError
+from jobs.runtime.findings import Findings
+from jobs.runtime.session import open_session, scores_here, start_workers
+from jobs.scoring.backends import for_backend, refuse_backend, refuse_int16
+from jobs.scoring.models import resolve_model
+from jobs.scoring.onnx_export import refuse_missing_packages
+from jobs.scoring.resources import refuse_scoring
+from jobs.scoring.stage import to_share
 from udfs.checkpoint import Checkpoint
 
 

@@ -12,21 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from jobs import finish, steps
-from jobs.command import Command
 from jobs.config import Config
-from jobs.errors import DONE, TOO_MANY_REJECTS
 from jobs.evaluation.result import PER_QUERY, Table, evaluate
-from jobs.lengths import sample_lengths
-from jobs.masking import masked
-from jobs.output import OutputFolder
+from jobs.output import publish as finish
+from jobs.output.folder import OutputFolder
+from jobs.output.record import Stopwatch, about_scores, make_record, with_evaluation
+from jobs.output.summary import closing_summary, dry_run_summary
+from jobs.output.tracking.client import Client
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.record import Stopwatch, about_scores, make_record, with_evaluation
-from jobs.resources import scoring_profile
-from jobs.scoring import make_spec, missing_keys, probing, ship_model, wanted_precision
+from jobs.ranking import steps
+from jobs.runtime.command import Command
+from jobs.runtime.errors import DONE, TOO_MANY_REJECTS
+from jobs.runtime.redaction import masked
+from jobs.scoring.resources import scoring_profile
+from jobs.scoring.stage import make_spec, missing_keys, probing, ship_model, wanted_precision
+from jobs.scoring.token_lengths import sample_lengths
 from jobs.store import ScoreStore, is_new
-from jobs.summary import closing_summary, dry_run_summary
-from jobs.tracking.client import Client
 
 COMMAND = Command(
     name="python -m jobs.rerank",
@@ -37,7 +38,7 @@ _RERANKED = "reranked"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.errors`."""
+    """Run the command; the exit code is one of `jobs.runtime.errors`."""
     return COMMAND.run(argv, run)
 
 

@@ -12,15 +12,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from jobs.backends import for_backend, refuse_backend
-from jobs.command import Command
 from jobs.config import Config
-from jobs.errors import DONE, RefusedError
-from jobs.models import resolve_model
-from jobs.scoring import make_spec, wanted_precision
-from jobs.tracking.runs import fetch_model
+from jobs.output.tracking.runs import fetch_model
+from jobs.runtime.command import Command
+from jobs.runtime.errors import DONE, RefusedError
+from jobs.scoring.backends import for_backend, refuse_backend
+from jobs.scoring.models import resolve_model
+from jobs.scoring.stage import make_spec, wanted_precision
 from udfs.devices import common_precision, describe, process_slot
-from udfs.scorer import Scorer
+from udfs.scorers.cross_encoder import Scorer
 from udfs.scores import OK
 from udfs.spec import STAND_INS
 
@@ -33,7 +33,7 @@ _BAR: Final = 24  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.errors`."""
+    """Run the command; the exit code is one of `jobs.runtime.errors`."""
     options, texts = split_texts(sys.argv[1:] if argv is None else argv)
     return COMMAND.run(options, partial(show, texts))
 

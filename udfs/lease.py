@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from udfs.devices import TaskSlot
-from udfs.encode import Batch
+from udfs.encoding.pairs import Batch
+from udfs.forward.transformers import ModelError
 from udfs.memory import Peak, peak
-from udfs.model import ModelError
 from udfs.owner import DONE, FAILED, READY, describe, locked
 from udfs.scores import Forwarded
 from udfs.spec import Precision, ScorerSpec

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from udfs import devices
-from udfs.encode import Batch
+from udfs.encoding.pairs import Batch
+from udfs.forward.transformers import TorchModel
 from udfs.memory import Peak, peak, unless_full
-from udfs.model import TorchModel
 from udfs.scores import Forwarded
 from udfs.spec import Precision, ScorerSpec
 from udfs.watchdog import Progress

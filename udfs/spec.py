@@ -25,7 +25,7 @@ PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
     "tokenizer": get_args(Precision),
     "stub": get_args(Precision),
 }
-#: Backends that run no model, see `udfs.standins`.
+#: Backends that run no model, see `udfs.scorers.stub`.
 STAND_INS: Final[tuple[Backend, ...]] = ("tokenizer", "stub")
 
 # Raise it whenever the scoring code changes what any pair scores: it opens a new fingerprint.

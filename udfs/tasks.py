@@ -1,6 +1,6 @@
 """What Spark tasks do besides scoring: find out what they run on, and measure.
 
-Runs on executors; with `udfs.columns`, and but for `udfs.daemon`, what imports pyspark.
+Runs on executors; with `udfs.udf`, and but for `udfs.daemon`, what imports pyspark.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyspark.accumulators import AccumulatorParam
 
 from udfs.devices import TaskSlot, common_precision, describe, process_slot, spread
 from udfs.memory import Peak
-from udfs.scorer import PairScorer
+from udfs.scorers.cross_encoder import PairScorer
 from udfs.spec import Precision, ScorerSpec
 from udfs.trial import Trial, in_fresh_process
 from udfs.worker import get_scorer, locate

@@ -17,10 +17,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.batching import plan_batches
 from udfs.devices import TaskSlot
+from udfs.encoding.batching import plan_batches
 from udfs.memory import peak
-from udfs.scorer import Scorer
+from udfs.scorers.cross_encoder import Scorer
 from udfs.scores import OK, OUT_OF_MEMORY, Scores
 from udfs.spec import ScorerSpec
 

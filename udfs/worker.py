@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from udfs.backends import LogitModel
 from udfs.devices import TaskSlot, choose
-from udfs.scorer import PairScorer, Scorer
+from udfs.forward.base import LogitModel
+from udfs.scorers.cross_encoder import PairScorer, Scorer
+from udfs.scorers.stub import StubScorer
 from udfs.spec import Precision, ScorerSpec
-from udfs.standins import StubScorer
 
 _ARCHIVE: Final = "archive:"
 _lock: Final = threading.Lock()

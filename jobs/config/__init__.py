@@ -1,7 +1,7 @@
 """The configuration: one frozen object, section by section, every key with its unit and default.
 
 The defaults here are the only ones. `conf/*.yaml` and the command line override them (see
-`jobs.cli`), and `jobs.cli` renders this module as `--help`.
+`jobs.runtime.cli`), and `jobs.runtime.cli` renders this module as `--help`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How jobs.bench and jobs.tune measure."""
+"""How tests.benchmark.bench and jobs.tune measure."""
 
 from __future__ import annotations
 

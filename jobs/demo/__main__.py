@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from jobs import rerank
 from jobs.demo import FOLDER
-from jobs.errors import DONE
+from jobs.runtime.errors import DONE
 
 _SHOWN: Final = 4  # documents of each order
 _WIDTH: Final = 92  # characters of a line

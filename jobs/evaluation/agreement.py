@@ -1,6 +1,6 @@
 """Whether two scorers agree on a few pairs that fit into memory. Pure, on arrays.
 
-For whole tables there are `jobs.evaluation.metrics` and `jobs.evaluation.moves`.
+For whole tables there are `jobs.evaluation.metrics` and `jobs.evaluation.rank_changes`.
 """
 
 from __future__ import annotations

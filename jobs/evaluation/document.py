@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from jobs.errors import RefusedError
 from jobs.evaluation.significance import Difference, compare_paired, holm, interval
 from jobs.evaluation.study import AFTER, BEFORE, Study
+from jobs.runtime.errors import RefusedError
 
 FIRST_STAGE: Final = "first stage"
 LEVEL: Final = 0.95  # of every interval

@@ -22,9 +22,9 @@ from typing import Literal
 from pyspark.sql import DataFrame, Row, Window
 from pyspark.sql import functions as F
 
-from jobs.errors import RefusedError
 from jobs.evaluation.formulas import best_order, formula, relevant_in_qrels
 from jobs.evaluation.measures import Measure
+from jobs.runtime.errors import RefusedError
 
 TieBreak = Literal["doc_id_desc", "doc_id_asc"]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from jobs.config import EvaluationConfig, ReportConfig
-from jobs.errors import RefusedError
 from jobs.evaluation.gate import Rule, parse_rules
 from jobs.evaluation.measures import Measure, parse_measures
 from jobs.evaluation.study import RESERVED
+from jobs.runtime.errors import RefusedError
 
 REGISTERED: Final = "mlflow:"  # prefix of a baseline that is looked up in an experiment
 

@@ -20,7 +20,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.errors import RefusedError
+from jobs.runtime.errors import RefusedError
 
 #: Accepted column names, in the order in which they are looked for.
 NAMES = {

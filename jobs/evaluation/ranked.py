@@ -9,10 +9,10 @@ from typing import Any, Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.errors import RefusedError
-from jobs.files import Files
-from jobs.masking import masked
-from jobs.sources import FAULT, quoted, read_source
+from jobs.input.readers import FAULT, quoted, read_source
+from jobs.output.filesystem import Files
+from jobs.runtime.errors import RefusedError
+from jobs.runtime.redaction import masked
 
 _NEEDED: Final = ("query_id", "doc_id", "score")
 # Columns that may be missing, and what they are then.

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.errors import RefusedError
 from jobs.evaluation import study as studies
 from jobs.evaluation.calibration import calibration
 from jobs.evaluation.document import Baseline, assemble, baseline_of
@@ -22,8 +21,9 @@ from jobs.evaluation.operations import max_length, operations
 from jobs.evaluation.plan import REGISTERED, Plan
 from jobs.evaluation.qrels import from_labels
 from jobs.evaluation.ranked import read_ranked
-from jobs.masking import masked
-from jobs.output import OutputFolder
+from jobs.output.folder import OutputFolder
+from jobs.runtime.errors import RefusedError
+from jobs.runtime.redaction import masked
 
 PER_QUERY = "per_query"
 

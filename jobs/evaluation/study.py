@@ -14,7 +14,7 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.evaluation import moves
+from jobs.evaluation import rank_changes as moves
 from jobs.evaluation.calibration import with_labels
 from jobs.evaluation.distributions import Distribution, distributions
 from jobs.evaluation.measures import Measure
@@ -26,7 +26,7 @@ from jobs.evaluation.metrics import (
     per_query,
     summarise,
 )
-from jobs.sources import quoted
+from jobs.input.readers import quoted
 
 AFTER = "reranked "
 BEFORE = "first_stage "

@@ -20,11 +20,11 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from jobs.command import Command
 from jobs.config import Config
-from jobs.errors import DONE, GATE_NOT_PASSED, REFUSED, RefusedError
-from jobs.files import Files
-from jobs.session import open_session
+from jobs.output.filesystem import Files
+from jobs.runtime.command import Command
+from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, RefusedError
+from jobs.runtime.session import open_session
 from jobs.store.checking import examine
 from jobs.store.inventory import Fingerprint, seconds, take_inventory
 from jobs.store.merging import merge, small_attempts
@@ -124,7 +124,7 @@ VERBS: Final[dict[str, Verb]] = {"ls": ls, "verify": verify, "compact": compact,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is one of `jobs.errors`, 4 if `verify` found something."""
+    """Run one verb; the exit code is one of `jobs.runtime.errors`, 4 if `verify` found something."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in VERBS:
         asked = bool(words) and words[0] in ("-h", "--help")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from jobs.files import Entry, Files
+from jobs.output.filesystem import Entry, Files
 from jobs.store.scores import ABOUT, ATTEMPT, FINGERPRINT
 
 _SECONDS: Final = {"m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -18,8 +18,8 @@ from typing import Final
 
 from pyspark.sql import SparkSession
 
-from jobs.errors import BookkeepingError
-from jobs.files import Files
+from jobs.output.filesystem import Files
+from jobs.runtime.errors import BookkeepingError
 from jobs.store.inventory import Attempt, Fingerprint
 from jobs.store.scores import ATTEMPT, collapsed, read_files
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jobs.files import Files
+from jobs.output.filesystem import Files
 from jobs.store.inventory import Fingerprint, newest
 
 

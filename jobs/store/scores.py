@@ -18,7 +18,7 @@ from pyspark.sql.types import (
     StructType,
 )
 
-from jobs.files import Files
+from jobs.output.filesystem import Files
 from udfs.scores import OK
 
 # Of a merged file: the attempt a score came from, so that merging changes no reader's choice.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.errors import DONE
+from jobs.runtime.errors import DONE
 from tests.conftest import ROOT
 from tests.faults.daemon import Faults
 from tests.faults.launch import Driver

@@ -132,8 +132,8 @@ def _append(path: str, line: str) -> None:
 
 def _wrap_scorers(faults: Faults) -> None:
     from udfs import tasks
-    from udfs.scorer import Scorer
-    from udfs.standins import StubScorer
+    from udfs.scorers.cross_encoder import Scorer
+    from udfs.scorers.stub import StubScorer
 
     warm_up = tasks.warm_up
     batches = _Batches(faults)
@@ -194,7 +194,7 @@ def _never_fits(pairs: Any, row: int, divisor: int) -> bool:
 def _take_cpu_for_gpu(tally: str) -> None:
     """Have models owned by processes of their own, and by no worker."""
     from udfs import lease, worker
-    from udfs.model import TorchModel
+    from udfs.forward.transformers import TorchModel
 
     start = lease.start
 

@@ -64,9 +64,10 @@ def after(owner: Any, name: str, then: Callable[[], None]) -> None:
 
 def arrange(driver: Driver) -> None:
     """Put the chosen points into place."""
-    from jobs import preflight, steps
-    from jobs.files import Files
-    from jobs.output import OutputFolder
+    from jobs import preflight
+    from jobs.output.filesystem import Files
+    from jobs.output.folder import OutputFolder
+    from jobs.ranking import steps
     from jobs.store import ScoreStore
 
     point, _, number = driver.die.partition(":")

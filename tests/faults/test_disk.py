@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UNEXPECTED
+from jobs.runtime.errors import UNEXPECTED
 from tests.faults import oracle
 from tests.faults.conftest import Job
 

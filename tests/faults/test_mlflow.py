@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import DONE
-from jobs.tracking.client import TrackingError, track
+from jobs.output.tracking.client import TrackingError, track
+from jobs.runtime.errors import DONE
 from tests.conftest import ROOT
 from tests.faults import oracle, servers
 
@@ -55,7 +55,7 @@ def test_a_server_killed_in_the_middle_has_one_whole_run_after_the_replay(
     with servers.mlflow(tmp_path) as address:
         for _ in range(2):  # once more does no harm
             ended = subprocess.run(
-                [sys.executable, "-m", "jobs.tracking", str(finished / "run.json")],
+                [sys.executable, "-m", "jobs.output.tracking", str(finished / "run.json")],
                 env={**os.environ, "MLFLOW_TRACKING_URI": address, "PYTHONPATH": str(ROOT)},
                 capture_output=True, text=True, timeout=200,
             )  # fmt: skip

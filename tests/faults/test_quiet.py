@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.errors import DONE, NOT_TRACKED
+from jobs.runtime.errors import DONE, NOT_TRACKED
 from tests.faults import servers
 from tests.faults.conftest import Job, write_input
 from tests.faults.daemon import Faults

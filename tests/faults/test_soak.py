@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import DONE
+from jobs.runtime.errors import DONE
 from tests.faults import oracle
 from tests.faults.conftest import KILLED, Job
 from tests.faults.daemon import Faults

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jobs.errors import DONE, REFUSED, UNEXPECTED
+from jobs.runtime.errors import DONE, REFUSED, UNEXPECTED
 from tests.faults import oracle
 from tests.faults.conftest import Job
 from tests.faults.daemon import Faults

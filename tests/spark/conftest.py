@@ -11,7 +11,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import rerank
-from jobs.jvm import with_kept_classes
+from jobs.runtime.jvm import with_kept_classes
 from tests.conftest import ROOT
 from tests.sample import SAMPLE
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from jobs.bench import main
-from jobs.errors import DONE
+from jobs.runtime.errors import DONE
+from tests.benchmark.bench import main
 
 # Every way starts processes of its own; tests/unit/test_benchmark.py has the quick parts.
 pytestmark = pytest.mark.slow

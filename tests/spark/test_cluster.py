@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pyspark
 import pytest
 
-from jobs.errors import DONE, GATE_NOT_PASSED
+from jobs.runtime.errors import DONE, GATE_NOT_PASSED
 from tests.conftest import ROOT
 from tests.sample import SAMPLE
 
@@ -236,8 +236,8 @@ def test_the_udf_works_in_a_connect_session(tiny_bert: Path) -> None:
     pytest.importorskip("grpc")
     code = f"""
 from pyspark.sql import SparkSession
-from udfs.columns import rerank_udf
-from udfs.scorer import Scorer
+from udfs.udf import rerank_udf
+from udfs.scorers.cross_encoder import Scorer
 from udfs.devices import TaskSlot
 from udfs.spec import ScorerSpec
 from pathlib import Path

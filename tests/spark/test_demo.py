@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 
 from jobs.demo import FOLDER, build_sample
 from jobs.demo.__main__ import main
-from jobs.errors import DONE
+from jobs.runtime.errors import DONE
 from tests.sample import EVERY_QUERY
 from udfs.checkpoint import inspect_checkpoint
 

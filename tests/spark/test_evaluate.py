@@ -17,11 +17,11 @@ from pyspark.sql import functions as F
 from scipy import stats
 
 from jobs import evaluate
-from jobs.errors import DONE, GATE_NOT_PASSED, REFUSED
 from jobs.evaluation.document import assemble
 from jobs.evaluation.measures import Measure, parse_measure, parse_measures
 from jobs.evaluation.metrics import RunError
 from jobs.evaluation.study import study
+from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED
 from tests.conftest import shared_data
 from tests.spark.test_metrics import Grades, expected
 

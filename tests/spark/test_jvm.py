@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import jvm
+from jobs.runtime import jvm
 
 
 def java(*options: str) -> subprocess.CompletedProcess[str]:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.errors import RefusedError
 from jobs.evaluation.measures import Measure, parse_measure, parse_measures
 from jobs.evaluation.metrics import RunError, per_query, summarise
 from jobs.evaluation.qrels import read_qrels
+from jobs.runtime.errors import RefusedError
 
 Scores = dict[str, dict[str, float]]
 Grades = dict[str, dict[str, int]]

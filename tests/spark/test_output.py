@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs import lock
-from jobs.errors import LockedError
-from jobs.files import Files
-from jobs.output import OutputFolder
+from jobs.output import lock
+from jobs.output.filesystem import Files
+from jobs.output.folder import OutputFolder
+from jobs.runtime.errors import LockedError
 
 NAMES = ["ranked", "rejects", "run.json"]
 

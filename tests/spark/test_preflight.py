@@ -16,9 +16,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import evaluate, preflight
-from jobs.errors import DONE, REFUSED
-from jobs.files import Files
-from jobs.findings import Findings
+from jobs.output.filesystem import Files
+from jobs.runtime.errors import DONE, REFUSED
+from jobs.runtime.findings import Findings
 from tests.conftest import ROOT, SENTENCES
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
@@ -257,7 +257,7 @@ def test_the_event_log_holds_no_secret(tmp_path: Path) -> None:
     code = """
 import sys
 from jobs.config import Config
-from jobs.session import open_session
+from jobs.runtime.session import open_session
 
 settings = {
     "spark.eventLog.enabled": "true", "spark.eventLog.compress": "false",

@@ -6,8 +6,8 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.errors import RefusedError
 from jobs.evaluation.qrels import QrelsError, from_labels, read_qrels
+from jobs.runtime.errors import RefusedError
 
 WANTED = {("1", "9", 2), ("1", "10", 0), ("é", "中 文", -1)}
 

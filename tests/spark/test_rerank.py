@@ -14,14 +14,14 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import rerank
-from jobs.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS
+from jobs.runtime.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS
 from tests.conftest import SENTENCES, shared_data
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
 from udfs import int16
 from udfs.devices import TaskSlot, may_have_gpu
-from udfs.encode import PairEncoder
-from udfs.scorer import Scorer
+from udfs.encoding.pairs import PairEncoder
+from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
 
 
@@ -375,7 +375,7 @@ def rerank_root() -> Path:
 
 
 def test_the_udf_is_usable_by_itself(spark: SparkSession, tiny_model: Path) -> None:
-    from udfs.columns import rerank_udf
+    from udfs.udf import rerank_udf
 
     spec = ScorerSpec(str(tiny_model), "", max_length=64, window=5)
     rows = [

@@ -9,11 +9,11 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from jobs.checks import keyed, texts_by_key
 from jobs.config import Config
-from jobs.models import resolve_model
-from jobs.scoring import _longest_first, make_spec
-from jobs.tables import Pairs, read_pairs
+from jobs.input.layouts import Pairs, read_pairs
+from jobs.input.validation import keyed, texts_by_key
+from jobs.scoring.models import resolve_model
+from jobs.scoring.stage import _longest_first, make_spec
 from udfs.tasks import probe_devices, run_trial
 
 

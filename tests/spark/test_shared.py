@@ -18,8 +18,8 @@ _PROGRAM = """
 import json, os, sys, time
 from jobs.config import Config
 from jobs.preflight import check_rerank
-from jobs.record import Stopwatch
-from jobs.scoring import make_spec
+from jobs.output.record import Stopwatch
+from jobs.scoring.stage import make_spec
 
 config = Config.model_validate(json.loads(sys.argv[1]))
 ready = check_rerank(config, Stopwatch())
@@ -38,7 +38,7 @@ print(json.dumps(ready.spark.sparkContext.parallelize([0, 1], 2).mapPartitions(f
 
 # SQL takes its workers from the same daemon.
 from pathlib import Path
-from udfs.columns import rerank_udf
+from udfs.udf import rerank_udf
 
 table = ready.pairs.rows.select(rerank_udf(spec)("query", "doc").alias("s")).select("s.status")
 status = [row[0] for row in table.collect()]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.errors import RefusedError
-from jobs.sources import FAULT, read_source
+from jobs.input.readers import FAULT, read_source
+from jobs.runtime.errors import RefusedError
 
 
 def rows(spark: SparkSession, path: Path, **options: str) -> list[dict[str, object]]:

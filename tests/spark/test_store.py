@@ -16,8 +16,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from jobs.errors import DONE, GATE_NOT_PASSED, REFUSED
-from jobs.files import Files
+from jobs.output.filesystem import Files
+from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED
 from jobs.store import ScoreStore
 from jobs.store.__main__ import main
 from jobs.store.inventory import take_inventory

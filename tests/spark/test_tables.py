@@ -8,12 +8,20 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.checks import COLLAPSED, REJECTED, VALID, checked_alone, compared, count_checked, keyed
 from jobs.config import InputConfig, ModelConfig
-from jobs.errors import RefusedError
-from jobs.tables import Pairs, read_pairs
-from jobs.texts import render
-from udfs.text import parse_template
+from jobs.input.layouts import Pairs, read_pairs
+from jobs.input.templates import render
+from jobs.input.validation import (
+    COLLAPSED,
+    REJECTED,
+    VALID,
+    checked_alone,
+    compared,
+    count_checked,
+    keyed,
+)
+from jobs.runtime.errors import RefusedError
+from udfs.templates import parse_template
 
 MODEL = ModelConfig()
 

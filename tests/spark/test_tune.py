@@ -12,16 +12,16 @@ from pyspark.sql import SparkSession
 from jobs import rerank
 from jobs import tune as command
 from jobs.config import Config, TuneConfig
-from jobs.errors import DONE
 from jobs.evaluation.qrels import from_labels
-from jobs.export import missing_packages
-from jobs.models import resolve_model
-from jobs.scoring import make_spec
-from jobs.tables import read_pairs
-from jobs.tracking.client import track
-from jobs.tuning.executors import device_of
-from jobs.tuning.sample import draw_sample
-from jobs.tuning.settings import engines
+from jobs.input.layouts import read_pairs
+from jobs.output.tracking.client import track
+from jobs.runtime.errors import DONE
+from jobs.scoring.models import resolve_model
+from jobs.scoring.onnx_export import missing_packages
+from jobs.scoring.stage import make_spec
+from jobs.tune.executors import device_of
+from jobs.tune.sample import draw_sample
+from jobs.tune.settings import engines
 from tests.sample import SAMPLE
 from tests.unit.test_report import CHROMIUM, Page, _in_a_browser
 from udfs.devices import TaskSlot, describe

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.backends import refuse_backend, refuse_int16
 from jobs.config import Config, ModelConfig
-from jobs.errors import RefusedError
+from jobs.runtime.errors import RefusedError
+from jobs.scoring.backends import refuse_backend, refuse_int16
 from udfs import int16
 from udfs.checkpoint import Checkpoint, inspect_checkpoint
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udfs.batching import plan_batches
+from udfs.encoding.batching import plan_batches
 
 
 def test_the_longest_come_first_and_share_a_batch_while_the_padded_size_fits() -> None:

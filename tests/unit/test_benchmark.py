@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.bench import refuse
-from jobs.benchmark.engine import _score
-from jobs.benchmark.measure import ratio
-from jobs.benchmark.memory import MemoryWatch, tree
-from jobs.benchmark.mixes import lengths_of, write_pairs
-from jobs.benchmark.peers import sentence_transformers
-from jobs.benchmark.shapes import SHAPES, model_flops, random_model
-from jobs.benchmark.task import Task
 from jobs.config import Config
-from jobs.errors import RefusedError
-from jobs.models import embedded_model
-from udfs.encode import PairEncoder
+from jobs.runtime.errors import RefusedError
+from jobs.scoring.models import embedded_model
+from tests.benchmark.bench import refuse
+from tests.benchmark.engine import _score
+from tests.benchmark.measure import ratio
+from tests.benchmark.memory import MemoryWatch, tree
+from tests.benchmark.mixes import lengths_of, write_pairs
+from tests.benchmark.peers import sentence_transformers
+from tests.benchmark.shapes import SHAPES, model_flops, random_model
+from tests.benchmark.task import Task
+from udfs.encoding.pairs import PairEncoder
 from udfs.spec import ScorerSpec
 
 
@@ -139,7 +139,7 @@ def test_the_engines_lanes_score_what_the_peer_scores(tiny_bert: Path, tmp_path:
 def test_what_cannot_be_measured_is_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jobs.bench.find_spec", lambda _: None)
+    monkeypatch.setattr("tests.benchmark.bench.find_spec", lambda _: None)
     with pytest.raises(RefusedError) as error:
         refuse(config())
     assert len(error.value.findings) == 2

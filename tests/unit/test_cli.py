@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.cli import keys, load_config
 from jobs.config import Config
-from jobs.errors import RefusedError
+from jobs.runtime.cli import keys, load_config
+from jobs.runtime.errors import RefusedError
 from tests.conftest import ROOT
 
 GIVEN = ["--model.name", "m", "--input.path", "in", "--output.path", "out"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.session import _refuse_settings
+from jobs.runtime.session import _refuse_settings
 from tests.conftest import ROOT
 
 CLUSTER = ROOT / "conf" / "cluster"
@@ -78,7 +78,7 @@ def test_the_archive_holds_what_executors_import() -> None:
                 if line.startswith("EXECUTOR :="))  # fmt: skip
     # numpy comes with pandas, tokenizers with transformers; onnxruntime is an extra.
     there = {*made.split()[2:], "pyspark", "numpy", "tokenizers", "onnxruntime", "udfs", "jobs"}
-    files = [*(ROOT / "udfs").rglob("*.py"), ROOT / "jobs" / "evaluation" / "moves.py"]
+    files = [*(ROOT / "udfs").rglob("*.py"), ROOT / "jobs" / "evaluation" / "rank_changes.py"]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -95,5 +95,5 @@ def test_udfs_are_where_the_archive_is_made_for() -> None:
         for file in (ROOT / "jobs").rglob("*.py")
         if any(mark in file.read_text(encoding="utf-8") for mark in marks)
     }
-    # `jobs/scoring.py` hands over a function of `udfs`.
-    assert found == {"evaluation/moves.py", "scoring.py"}
+    # `jobs/scoring/stage.py` hands over a function of `udfs`.
+    assert found == {"evaluation/rank_changes.py", "scoring/stage.py"}

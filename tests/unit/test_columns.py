@@ -11,10 +11,10 @@ import pytest
 
 from tests.conftest import SENTENCES
 from tests.unit.test_scorer import Lengths
-from udfs.columns import _score_window, _windows
-from udfs.encode import Ids, PairEncoder
-from udfs.scorer import Scorer
+from udfs.encoding.pairs import Ids, PairEncoder
+from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
+from udfs.udf import _score_window, _windows
 
 
 def test_a_query_of_a_hundred_candidates_is_tokenised_once_per_window(

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.conftest import SENTENCES
-from udfs.encode import PairEncoder
+from udfs.encoding.pairs import PairEncoder
 from udfs.spec import ScorerSpec
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from udfs import flat
-from udfs.encode import Batch
-from udfs.model import TorchModel
+from udfs.encoding.pairs import Batch
+from udfs.forward import unpadded as flat
+from udfs.forward.transformers import TorchModel
 from udfs.spec import ScorerSpec
 
 

@@ -21,7 +21,8 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from udfs import flat, int16
+from udfs import int16
+from udfs.forward import unpadded as flat
 from udfs.int16 import limits
 
 if reason := int16.lacking():

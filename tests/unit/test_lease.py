@@ -22,11 +22,11 @@ import torch
 from tests.conftest import SENTENCES
 from udfs import lease, owner
 from udfs.devices import TaskSlot
-from udfs.encode import Batch
+from udfs.encoding.pairs import Batch
+from udfs.forward.transformers import ModelError
 from udfs.lease import Lease, OwnerLostError, borrow
-from udfs.model import ModelError
 from udfs.owner import DONE, FAILED, Owner
-from udfs.scorer import Scorer
+from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
 
 SLOT = TaskSlot(cpus=1, gpu="0")

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.masking import SECRET_NAME, USER_IN_URI, is_secret, masked, masked_tree, secrets_of
+from jobs.runtime.redaction import (
+    SECRET_NAME,
+    USER_IN_URI,
+    is_secret,
+    masked,
+    masked_tree,
+    secrets_of,
+)
 from tests.conftest import ROOT
 
 # What a password may hold raw in a URI that a user has typed; an @ ends it.
@@ -102,8 +109,8 @@ def test_names_that_are_secret() -> None:
 
 def test_a_refusal_and_a_traceback_are_masked() -> None:
     code = (
-        "from jobs.command import Command\n"
-        "from jobs.errors import RefusedError\n"
+        "from jobs.runtime.command import Command\n"
+        "from jobs.runtime.errors import RefusedError\n"
         "def story(config):\n"
         "    said = 'https://u:hush-hush@h/x and hush-of-spark'\n"
         "    raise (RefusedError if config.dry_run else OSError)(said)\n"

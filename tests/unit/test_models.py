@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import models
 from jobs.config import ModelConfig
-from jobs.errors import RefusedError
-from jobs.models import resolve_model
+from jobs.runtime.errors import RefusedError
+from jobs.scoring import models
+from jobs.scoring.models import resolve_model
 from udfs.checkpoint import inspect_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

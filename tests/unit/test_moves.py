@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.evaluation.distributions import Distribution, round_edges
-from jobs.evaluation.moves import kendall_tau, rank_biased_overlap
+from jobs.evaluation.rank_changes import kendall_tau, rank_biased_overlap
 
 PERMUTATIONS = st.integers(2, 12).flatmap(lambda n: st.permutations(list(range(1, n + 1))))
 

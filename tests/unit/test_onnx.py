@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import export, preflight, rerank
-from jobs.cli import load_config
+from jobs import preflight, rerank
 from jobs.config import Config
 from jobs.demo import FOLDER
-from jobs.errors import REFUSED, RefusedError
+from jobs.runtime.cli import load_config
+from jobs.runtime.errors import REFUSED, RefusedError
+from jobs.scoring import onnx_export as export
 from tests.sample import EVERY_PAIR
 from tests.unit.test_parity import DOCS, MAX_LENGTH, QUERIES
 from udfs.checkpoint import Checkpoint, inspect_checkpoint
 from udfs.devices import TaskSlot
-from udfs.encode import Batch
-from udfs.model import ModelError
-from udfs.ort import OnnxModel
-from udfs.scorer import Scorer
+from udfs.encoding.pairs import Batch
+from udfs.forward.onnx import OnnxModel
+from udfs.forward.transformers import ModelError
+from udfs.scorers.cross_encoder import Scorer
 from udfs.scores import OK, Scores
 from udfs.spec import Precision, ScorerSpec
 

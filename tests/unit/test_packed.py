@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from udfs import packed
+from udfs.forward import packed
 
 pytestmark = pytest.mark.skipif(
     not packed.available(), reason="torch has no oneDNN, or the CPU nothing it needs for bf16"

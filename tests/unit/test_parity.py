@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import SENTENCES, shared_data
 from udfs.devices import TaskSlot
-from udfs.scorer import Scorer
+from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
 
 QUERIES = [SENTENCES[i % 8][: 9 + 7 * (i % 9)] * (1 + i % 4) for i in range(48)]

@@ -16,10 +16,10 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from jobs.reporting import words
-from jobs.reporting.report import render
-from jobs.reporting.standalone import standalone
-from jobs.reporting.verdict import verdict
+from jobs.evaluation.report import words
+from jobs.evaluation.report.report import render
+from jobs.evaluation.report.standalone import standalone
+from jobs.evaluation.report.verdict import verdict
 from tests.report_document import (
     MEASURES,
     bare_document,
@@ -273,11 +273,12 @@ def test_a_lone_surrogate_can_be_written_to_a_file() -> None:
 def test_the_template_is_found_in_a_zip_file(tmp_path: Path) -> None:
     archive = tmp_path / "packages.zip"
     with zipfile.ZipFile(archive, "w") as packages:
-        packages.write(REPORTING.parent / "__init__.py", "jobs/__init__.py")
-        for path in REPORTING.glob("*.*"):
-            packages.write(path, f"jobs/reporting/{path.name}")
+        jobs = REPORTING.parents[1]
+        for path in jobs.rglob("*.*"):
+            if path.suffix in (".py", ".j2", ".css"):
+                packages.write(path, f"jobs/{path.relative_to(jobs)}")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from jobs.reporting import report\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from jobs.evaluation.report import report\n"
         "assert sys.argv[1] in report.__file__; sys.stdout.write(report.render({}))"
     )
     command = [sys.executable, "-c", code, str(archive)]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from tests.conftest import SENTENCES
 from udfs.checkpoint import digest_of
 from udfs.devices import TaskSlot
-from udfs.encode import Batch, PairEncoder
+from udfs.encoding.pairs import Batch, PairEncoder
+from udfs.forward.transformers import ModelError
 from udfs.memory import Peak, peak
-from udfs.model import ModelError
-from udfs.scorer import Loader, Scorer
+from udfs.scorers.cross_encoder import Loader, Scorer
 from udfs.scores import NONFINITE, OK, OUT_OF_MEMORY, Forwarded
 from udfs.spec import ScorerSpec
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import session
 from jobs.config import Config
-from jobs.errors import RefusedError
-from jobs.session import open_session
+from jobs.runtime import session
+from jobs.runtime.errors import RefusedError
+from jobs.runtime.session import open_session
 from udfs import devices
 
 
@@ -44,7 +44,7 @@ def test_settings_that_break_scoring_are_refused_before_spark_starts(
     ],
 )  # fmt: skip
 def test_a_local_run_starts_a_task_again_unless_told_otherwise(given: str, used: str) -> None:
-    from jobs.session import _with_retries
+    from jobs.runtime.session import _with_retries
 
     assert _with_retries(given) == used
 
@@ -70,6 +70,6 @@ def test_only_cores_that_run_a_model_are_spared_and_get_torch_ahead(
     ("pairs", "rounds"), [(1, 1), (1023, 1), (2150, 2), (4000, 3), (8192, 3), (100_000, 13)]
 )
 def test_a_slot_gets_a_few_tasks_of_a_size_that_may_be_lost(pairs: int, rounds: int) -> None:
-    from jobs.scoring import _rounds
+    from jobs.scoring.stage import _rounds
 
     assert _rounds(pairs) == rounds

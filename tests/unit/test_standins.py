@@ -8,8 +8,8 @@ import numpy as np
 
 from tests.conftest import SENTENCES
 from udfs.devices import TaskSlot
-from udfs.encode import PairEncoder
-from udfs.scorer import Scorer
+from udfs.encoding.pairs import PairEncoder
+from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
 
 QUERIES = [SENTENCES[i % 3] for i in range(25)]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from udfs.text import BLANK, parse_template
+from udfs.templates import BLANK, parse_template
 
 TEMPLATE = r"Title: {title}\nAbstract: {abstract}\n{body}"
 

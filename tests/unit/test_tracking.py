@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from jobs.config import Config
-from jobs.errors import DONE, REFUSED, RefusedError
-from jobs.masking import masked
-from jobs.record import public_config
-from jobs.tracking.__main__ import main
-from jobs.tracking.client import SERVER, WAIT, Client, TrackingError, replay_command, track
-from jobs.tracking.runs import fetch_model
+from jobs.output.record import public_config
+from jobs.output.tracking.__main__ import main
+from jobs.output.tracking.client import SERVER, WAIT, Client, TrackingError, replay_command, track
+from jobs.output.tracking.runs import fetch_model
+from jobs.runtime.errors import DONE, REFUSED, RefusedError
+from jobs.runtime.redaction import masked
 from tests.conftest import ROOT
 
 
@@ -75,7 +75,7 @@ def test_a_process_that_waits_touches_nothing_and_ends_with_the_one_that_started
     """With its end a driver closes the pipe that the question would have come through."""
     database = tmp_path / "runs.db"
     ended = subprocess.run(
-        [sys.executable, "-m", "jobs.tracking", WAIT], stdin=subprocess.DEVNULL, cwd=tmp_path,
+        [sys.executable, "-m", "jobs.output.tracking", WAIT], stdin=subprocess.DEVNULL, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), SERVER: f"sqlite:///{database}"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

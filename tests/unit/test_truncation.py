@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from udfs.truncation import longest_first, passage
+from udfs.encoding.truncation import longest_first, passage
 
 counts = st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, max_size=40)
 

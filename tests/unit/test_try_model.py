@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import DONE, REFUSED
+from jobs.runtime.errors import DONE, REFUSED
 from jobs.try_model import main, split_texts
 from tests.conftest import SENTENCES
 

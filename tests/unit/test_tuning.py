@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from jobs.config import BatchingConfig, TuneConfig
-from jobs.errors import RefusedError
-from jobs.lengths import SampledLengths
-from jobs.tuning.recommend import choose, pareto, recommend
-from jobs.tuning.rows import NOT_MEASURED, make_rows
-from jobs.tuning.sample import Sample
-from jobs.tuning.settings import Setting, batch_sizes, engines, lengths_to_try, make_grid
-from jobs.tuning.sweep import Budget, Sweep, sweep
+from jobs.runtime.errors import RefusedError
+from jobs.scoring.token_lengths import SampledLengths
+from jobs.tune.recommend import choose, pareto, recommend
+from jobs.tune.rows import NOT_MEASURED, make_rows
+from jobs.tune.sample import Sample
+from jobs.tune.settings import Setting, batch_sizes, engines, lengths_to_try, make_grid
+from jobs.tune.sweep import Budget, Sweep, sweep
 from tests.unit.test_parity import DOCS, QUERIES
 from udfs.devices import TaskSlot
 from udfs.scores import OUT_OF_MEMORY

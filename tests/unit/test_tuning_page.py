@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from jobs.cli import load_config
 from jobs.config import Config
-from jobs.record import Stopwatch
-from jobs.reporting.tuning import render
-from jobs.tuning.document import make_document, recommended_yaml
-from jobs.tuning.summary import closing_summary
+from jobs.evaluation.report.tuning import render
+from jobs.output.record import Stopwatch
+from jobs.runtime.cli import load_config
+from jobs.tune.document import make_document, recommended_yaml
+from jobs.tune.summary import closing_summary
 from tests.unit.test_report import CHROMIUM, Page, _in_a_browser
 from tests.unit.test_tuning import LENGTHS, Machine, sample
 from udfs.checkpoint import Checkpoint

@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import ROOT
 from udfs import shared, worker
 from udfs.devices import TaskSlot, common_precision, describe
-from udfs.scorer import PairScorer
+from udfs.scorers.cross_encoder import PairScorer
+from udfs.scorers.stub import StubScorer
 from udfs.spec import ScorerSpec
-from udfs.standins import StubScorer
 
 SLOT = TaskSlot(cpus=1)
 
@@ -114,16 +114,16 @@ def test_no_wish_is_granted_where_there_may_be_a_gpu(
     ("module", "never"),
     [
         ("udfs.spec", ("torch", "pyspark", "numpy", "transformers")),
-        ("udfs.batching", ("torch", "pyspark", "numpy", "transformers")),
+        ("udfs.encoding.batching", ("torch", "pyspark", "numpy", "transformers")),
         ("udfs.checkpoint", ("torch", "pyspark", "numpy", "transformers")),
-        ("udfs.text", ("torch", "pyspark", "numpy", "transformers")),
+        ("udfs.templates", ("torch", "pyspark", "numpy", "transformers")),
         ("udfs.devices", ("torch", "pyspark", "transformers", "llvmlite")),
         ("udfs.lease", ("torch", "pyspark", "transformers")),
         ("udfs.owner", ("torch", "pyspark", "transformers")),
-        ("udfs.scorer", ("torch", "pyspark", "transformers")),
+        ("udfs.scorers.cross_encoder", ("torch", "pyspark", "transformers")),
         ("udfs.shared", ("torch", "pyspark", "transformers")),
-        ("udfs.columns", ("torch", "transformers", "jobs")),
-        ("udfs.ort", ("torch", "onnxruntime", "transformers")),
+        ("udfs.udf", ("torch", "transformers", "jobs")),
+        ("udfs.forward.onnx", ("torch", "onnxruntime", "transformers")),
         ("jobs.rerank", ("torch", "transformers", "mlflow", "onnx", "onnxruntime")),
         ("jobs.tune", ("torch", "transformers", "mlflow", "onnx", "onnxruntime", "matplotlib")),
     ],

@@ -15,7 +15,7 @@ LARGEST: Final = 32767.0  # magnitude of an int16
 # Attention works on whole tiles: it reads this many rows behind the last token, and writes fewer.
 BEHIND: Final = 16
 
-# Those of `udfs.flat`, which cannot be imported without torch.
+# Those of `udfs.forward.unpadded`, which cannot be imported without torch.
 ARCHITECTURES: Final = (
     "BertForSequenceClassification", "RobertaForSequenceClassification",
     "XLMRobertaForSequenceClassification", "CamembertForSequenceClassification",

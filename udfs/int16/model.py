@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udfs import flat
+from udfs.forward import unpadded as flat
 from udfs.int16 import limits
 from udfs.int16.encoder import Encoder, EncoderLayer, filled
 from udfs.int16.kernels import kernels

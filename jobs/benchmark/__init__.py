@@ -1,1 +1,0 @@
-"""The ways of scoring that `jobs.bench` compares, each run in a process of its own."""

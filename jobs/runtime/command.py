@@ -1,0 +1,65 @@
+"""The frame of every command: configuration in, exit code out, and no secret in what it says."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from jobs.config import Config
+from jobs.runtime.cli import load_config
+from jobs.runtime.errors import REFUSED, RefusedError
+from jobs.runtime.redaction import known_secrets, masked, secrets_of
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line.
+
+    Attributes:
+        name: how it is called, for `--help`.
+        about: what it does, one line, for `--help`.
+        require: dotted keys it cannot do without; alternatives are joined by `|`.
+    """
+
+    name: str
+    about: str
+    require: tuple[str, ...]
+
+    def run(self, argv: Sequence[str] | None, story: Callable[[Config], int]) -> int:
+        """Resolve the configuration and tell the story; what it refuses is printed, all at once.
+
+        Args:
+            argv: arguments without the program's name; None takes the process's own.
+            story: what the command does; it returns the exit code.
+
+        Returns:
+            One of the exit codes of `jobs.runtime.errors`.
+        """
+        known = secrets_of(os.environ)
+        try:
+            config = load_config(
+                sys.argv[1:] if argv is None else argv,
+                require=self.require,
+                command=self.name,
+                description=self.about,
+            )
+            known = known_secrets(config)
+            _mask_tracebacks(known)
+            return story(config)
+        except RefusedError as error:
+            sys.stderr.write("refused, nothing was written:\n")
+            sys.stderr.writelines(f"  - {masked(finding, known)}\n" for finding in error.findings)
+            return REFUSED
+
+
+def _mask_tracebacks(known: tuple[str, ...]) -> None:
+    """An unexpected error may quote an address with its password."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace)), known))
+
+    sys.excepthook = show

@@ -1,0 +1,171 @@
+"""A model's name -> a local folder that was checked, before Spark starts.
+
+Runs on the driver, once. Executors read the folder (or an archive of it) and never the network.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import jobs.demo
+from jobs.config import ModelConfig
+from jobs.runtime.cache import cache
+from jobs.runtime.errors import RefusedError
+from udfs.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    digest_of,
+    inspect_checkpoint,
+)
+
+EMBEDDED: Final = "embedded"
+REGISTRY: Final = "models:/"
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What a score needs of a hub repository, and nothing that could run.
+_WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_UNWANTED: Final = ["onnx/*", "openvino/*", "*/onnx/*"]
+
+
+def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) -> Checkpoint:
+    """Find, fetch if need be, and check the model.
+
+    Args:
+        config: `name` is a local folder, a hub id with `revision`, `models:/...` or `embedded`.
+        download: fetches a `models:/` URI into a folder (see `jobs.output.tracking`).
+
+    Raises:
+        RefusedError: with every reason why it cannot be used.
+    """
+    name = str(config.name)
+    if name == EMBEDDED:
+        folder = embedded_model()
+    elif name.startswith(REGISTRY):
+        folder = _from_registry(name, download)
+    elif Path(name).expanduser().exists() or name.startswith(("/", ".", "~")):
+        folder = Path(name).expanduser().resolve()
+    else:
+        folder = _from_hub(name, config.revision, config.trust_remote_code)
+    try:
+        checkpoint = inspect_checkpoint(folder, trust_remote_code=config.trust_remote_code)
+    except CheckpointError as error:
+        raise RefusedError(
+            [f"model.name={name}: {finding}" for finding in error.findings]
+        ) from None
+    if checkpoint.positions is not None and config.max_length > checkpoint.positions:
+        raise RefusedError(
+            f"model.max_length={config.max_length} exceeds the {checkpoint.positions} positions of "
+            f"{name}; lower it"
+        )
+    return checkpoint
+
+
+def embedded_model() -> Path:
+    """The folder of the small model that comes with the package.
+
+    When the package is imported from a zip (`--py-files`), the model is unpacked into the cache:
+    weights are read from real files only.
+    """
+    folder = jobs.demo.FOLDER / "model"
+    if folder.is_dir():
+        return folder
+    archive = next((parent for parent in folder.parents if zipfile.is_zipfile(parent)), None)
+    inside = "jobs/demo/model/"
+    if archive is None:
+        raise RefusedError("this installation has no embedded model; set model.name")
+    with zipfile.ZipFile(archive) as source:
+        members = [info for info in source.infolist() if info.filename.startswith(inside)]
+        if not members:
+            raise RefusedError(f"{archive} has no embedded model; set model.name")
+        checksum = "-".join(f"{info.CRC:08x}" for info in members if info.file_size)
+        target = cache() / "embedded" / checksum[:64]
+        if not target.is_dir():
+            beside = target.with_name(f"{target.name}.{os.getpid()}")
+            for info in members:
+                source.extract(info, beside)
+            shutil.move(beside / inside, target)
+            shutil.rmtree(beside)
+    return target
+
+
+def pack(folder: Path, files: Iterable[Path]) -> Path:
+    """Put files of a model folder into an uncompressed zip, for Spark to send and unpack."""
+    target = cache() / "archives" / f"{folder.name}-{os.getpid()}.zip"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for file in files:
+            archive.write(file, file.name)
+    atexit.register(target.unlink, missing_ok=True)
+    return target
+
+
+def _from_registry(uri: str, download: Callable[[str, Path], Path]) -> Path:
+    """Fetch into a folder of its own, then keep it under the digest of its content.
+
+    Two models in one folder would mix their files, and the same URI may mean another model
+    tomorrow (`models:/NAME@champion`).
+    """
+    root = cache() / "registry"
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as fresh:
+        folder = _assembled(download(uri, Path(fresh)))
+        kept = root / digest_of(folder)
+        if not kept.is_dir():
+            shutil.copytree(folder, beside := root / f"{kept.name}.{os.getpid()}")
+            beside.replace(kept)
+    return kept
+
+
+def _from_hub(name: str, revision: str | None, with_code: bool) -> Path:
+    if not _HUB_ID.fullmatch(name):
+        raise RefusedError(f"model.name={name} is neither a folder nor a hub id; check it")
+    if not _COMMIT.fullmatch(revision or ""):
+        raise RefusedError(
+            f"model.revision={revision} of {name} is no commit; give its 40 hex digits (a branch "
+            "or tag can change between two runs), or name a local folder if that was meant"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=[*_WANTED, *(["*.py"] if with_code else [])],
+                ignore_patterns=_UNWANTED,
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise RefusedError(
+            f"model.name={name} at {revision} cannot be downloaded ({type(error).__name__}); check "
+            "the id and the network, or download it elsewhere and name the folder"
+        ) from None
+
+
+def _assembled(folder: Path) -> Path:
+    """The checkpoint inside an MLflow model: as logged by hand, or by the transformers flavour.
+
+    The flavour keeps weights in `model/` and the tokenizer in `components/tokenizer/`; both are
+    put into one folder.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    found = sorted(file.parent for file in folder.rglob("config.json"))
+    if not found:
+        raise RefusedError(f"the MLflow model in {folder} holds no config.json; log a checkpoint")
+    weights, tokenizer = found[0], folder / "components" / "tokenizer"
+    if not tokenizer.is_dir():
+        return weights
+    for file in tokenizer.iterdir():
+        if file.is_file() and not (weights / file.name).exists():
+            shutil.copy2(file, weights / file.name)
+    return weights

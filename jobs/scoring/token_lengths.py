@@ -1,0 +1,91 @@
+"""Token lengths of a sample of the input: the tokenizer is loaded, no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from pyspark.sql import functions as F
+
+from jobs.input.layouts import Pairs
+from jobs.input.validation import keyed
+from udfs.encoding.pairs import PairEncoder
+from udfs.encoding.truncation import POLICIES, Counts
+from udfs.spec import ScorerSpec, Truncation
+
+_SAMPLE: Final = 5_000  # pairs
+_LONGEST: Final = 20_000  # characters of a text that are looked at, so that a sample stays small
+_SIDES: Final = ("query", "doc")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a max_length does to the sampled pairs.
+
+    Attributes:
+        max_length: longest pair the model is given [tokens].
+        share: part of the pairs that lose a token.
+        mean: tokens of a pair that the model is given, on average.
+    """
+
+    max_length: int
+    share: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class SampledLengths:
+    """Sampled pairs before anything is cut: int64[N] each, without special tokens [tokens].
+
+    Attributes:
+        queries: of each pair's query.
+        docs: of each pair's document.
+        special: special tokens that every pair gets.
+        truncation: how pairs are cut.
+    """
+
+    queries: Counts
+    docs: Counts
+    special: int
+    truncation: Truncation
+
+    @property
+    def whole(self) -> Counts:
+        """int64[N]: tokens of each pair, special tokens included."""
+        return self.queries + self.docs + self.special
+
+    def percentile(self, percent: float) -> float:
+        """So many percent of the pairs are no longer [tokens]."""
+        return float(np.percentile(self.whole, percent))
+
+    def cut_at(self, max_length: int) -> Cut:
+        """The effect of a max_length."""
+        policy = POLICIES[self.truncation]
+        queries, docs = policy(self.queries, self.docs, max_length, self.special)
+        kept = queries + docs + self.special
+        return Cut(max_length, float((kept < self.whole).mean()), float(kept.mean()))
+
+
+def sample_lengths(pairs: Pairs, folder: Path, spec: ScorerSpec) -> SampledLengths | None:
+    """Tokenise up to 5,000 pairs, chosen by their keys, so the same ones every time.
+
+    Of a longer text the first 20,000 characters count.
+
+    Returns:
+        None if no row of the input can be scored.
+    """
+    rows = (
+        keyed(pairs)
+        .where(F.isnotnull("pair_key"))
+        .select("pair_key", *(F.substring(side, 1, _LONGEST).alias(side) for side in _SIDES))
+        .orderBy("pair_key")
+        .limit(_SAMPLE)
+        .collect()
+    )
+    if not rows:
+        return None
+    encoder = PairEncoder.load(folder, spec)
+    queries, docs = encoder.counts([row["query"] for row in rows], [row["doc"] for row in rows])
+    return SampledLengths(queries, docs, encoder.frame.size, spec.truncation)

@@ -1,0 +1,85 @@
+"""Models of a named shape with random weights: as fast as the real ones, without a download."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.scoring.models import embedded_model
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the time of a forward pass depends on."""
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    vocabulary: int
+    positions: int
+
+
+SHAPES: Final = {
+    "minilm-l6": Shape("bert", 6, 384, 12, 1536, 30_522, 512),
+    "bge-reranker-base": Shape("xlm-roberta", 12, 768, 12, 3072, 250_002, 514),
+    "bge-reranker-v2-m3": Shape("xlm-roberta", 24, 1024, 16, 4096, 250_002, 8194),
+}
+
+
+def random_model(name: str, folder: Path) -> Path:
+    """Write a cross-encoder of that shape, with the embedded model's tokenizer.
+
+    Its scores mean nothing; they are the same every time. The tokenizer's ids reach the first
+    rows of a larger vocabulary only; lengths are what matters for the time.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    shape = SHAPES[name]
+    for file in embedded_model().glob("*token*.json"):
+        shutil.copy2(file, folder)
+    settings_file = folder / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text(encoding="utf-8"))
+    if shape.family != "bert":
+        # The family has one token type, so its models must not be given two.
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
+        settings_file.write_text(json.dumps(settings), encoding="utf-8")
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        shape.family,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feed_forward,
+        max_position_embeddings=shape.positions,
+        type_vocab_size=2 if shape.family == "bert" else 1,
+        pad_token_id=0,
+        num_labels=1,
+    )
+    model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    return folder
+
+
+def model_flops(folder: Path, lengths: NDArray[np.int64]) -> float:
+    """Floating-point operations [FLOP] of a Transformer encoder on pairs of these lengths.
+
+    The products of all layers on every token that is no padding, attention included; embeddings,
+    norms and the head are left out. What an engine finds a way not to compute still counts, as in
+    the usual model FLOP utilisation (Chowdhery et al., PaLM, 2022, appendix B): engines are
+    compared by what they achieve.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    tokens = lengths.astype(np.float64)
+    per_token = 8 * width * width + 4 * width * config["intermediate_size"]
+    return float(layers * (per_token * tokens.sum() + 4 * width * (tokens**2).sum()))

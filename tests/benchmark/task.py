@@ -1,0 +1,90 @@
+"""What the benchmark hands to the process of a way, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from jobs.config import Config
+from udfs.spec import Precision, ScorerSpec
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of one way.
+
+    Attributes:
+        what: name of the way.
+        config: the benchmark's configuration, as JSON.
+        model: folder of the checkpoint.
+        pairs: Parquet file of the pairs (`tests.benchmark.mixes`).
+        out: folder for what the way writes.
+        precision: number type of the model.
+        lanes: cores to be used.
+        spawned: when the process was started [s since 1970].
+    """
+
+    what: str
+    config: dict[str, Any]
+    model: str
+    pairs: str
+    out: str
+    precision: Precision
+    lanes: int
+    spawned: float
+
+    @property
+    def settings(self) -> Config:
+        """The configuration."""
+        return Config.model_validate(self.config)
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Queries and documents, in the order of the file."""
+        table = pq.read_table(self.pairs, columns=["query", "doc"])
+        return table["query"].to_pylist(), table["doc"].to_pylist()
+
+    def spec(self) -> ScorerSpec:
+        """The engine's settings."""
+        model, batching = self.settings.model, self.settings.batching
+        return ScorerSpec(
+            self.model, "", max_length=model.max_length, truncation=model.truncation,
+            precision=self.precision, attention=model.attention, device=model.device,
+            backend=model.backend, max_tokens=batching.max_tokens, max_pairs=batching.max_pairs,
+            window=batching.window,
+        )  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Task:
+        """From JSON."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a way measured.
+
+    Attributes:
+        seconds: all pairs, after start-up [s].
+        started: from the start of the process to the end of the first pass over all pairs [s];
+            None where there is no such pass.
+        scores: logit of every pair, in the order of the file; None for the peak.
+        padding: padding tokens given to the model; None if the way does not tell.
+        parts: seconds of all lanes together in `tokenising`, `planning`, `forward` and `waiting`,
+            as far as the way tells them.
+        gflops: operations per second [GFLOP/s], of the peak alone.
+    """
+
+    seconds: float
+    started: float | None = None
+    scores: list[float] | None = None
+    padding: int | None = None
+    parts: dict[str, float] | None = None
+    gflops: float | None = None
