@@ -11,7 +11,7 @@ HOLD ?= 'torch==2.13.0' 'pandas-stubs<3'
 
 # What `udfs` and the UDF of jobs/evaluation/rank_changes.py import, besides the pyspark that a cluster has
 # of its own. `make environment EXECUTOR='... onnxruntime'` is for model.backend: onnxruntime.
-EXECUTOR := torch transformers safetensors pandas pyarrow scipy llvmlite
+EXECUTOR := torch transformers safetensors pandas pyarrow scipy
 
 # Tests of one file share a Spark session, so a file stays with one process.
 TWO := -n 2 --dist loadfile
@@ -76,7 +76,7 @@ $(VENV)/pyvenv.cfg:
 	@sh .make/venv.sh $(VENV)
 
 $(VENV)/.demo: pyproject.toml conf/constraints.txt $(VENV)/pyvenv.cfg
-	@sh .make/install.sh $(VENV) -c conf/constraints.txt -e '.[int16]'
+	@sh .make/install.sh $(VENV) -c conf/constraints.txt -e .
 	@touch $@
 
 # Made of a fresh environment: that of the tests holds far more, and a link to this folder.

@@ -33,8 +33,8 @@ from jobs.output.tracking.runs import fetch_model
 from jobs.ranking.order import refuse_slices
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.findings import Findings
-from jobs.runtime.session import open_session, scores_here, start_workers
-from jobs.scoring.backends import for_backend, refuse_backend, refuse_int16
+from jobs.runtime.session import open_session, start_workers
+from jobs.scoring.backends import for_backend, refuse_backend
 from jobs.scoring.models import resolve_model
 from jobs.scoring.onnx_export import refuse_missing_packages
 from jobs.scoring.resources import refuse_scoring
@@ -75,8 +75,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     plan = found.of(make_plan, config.evaluation, config.report)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = found.of(resolve_model, config.model, fetch)
-    here = scores_here(config.spark.master)
-    found.of(refuse_backend, config.model, checkpoint, here=here)
+    found.of(refuse_backend, config.model)
     with watch.part("session"):
         spark = found.of(open_session, config)
     if spark is None:
@@ -139,9 +138,6 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     checkpoint = found.of(resolve_model, config.model, fetch)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         found.of(refuse_missing_packages)
-    if "int16" in config.tune.precisions:
-        here = scores_here(config.spark.master)
-        found.of(refuse_int16, config.model, checkpoint, here=here)
     with watch.part("session"):
         spark = found.of(open_session, config)
     if spark is None:

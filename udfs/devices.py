@@ -5,23 +5,19 @@ Standard library at import; torch is imported inside the functions that need it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from udfs import int16
-from udfs.spec import Attention, Device, Precision, ScorerSpec
+from udfs.spec import Device, Precision, ScorerSpec
 
 if TYPE_CHECKING:
     import torch
 
 # Instruction sets whose bf16 matrix products beat fp32: Intel's and AMD's names, then Arm's.
 _BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-# With these float32 products are as fast as the int16 ones of `udfs.int16`.
-_WIDE_FLAGS: Final = frozenset({"avx512f"})
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 # Where the drivers of GPUs show up: NVIDIA's, WSL's, AMD's (which torch calls CUDA, too), Jetson's.
@@ -79,45 +75,27 @@ def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
     return bool(_BF16_FLAGS & _flags(cpuinfo))
 
 
-def gains_by_int16(model: Path, attention: Attention = "auto", cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether this CPU computes this model faster in 16-bit integers than in float32."""
-    if int16.lacking() or has_bf16(cpuinfo) or _WIDE_FLAGS & _flags(cpuinfo):
-        return False
-    if attention == "eager":
-        return False  # transformers' own is asked for
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # which is for those to tell who load it
-    return int16.unsupported(config) is None
-
-
-def describe(draft: ScorerSpec, slot: TaskSlot, model: Path) -> str:
-    """What this process would score on with this model: `cuda`, `cpu-bf16`, `cpu-int16` or `cpu`.
+def describe(draft: ScorerSpec, slot: TaskSlot) -> str:
+    """What this process would score on with this model: `cuda`, `cpu-bf16` or `cpu`.
 
     Args:
         draft: the scorer, but for its precision.
         slot: cores and GPU of the calling task.
-        model: its folder as this process sees it.
     """
     if choose(draft.device, slot).type == "cuda":
         return "cuda"
-    if has_bf16():
-        return "cpu-bf16"
-    return "cpu-int16" if gains_by_int16(model, draft.attention) else "cpu"
+    return "cpu-bf16" if has_bf16() else "cpu"
 
 
 def common_precision(devices: Iterable[str]) -> Precision:
     """The precision that `auto` means for all these devices (values of `describe`) together.
 
-    fp16 on CUDA; bf16 on CPUs that have the instructions; int16 on CPUs with AVX2 and nothing
-    wider, if llvmlite is installed; else fp32. fp16 on a CPU is several times slower than fp32.
+    fp16 on CUDA; bf16 on CPUs that have the instructions; else fp32. fp16 on a CPU is several times
+    slower than fp32.
     Mixed clusters get fp32, as a score must not depend on the executor.
     """
     kinds = set(devices)
-    by_kind: Mapping[str, Precision] = {
-        "cuda": "fp16", "cpu-bf16": "bf16", "cpu-int16": "int16",
-    }  # fmt: skip
+    by_kind: Mapping[str, Precision] = {"cuda": "fp16", "cpu-bf16": "bf16"}
     return by_kind.get(kinds.pop(), "fp32") if len(kinds) == 1 else "fp32"
 
 

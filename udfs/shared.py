@@ -61,7 +61,7 @@ def load_wished() -> None:
         values = json.loads(given)
         wanted: Precision | None = values.pop("precision")
         draft = ScorerSpec(**values)
-        device = describe(draft, _SLOT, Path(draft.model_path))
+        device = describe(draft, _SLOT)
         precision = wanted or common_precision([device])
         worker.get_scorer(replace(draft, precision=precision), _SLOT)
     del os.environ[_ONE_READER]

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 Truncation = Literal["longest_first", "passage"]
-Precision = Literal["fp32", "bf16", "fp16", "int16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Attention = Literal["auto", "sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["torch", "onnxruntime", "tokenizer", "stub"]
 
 #: The precisions that each backend computes in.
 PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
-    "torch": ("fp32", "bf16", "fp16", "int16"),
+    "torch": ("fp32", "bf16", "fp16"),
     "onnxruntime": ("fp32", "int8"),
     "tokenizer": get_args(Precision),
     "stub": get_args(Precision),
@@ -103,11 +103,6 @@ class ScorerSpec:
             raise ValueError(
                 f"precision={self.precision} is none of backend={self.backend}; use one of "
                 f"{', '.join(PRECISIONS[self.backend])}, or another backend"
-            )
-        if self.precision == "int16" and self.attention == "eager":
-            raise ValueError(
-                "attention=eager cannot be had with precision=int16, which has an attention of its "
-                "own; use attention=auto, or precision=fp32"
             )
         for name in ("max_length", "max_tokens", "max_pairs", "window"):
             if getattr(self, name) < 1:

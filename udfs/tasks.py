@@ -42,7 +42,7 @@ class Probed:
     """What a task would score on (see `devices.describe`), and what starting took it.
 
     Attributes:
-        device: `cuda`, `cpu-bf16`, `cpu-int16` or `cpu`.
+        device: `cuda`, `cpu-bf16` or `cpu`.
         model_load: what loading took, be it in the process that workers are forked from [s]; None
             if it was not loaded.
         first_score: of one short pair after that [s].
@@ -66,8 +66,7 @@ def probe_devices(
 
     def probe(rows: Iterable[Any]) -> Iterator[Probed]:
         _read_through(rows)
-        model = locate(draft.model_path, SparkFiles.getRootDirectory)
-        device = describe(draft, task_slot(), model)
+        device = describe(draft, task_slot())
         if not load:
             yield Probed(device)
             return

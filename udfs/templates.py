@@ -4,8 +4,8 @@
     Abstract: {abstract}
     {body}
 
-Standard library only. `jobs.input.templates` renders a parsed template as Spark columns, `render` does the
-same in Python; a test holds the two together.
+Standard library only. `jobs.input.templates` renders a parsed template as Spark columns, `render`
+does the same in Python; a test holds the two together.
 """
 
 from __future__ import annotations

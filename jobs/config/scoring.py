@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.config.section import PositiveInt, Section
 from udfs.spec import PRECISIONS
@@ -23,11 +23,10 @@ class ModelConfig(Section):
         description="what is cut of a longer pair: the longer side first (sentence-transformers), "
         "or the passage only with the query held to 3/4 of max_length (FlagEmbedding)",
     )
-    precision: Literal["auto", "fp16", "bf16", "fp32", "int16", "int8"] = Field(
+    precision: Literal["auto", "fp16", "bf16", "fp32", "int8"] = Field(
         "auto",
         description="number type of the model (auto: fp16 on CUDA, bf16 on CPUs that have the "
-        "instructions, int16 on other CPUs with AVX2 but not AVX-512 if llvmlite is installed, "
-        "else fp32; int8 and fp32 are those of onnxruntime, auto is fp32 there)",
+        "instructions, else fp32; int8 and fp32 are those of onnxruntime, auto is fp32 there)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU Spark gave the task, else the first one, else the CPU"
@@ -50,6 +49,16 @@ class ModelConfig(Section):
         description="how executors reach the model: a path they share, or an archive sent by Spark",
     )
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_int16(cls, value: object) -> object:
+        if value == "int16":
+            raise ValueError(
+                "model.precision=int16 is no longer supported; use fp32, or ONNX Runtime int8 "
+                "(model.backend=onnxruntime model.precision=int8)"
+            )
+        return value
+
     @model_validator(mode="after")
     def _long_enough(self) -> ModelConfig:
         if self.max_length < 8:
@@ -67,25 +76,12 @@ class ModelConfig(Section):
                 f"model.precision={self.precision} is none of model.backend={self.backend}; use "
                 f"{', '.join(precisions)}, or another backend"
             )
-        if self.precision == "int16" and (reason := self.against_int16()):
-            raise ValueError(reason)
         if self.backend == "onnxruntime" and self.device == "cuda":
             raise ValueError(
                 "model.backend=onnxruntime scores on CPUs only; leave model.device=cuda out, or "
                 "use model.backend=torch"
             )
         return self
-
-    def against_int16(self) -> str | None:
-        """What in these settings rules int16 out, with the remedy; None if nothing does."""
-        if self.attention == "eager":
-            return (
-                "model.attention=eager cannot be had with int16, which has an attention of its "
-                "own; leave one of them out"
-            )
-        if self.device == "cuda":
-            return "int16 is for CPUs; leave model.device=cuda out, or use fp16"
-        return None
 
 
 class BatchingConfig(Section):

@@ -1,4 +1,4 @@
-"""Make later starts faster on this machine: `python -m jobs.runtime.prepare`, which `make setup` runs.
+"""Make later starts faster on this machine: `python -m jobs.runtime.prepare`.
 
 Runs a small job once, and keeps the Java classes that it took (see `jobs.runtime.jvm`).
 """

@@ -70,7 +70,7 @@ def make_spec(config: Config, checkpoint: Checkpoint) -> ScorerSpec:
 def wanted_precision(config: ModelConfig) -> Precision | Literal["auto"]:
     """The precision as configured; `auto` is for torch, where the devices decide.
 
-    For onnxruntime it means fp32: int8 moves a logit by up to half a unit (`jobs.scoring.onnx_parity`), which is
+    For onnxruntime it means fp32: int8 moves a logit by up to half a unit, which is
     for the user to choose. The stub has none.
     """
     if config.backend != "torch" and config.precision == "auto":

@@ -124,7 +124,7 @@ VERBS: Final[dict[str, Verb]] = {"ls": ls, "verify": verify, "compact": compact,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is one of `jobs.runtime.errors`, 4 if `verify` found something."""
+    """Run one verb; exit code as in `jobs.runtime.errors`, 4 if `verify` found something."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in VERBS:
         asked = bool(words) and words[0] in ("-h", "--help")

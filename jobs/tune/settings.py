@@ -26,10 +26,8 @@ _BUDGETS: Final[Mapping[bool, tuple[int, ...]]] = {
 _ENGINES: Final[Mapping[str, tuple[Engine, ...]]] = {
     "cuda": (("torch", "fp32"), ("torch", "fp16"), ("torch", "bf16")),
     "cpu-bf16": (("torch", "fp32"), ("torch", "bf16")),
-    "cpu-int16": (("torch", "fp32"), ("torch", "int16")),
     "cpu": (("torch", "fp32"),),
 }
-_WITHOUT_BF16: Final = ("cpu", "cpu-int16")
 _ONNX: Final[tuple[Engine, ...]] = (("onnxruntime", "fp32"), ("onnxruntime", "int8"))
 
 
@@ -68,11 +66,11 @@ def engines(config: TuneConfig, device: str, *, has_onnx: bool) -> tuple[Engine,
         has_onnx: whether ONNX Runtime can be used; it is tried by itself where torch has no bf16.
     """
     if not config.precisions:
-        return _ENGINES[device] + (_ONNX if has_onnx and device in _WITHOUT_BF16 else ())
+        return _ENGINES[device] + (_ONNX if has_onnx and device == "cpu" else ())
     named = [name.rpartition(":") for name in config.precisions]
     by_name: dict[str, Engine] = {
         f"{backend}:{precision}": (backend, precision)
-        for backend, precision in [*_ENGINES["cuda"], *_ENGINES["cpu-int16"], *_ONNX]
+        for backend, precision in [*_ENGINES["cuda"], *_ONNX]
     }
     found = [by_name[f"{backend or 'torch'}:{precision}"] for backend, _, precision in named]
     reference: Engine = ("torch", "fp32")

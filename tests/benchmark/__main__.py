@@ -1,4 +1,4 @@
-"""One way, once: `python -m tests.benchmark TASK.json OUTCOME.json`, called by `tests.benchmark.bench`."""
+"""One way, once: `python -m tests.benchmark TASK.json OUTCOME.json`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,6 @@ from jobs.scoring.models import resolve_model
 from tests.benchmark.measure import PEAK, Bench, ratio
 from tests.benchmark.mixes import GIVEN, write_pairs
 from tests.benchmark.shapes import random_model
-from udfs import int16
 from udfs.devices import common_precision, describe, process_slot
 from udfs.spec import ScorerSpec
 
@@ -97,8 +96,6 @@ def refuse(config: Config) -> None:
             f"model.backend={config.model.backend} is not measured here; use torch, or tokenizer, "
             "which leaves the model out (jobs.tune measures onnxruntime)"
         )
-    if config.model.precision == "int16" and (reason := int16.lacking()):
-        findings.append(reason)
     if findings:
         raise RefusedError(findings)
 
@@ -121,7 +118,7 @@ def compare(config: Config, folder: Path) -> dict[str, Any]:
         model.mkdir()
         random_model(config.bench.shape, model)
     draft = ScorerSpec(str(model), "", device=config.model.device, attention=config.model.attention)
-    device = describe(draft, slot, model)
+    device = describe(draft, slot)
     bench = Bench(
         config=config,
         model=model,

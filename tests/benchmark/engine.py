@@ -105,10 +105,7 @@ def _multiply(task: Task, _lane: int) -> Callable[[], float]:
     prepare_process(slot)
     device = choose(task.settings.model.device, slot)
     largest = _LARGEST * (4 if device.type == "cuda" else 1)
-    if task.precision == "int16":
-        product = _int16_product
-    else:
-        product = partial(_product, device, _DTYPES[task.precision])
+    product = partial(_product, device, _DTYPES[task.precision])
     products = [product(size) for size in (largest, largest // 2, largest // 4)]
 
     def timed(multiply: Callable[[], float]) -> float:
@@ -140,26 +137,6 @@ def _product(device: Any, kind: str, size: int) -> Callable[[], float]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         return 2.0 * size**3
-
-    return multiply
-
-
-def _int16_product(size: int) -> Callable[[], float]:
-    """The engine's own in 16-bit integers, of which torch has none worth the name."""
-    import torch
-
-    from udfs.int16.layers import Int16Linear
-    from udfs.int16.limits import ROWS
-    from udfs.int16.matrix import Matrix, Rows
-
-    height = size - size % ROWS
-    layer = Int16Linear.of(torch.nn.Linear(size, size))
-    rows, out = Rows.empty(height, size), Matrix.of(torch.empty(height, size))
-    rows.quantise(Matrix.of(torch.randn(height, size)))
-
-    def multiply() -> float:
-        layer(rows, out)
-        return 2.0 * height * size**2
 
     return multiply
 

@@ -18,7 +18,6 @@ from jobs.runtime.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS
 from tests.conftest import SENTENCES, shared_data
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
-from udfs import int16
 from udfs.devices import TaskSlot, may_have_gpu
 from udfs.encoding.pairs import PairEncoder
 from udfs.scorers.cross_encoder import Scorer
@@ -165,20 +164,6 @@ def test_the_ranked_table_does_not_depend_on(
             assert np.diff(rows["score_other"]).max() <= 1e-4, query
 
 
-def test_int16_ranks_as_fp32_and_has_scores_of_its_own(job: Job, tmp_path: Path) -> None:
-    if reason := int16.lacking():
-        pytest.skip(reason)
-    out = tmp_path / "out"
-    assert job(out) == DONE
-    exact = read(out)
-    assert job(out, model__precision="int16") == DONE
-    assert record(out)["counts"]["scored"] == 245
-    assert record(out)["model"]["precision"] == "int16"
-    both = exact.merge(read(out), on=["query_id", "doc_id"], suffixes=("", "_int16"))
-    apart = np.abs(both["score"] - both["score_int16"])
-    assert 0 < apart.max() < 0.02
-
-
 def test_top_k_and_min_score_cut_and_are_counted(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert job(out, input__label="label") == DONE
@@ -285,7 +270,7 @@ def test_a_failed_run_leaves_the_former_output_as_it_was(
         ({"input__query": "question"}, "has no column question; it has: "),
         ({"model__name": "/no/model"}, "does not exist; check model.name"),
         ({"model__max_length": 500}, "exceeds the 128 positions"),
-        ({"model__precision": "int16", "model__attention": "eager"}, "an attention of its own"),
+        ({"model__precision": "int16"}, "use fp32, or ONNX Runtime int8"),
         ({"evaluation__metrics": "MRR@10"}, "unknown measure 'MRR'; did you mean RR?"),
         ({"evaluation__gate": "nDCG >= high"}, "cannot read rule 'nDCG >= high'"),
         ({"evaluation__gate": "AP vs baseline >= 0"}, "set evaluation.baseline"),

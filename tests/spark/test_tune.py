@@ -138,7 +138,7 @@ def test_what_is_tried_is_what_the_executors_are_good_at(
     config = Config.model_validate({"model": {"name": str(tiny_bert), "max_length": 64}})
     draft = make_spec(config, resolve_model(config.model, lambda _name, _folder: tiny_bert))
     device = device_of(spark, draft)
-    assert device == describe(draft, TaskSlot(cpus=1), tiny_bert)
+    assert device == describe(draft, TaskSlot(cpus=1))
     assert ("torch", "fp32") in engines(TuneConfig(), device, has_onnx=False)
 
 

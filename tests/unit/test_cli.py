@@ -81,7 +81,7 @@ def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str
     for key in keys():
         assert f"--{key.replace('dry_run', 'dry-run')}  (default: " in said
     assert "longest pair the model is given [tokens]" in said
-    assert "{auto, fp16, bf16, fp32, int16, int8}" in said
+    assert "{auto, fp16, bf16, fp32, int8}" in said
 
 
 def test_the_configuration_is_frozen() -> None:

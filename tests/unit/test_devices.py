@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from udfs import devices, int16
+from udfs import devices
 from udfs.devices import (
     DeviceError,
     TaskSlot,
     choose,
     common_precision,
-    describe,
-    gains_by_int16,
     has_bf16,
 )
-from udfs.spec import ScorerSpec
 
 
 @pytest.mark.parametrize(
@@ -23,9 +19,7 @@ from udfs.spec import ScorerSpec
     [
         (["cuda", "cuda"], "fp16"),
         (["cpu-bf16"], "bf16"),
-        (["cpu-int16", "cpu-int16"], "int16"),
         (["cpu"], "fp32"),
-        (["cpu-int16", "cpu"], "fp32"),
         (["cpu-bf16", "cpu"], "fp32"),
         (["cuda", "cpu-bf16"], "fp32"),
     ],
@@ -48,39 +42,6 @@ def test_bf16_is_read_from_the_cpus_flags(tmp_path: Path, line: str, expected: b
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor\t: 0\n{line}\n")
     assert has_bf16(file) is expected
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [("avx2 fma", True), ("avx2 fma avx512f", False), ("avx2 fma avx512f avx512_bf16", False)],
-)
-def test_int16_pays_where_there_is_nothing_wider_than_avx2(
-    flags: str, expected: bool, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(int16, "lacking", lambda: None)
-    file, model = tmp_path / "cpuinfo", tmp_path / "config.json"
-    file.write_text(f"flags\t: fpu {flags}\n")
-    config = json.loads((tiny_bert / "config.json").read_text())
-    config |= {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
-    model.write_text(json.dumps(config))
-    assert gains_by_int16(tmp_path, cpuinfo=file) is expected
-    assert not gains_by_int16(tmp_path, "eager", file)
-    # Another activation than the kernels have, and no model at all.
-    model.write_text(json.dumps({**config, "hidden_act": "relu"}))
-    assert not gains_by_int16(tmp_path, cpuinfo=file)
-    model.unlink()
-    assert not gains_by_int16(tmp_path, cpuinfo=file)
-
-
-def test_a_model_that_int16_cannot_compute_makes_the_cpu_an_ordinary_one(
-    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devices, "has_bf16", lambda *_: False)
-    monkeypatch.setattr(devices, "gains_by_int16", lambda model, *_: model == tiny_bert)
-    slot = TaskSlot(cpus=1)
-    draft = ScorerSpec("/m", "", device="cpu")
-    assert describe(draft, slot, tiny_bert) == "cpu-int16"
-    assert describe(draft, slot, tmp_path) == "cpu"
 
 
 def test_where_it_cannot_be_told_there_is_no_bf16(tmp_path: Path) -> None:

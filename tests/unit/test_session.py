@@ -73,3 +73,8 @@ def test_a_slot_gets_a_few_tasks_of_a_size_that_may_be_lost(pairs: int, rounds: 
     from jobs.scoring.stage import _rounds
 
     assert _rounds(pairs) == rounds
+
+
+def test_int16_is_refused_with_what_replaces_it() -> None:
+    with pytest.raises(ValueError, match=r"use fp32, or ONNX Runtime int8 \(model.backend=onnx"):
+        Config.model_validate({"model": {"precision": "int16"}})

@@ -34,12 +34,8 @@ def test_the_fingerprint_is_the_same_in_every_process() -> None:
     ("change", "said"),
     [
         ({"truncation": "first"}, "longest_first, passage"),
-        ({"precision": "int4"}, "fp32, bf16, fp16, int16, int8"),
+        ({"precision": "int4"}, "fp32, bf16, fp16, int8"),
         ({"precision": "int8"}, "precision=int8 is none of backend=torch; use one of fp32, bf16"),
-        (
-            {"precision": "int16", "attention": "eager"},
-            "an attention of its own; use attention=auto",
-        ),
         ({"backend": "tensorrt"}, "torch, onnxruntime, tokenizer, stub"),
         ({"max_length": 0}, "max_length=0 is below 1"),
         ({"max_length": 8192}, "max_length=8192 exceeds max_tokens=4096; raise one or lower"),

@@ -75,7 +75,8 @@ def test_a_process_that_waits_touches_nothing_and_ends_with_the_one_that_started
     """With its end a driver closes the pipe that the question would have come through."""
     database = tmp_path / "runs.db"
     ended = subprocess.run(
-        [sys.executable, "-m", "jobs.output.tracking", WAIT], stdin=subprocess.DEVNULL, cwd=tmp_path,
+        [sys.executable, "-m", "jobs.output.tracking", WAIT],
+        stdin=subprocess.DEVNULL, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), SERVER: f"sqlite:///{database}"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

@@ -75,7 +75,7 @@ def test_a_wish_is_what_a_worker_finds_loaded(
     threads = threading.active_count()
     shared.load_wished()
     assert threading.active_count() == threads, "a process with threads must not be forked"
-    precision = given or common_precision([describe(draft, SLOT, tiny_bert)])
+    precision = given or common_precision([describe(draft, SLOT)])
     asked = replace(draft, precision=precision)  # type: ignore[arg-type]
     found = worker.get_scorer(asked, SLOT, load=lambda *_: pytest.fail("loaded again"))
     assert found.seconds > 0
@@ -117,7 +117,7 @@ def test_no_wish_is_granted_where_there_may_be_a_gpu(
         ("udfs.encoding.batching", ("torch", "pyspark", "numpy", "transformers")),
         ("udfs.checkpoint", ("torch", "pyspark", "numpy", "transformers")),
         ("udfs.templates", ("torch", "pyspark", "numpy", "transformers")),
-        ("udfs.devices", ("torch", "pyspark", "transformers", "llvmlite")),
+        ("udfs.devices", ("torch", "pyspark", "transformers")),
         ("udfs.lease", ("torch", "pyspark", "transformers")),
         ("udfs.owner", ("torch", "pyspark", "transformers")),
         ("udfs.scorers.cross_encoder", ("torch", "pyspark", "transformers")),

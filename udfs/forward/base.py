@@ -44,7 +44,7 @@ def load_model(
     """Load weights onto the device of this task.
 
     Args:
-        path: the model's folder; for onnxruntime its exported copy (see `jobs.scoring.onnx_export`).
+        path: the model's folder; for onnxruntime its exported copy.
         spec: names the backend.
         slot: cores and GPU of the calling task.
         precision: may differ from the spec's, for rows that it cannot hold.

@@ -24,7 +24,6 @@ _TORCH_NAMES: Final[dict[Precision, str]] = {
     "fp32": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
-    "int16": "float32",  # from which the integers are made
 }
 
 
@@ -36,7 +35,7 @@ class TorchModel:
     """A Hugging Face sequence-classification model with one logit, on one device."""
 
     def __init__(self, model: Any, device: torch.device, *, flat: bool) -> None:
-        """Take a model that is in evaluation mode and on `device`; `flat`: see `udfs.forward.unpadded`."""
+        """Take a model in evaluation mode on `device`; `flat`: see `udfs.forward.unpadded`."""
         self._model = model
         self._device = device
         self._flat = flat
@@ -74,8 +73,6 @@ class TorchModel:
             )
         if model.config.num_labels != 1:
             raise ModelError(f"{path} has {model.config.num_labels} labels; one logit is needed")
-        if precision == "int16":
-            return cls(_in_int16(model, device), device, flat=True)
         if precision != "fp32":
             _keep_head_in_float32(model)
         if precision == "bf16" and device.type == "cpu":
@@ -188,21 +185,6 @@ def _refuse_another_model(path: Path, digest: str) -> None:
             f"the model in {path} has the digest {found[:12]} here and had {digest[:12]} on the "
             "driver; copy the folder anew, and change no model while a job uses it"
         )
-
-
-def _in_int16(model: Any, device: torch.device) -> Any:
-    """The model with its encoder in 16-bit integers."""
-    from udfs import int16
-
-    if device.type != "cpu":
-        raise ModelError(f"precision=int16 is for CPUs, and this is {device.type}; use fp16")
-    if reason := int16.lacking():
-        raise ModelError(reason)
-    from udfs.int16.model import Int16Model, unsupported
-
-    if reason := unsupported(model):
-        raise ModelError(reason)
-    return Int16Model(model.eval()).eval()
 
 
 def _keep_head_in_float32(model: Any) -> None:

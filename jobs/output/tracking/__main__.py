@@ -1,4 +1,4 @@
-"""`python -m jobs.output.tracking OUT/run.json` (or OUT/tune.json): log a finished run, or log it again.
+"""`python -m jobs.output.tracking OUT/run.json` (or OUT/tune.json): log a finished run.
 
 `python -m jobs.output.tracking --baseline EXPERIMENT FOLDER` fetches the table per query of the
 experiment's latest passing run.
