@@ -31,8 +31,7 @@ from jobs.output.record import Stopwatch
 from jobs.output.tracking.client import fetch_baseline
 from jobs.output.tracking.runs import fetch_model
 from jobs.ranking.order import refuse_slices
-from jobs.runtime.errors import RefusedError
-from jobs.runtime.findings import Findings
+from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.session import open_session, start_workers
 from jobs.scoring.backends import for_backend, refuse_backend
 from jobs.scoring.models import resolve_model
@@ -71,37 +70,37 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     Raises:
         RefusedError: with all that cannot work.
     """
-    found, given, qrels_at = Findings(), config.input, config.evaluation.qrels
-    plan = found.of(make_plan, config.evaluation, config.report)
+    errors, given, qrels_at = ErrorCollector(), config.input, config.evaluation.qrels
+    plan = errors.run(make_plan, config.evaluation, config.report)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
-    checkpoint = found.of(resolve_model, config.model, fetch)
-    found.of(refuse_backend, config.model)
+    checkpoint = errors.run(resolve_model, config.model, fetch)
+    errors.run(refuse_backend, config.model)
     with watch.part("session"):
-        spark = found.of(open_session, config)
+        spark = errors.run(open_session, config)
     if spark is None:
-        found.stop()
+        raise errors.error()
     # A head start for a run that nothing speaks against yet; what is refused below is refused
     # whether or not the workers' daemon loads the model meanwhile.
     workers = None
-    if checkpoint is not None and not found:
+    if checkpoint is not None and not errors:
         workers = start_workers(spark, to_share(spark, config, checkpoint))
     with watch.part("preflight"):
-        found.of(refuse_scoring, spark, config.scoring)
+        errors.run(refuse_scoring, spark, config.scoring)
         sources = [given.path, given.corpus, given.queries, given.run]
         sources += table_folders(spark, given.table)
-        _check_places(found, spark, sources, config.output.path, config.store.path)
-        pairs = found.of(read_pairs, spark, given, config.model)
+        _check_places(errors, spark, sources, config.output.path, config.store.path)
+        pairs = errors.run(read_pairs, spark, given, config.model)
         if pairs is not None:
-            found.of(refuse_columns, pairs.rows.schema, config.output.format)
-            found.of(refuse_slices, pairs.rows.columns, config.evaluation.slices)
-            found.of(refuse_unmeasured, config.evaluation, pairs.has)
-        qrels = found.of(read_qrels, spark, qrels_at) if qrels_at else None
+            errors.run(refuse_columns, pairs.rows.schema, config.output.format)
+            errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
+            errors.run(refuse_unmeasured, config.evaluation, pairs.has)
+        qrels = errors.run(read_qrels, spark, qrels_at) if qrels_at else None
         baseline = None
         if plan is not None:
-            baseline = found.of(
+            baseline = errors.run(
                 find_baseline, spark, plan, {}, partial(fetch_baseline, config.mlflow)
             )
-    found.refuse()
+    errors.raise_if_any()
     # Or it was refused.
     assert plan is not None and checkpoint is not None and pairs is not None
     assert workers is not None
@@ -133,22 +132,22 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     Raises:
         RefusedError: with all that cannot work.
     """
-    found, given, qrels_at = Findings(), config.input, config.evaluation.qrels
+    errors, given, qrels_at = ErrorCollector(), config.input, config.evaluation.qrels
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
-    checkpoint = found.of(resolve_model, config.model, fetch)
+    checkpoint = errors.run(resolve_model, config.model, fetch)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
-        found.of(refuse_missing_packages)
+        errors.run(refuse_missing_packages)
     with watch.part("session"):
-        spark = found.of(open_session, config)
+        spark = errors.run(open_session, config)
     if spark is None:
-        found.stop()
+        raise errors.error()
     with watch.part("preflight"):
         sources = [given.path, given.corpus, given.queries, given.run]
         sources += table_folders(spark, given.table)
-        _check_places(found, spark, sources, config.output.path, None)
-        pairs = found.of(read_pairs, spark, given, config.model)
-        qrels = found.of(read_qrels, spark, qrels_at) if qrels_at else None
-    found.refuse()
+        _check_places(errors, spark, sources, config.output.path, None)
+        pairs = errors.run(read_pairs, spark, given, config.model)
+        qrels = errors.run(read_qrels, spark, qrels_at) if qrels_at else None
+    errors.raise_if_any()
     assert checkpoint is not None and pairs is not None  # or it was refused
     return Tune(spark, checkpoint, pairs, qrels)
 
@@ -182,52 +181,52 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
     Raises:
         RefusedError: with all that cannot work.
     """
-    found, given = Findings(), config.input
-    plan = found.of(make_plan, config.evaluation, config.report)
-    paths = found.of(named, config.ranked.path) or {}
+    errors, given = ErrorCollector(), config.input
+    plan = errors.run(make_plan, config.evaluation, config.report)
+    paths = errors.run(named, config.ranked.path) or {}
     first = next(iter(paths), "")
     if paths and config.evaluation.baseline == first:
-        found.add(f"evaluation.baseline={first} is the table that is judged; name another one")
+        errors.add(f"evaluation.baseline={first} is the table that is judged; name another one")
     if config.report.examples and not (given.path or given.table or given.run):
-        found.add(
+        errors.add(
             "report.examples shows texts, which a ranked table does not hold; set input.path "
             "to the table it was made from, or leave report.examples out"
         )
     with watch.part("session"):
-        spark = found.of(open_session, config)
+        spark = errors.run(open_session, config)
     if spark is None:
-        found.stop()
+        raise errors.error()
     with watch.part("reading"):
-        _check_places(found, spark, list(paths.values()), config.output.path, None)
+        _check_places(errors, spark, list(paths.values()), config.output.path, None)
         slices = {first: config.evaluation.slices}
-        read = {n: found.of(read_ranked, spark, p, slices.get(n, ())) for n, p in paths.items()}
+        read = {n: errors.run(read_ranked, spark, p, slices.get(n, ())) for n, p in paths.items()}
         tables = {name: table for name, table in read.items() if table is not None}
-        qrels = _judgements(found, spark, config.evaluation.qrels, tables.get(first))
+        qrels = _judgements(errors, spark, config.evaluation.qrels, tables.get(first))
         pairs = None
-        if config.report.examples and not found:
-            pairs = found.of(read_pairs, spark, given, config.model)
+        if config.report.examples and not errors:
+            pairs = errors.run(read_pairs, spark, given, config.model)
         baseline = None
         if plan is not None:
             others = {name: table for name, table in tables.items() if name != first}
             fetch = partial(fetch_baseline, config.mlflow)
-            baseline = found.of(find_baseline, spark, plan, others, fetch)
-    found.refuse()
+            baseline = errors.run(find_baseline, spark, plan, others, fetch)
+    errors.raise_if_any()
     assert plan is not None and qrels is not None  # or it was refused
     texts = None if pairs is None else pairs.rows
     return Evaluate(spark, plan, paths, tables, qrels, texts, baseline)
 
 
 def _judgements(
-    found: Findings, spark: SparkSession, path: str | None, table: DataFrame | None
+    errors: ErrorCollector, spark: SparkSession, path: str | None, table: DataFrame | None
 ) -> DataFrame | None:
     """The qrels; those of a file even where the table to be judged cannot be read."""
     if path:
-        return found.of(read_qrels, spark, path)
+        return errors.run(read_qrels, spark, path)
     if table is None:
         return None
-    qrels = found.of(labels_of, table)
-    if qrels is None and not found:
-        found.add(
+    qrels = errors.run(labels_of, table)
+    if qrels is None and not errors:
+        errors.add(
             "there is nothing to measure by: set evaluation.qrels, or give a ranked table with "
             "grades in a column label"
         )
@@ -264,13 +263,13 @@ def refuse_unmeasured(config: EvaluationConfig, has: Collection[str]) -> None:
 
 
 def _check_places(
-    found: Findings,
+    errors: ErrorCollector,
     spark: SparkSession,
     sources: Sequence[str | None],
     out: str | None,
     store: str | None,
 ) -> None:
     targets = {"output.path": out, "store.path": store}
-    found.of(refuse_overlap, spark, sources, targets)
-    found.of(refuse_store_in_results, spark, str(out), store)
-    found.of(refuse_unwritable, spark, targets)
+    errors.run(refuse_overlap, spark, sources, targets)
+    errors.run(refuse_store_in_results, spark, str(out), store)
+    errors.run(refuse_unwritable, spark, targets)

@@ -1,45 +1,30 @@
-"""The configuration: one frozen object, section by section, every key with its unit and default.
+"""The configuration: one frozen object, one file per section, every key with unit and default.
 
-The defaults here are the only ones. `conf/*.yaml` and the command line override them (see
-`jobs.runtime.cli`), and `jobs.runtime.cli` renders this module as `--help`.
+The defaults here are the only ones. `conf/*.yaml` and the command line override them, and
+`jobs.runtime.cli` renders the descriptions as `--help`. `Config` is the whole; functions are given
+the sections they read (`ModelConfig`, `BatchingConfig`, ...). To add a key, add a field with a
+description (its unit in brackets) to its section.
 """
 
-from __future__ import annotations
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from jobs.config.measuring import BenchConfig, TuneConfig
-from jobs.config.pairs import InputConfig
-from jobs.config.results import (
-    EvaluationConfig,
-    MlflowConfig,
-    OutputConfig,
-    RankedConfig,
-    RankingConfig,
-    ReportConfig,
-    StoreConfig,
-)
-from jobs.config.scoring import BatchingConfig, ModelConfig, ScoringConfig, SparkConfig
-from jobs.config.section import Section
-
-__all__ = [
-    "BatchingConfig",
-    "BenchConfig",
-    "Config",
-    "EvaluationConfig",
-    "InputConfig",
-    "MlflowConfig",
-    "ModelConfig",
-    "OutputConfig",
-    "RankedConfig",
-    "RankingConfig",
-    "ReportConfig",
-    "ScoringConfig",
-    "Section",
-    "SparkConfig",
-    "StoreConfig",
-    "TuneConfig",
-]
+from jobs.config.batching import BatchingConfig as BatchingConfig
+from jobs.config.bench import BenchConfig as BenchConfig
+from jobs.config.evaluation import EvaluationConfig as EvaluationConfig
+from jobs.config.evaluation import RankedConfig as RankedConfig
+from jobs.config.input import InputConfig as InputConfig
+from jobs.config.mlflow import MlflowConfig as MlflowConfig
+from jobs.config.model import ModelConfig as ModelConfig
+from jobs.config.output import OutputConfig as OutputConfig
+from jobs.config.ranking import RankingConfig as RankingConfig
+from jobs.config.report import ReportConfig as ReportConfig
+from jobs.config.scoring import ScoringConfig as ScoringConfig
+from jobs.config.section import Section as Section
+from jobs.config.spark import SparkConfig as SparkConfig
+from jobs.config.store import StoreConfig as StoreConfig
+from jobs.config.tune import TuneConfig as TuneConfig
 
 
 class Config(Section):
@@ -64,7 +49,7 @@ class Config(Section):
     )
 
     @model_validator(mode="after")
-    def _budget_holds_a_pair(self) -> Config:
+    def _batch_holds_a_pair(self) -> Self:
         if self.model.max_length > self.batching.max_tokens:
             raise ValueError(
                 f"model.max_length={self.model.max_length} exceeds "

@@ -1,8 +1,6 @@
 """What every section of the configuration is made of."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,3 +13,12 @@ class Section(BaseModel):
     """A group of keys. Unknown keys are refused and values cannot be changed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+
+
+def refuse_int16(key: str, *values: Any) -> None:
+    """Name the replacements of a precision that earlier versions had."""
+    if "int16" in values:
+        raise ValueError(
+            f"{key}=int16 is no longer supported; use fp32, or ONNX Runtime int8 "
+            "(model.backend=onnxruntime model.precision=int8)"
+        )

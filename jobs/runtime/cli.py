@@ -61,7 +61,7 @@ def load_config(
         try:
             layers.append(_read_yaml(file))
         except RefusedError as error:
-            findings += error.findings
+            findings += error.messages
     findings += [
         f"{key.replace('|', ' or ')} is required; give --{key.split('|')[0]} or set it in a file"
         for key in require

@@ -52,7 +52,7 @@ class Command:
             return story(config)
         except RefusedError as error:
             sys.stderr.write("refused, nothing was written:\n")
-            sys.stderr.writelines(f"  - {masked(finding, known)}\n" for finding in error.findings)
+            sys.stderr.writelines(f"  - {masked(finding, known)}\n" for finding in error.messages)
             return REFUSED
 
 

@@ -1,8 +1,9 @@
-"""The errors a user can mend, and the exit code each ends with."""
+"""The errors a user can mend, the exit code each ends with, and how several are collected."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 DONE = 0
 UNEXPECTED = 1
@@ -11,24 +12,62 @@ TOO_MANY_REJECTS = 3
 GATE_NOT_PASSED = 4
 NOT_TRACKED = 5
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 
 class RefusedError(Exception):
     """Configuration or input that cannot be used. Nothing has been written.
 
     Args:
-        findings: one sentence per finding, each with the value, the limit and the remedy; never a
+        messages: one sentence per error, each with the value, the limit and the remedy; never a
             text of a query or document.
     """
 
-    def __init__(self, findings: str | Sequence[str]) -> None:
-        """Keep the findings as a list, whatever was given."""
-        self.findings = [findings] if isinstance(findings, str) else list(findings)
-        super().__init__("\n".join(self.findings))
+    def __init__(self, messages: str | Sequence[str]) -> None:
+        """Keep the messages as a list."""
+        self.messages = [messages] if isinstance(messages, str) else list(messages)
+        super().__init__("\n".join(self.messages))
 
 
 class LockedError(Exception):
-    """Another run is moving its results to the same places and does not end."""
+    """Another run is publishing to the same folder and does not end."""
 
 
 class BookkeepingError(Exception):
     """Rows written do not add up to rows read. The output folder keeps its former content."""
+
+
+class ErrorCollector:
+    """Collect the errors of several checks, to report them together."""
+
+    def __init__(self) -> None:
+        """Start without errors."""
+        self.messages: list[str] = []
+
+    def run(self, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        """Return the result of a check, or None with its errors kept."""
+        try:
+            return check(*args, **kwargs)
+        except RefusedError as error:
+            for message in error.messages:
+                self.add(message)
+            return None
+
+    def add(self, message: str) -> None:
+        """Keep an error, once."""
+        if message not in self.messages:
+            self.messages.append(message)
+
+    def __bool__(self) -> bool:
+        """Return whether there are errors."""
+        return bool(self.messages)
+
+    def error(self) -> RefusedError:
+        """Return one exception with all errors."""
+        return RefusedError(self.messages)
+
+    def raise_if_any(self) -> None:
+        """Raise `RefusedError` with all errors, if there are any."""
+        if self.messages:
+            raise self.error()

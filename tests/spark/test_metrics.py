@@ -268,7 +268,7 @@ def test_faults_are_refused_together_and_leave_no_number(spark: SparkSession) ->
         summarise(table)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, RefusedError)
-    repeated, unscored, conflicting = caught.value.findings
+    repeated, unscored, conflicting = caught.value.messages
     assert repeated.startswith("1 rows of the run repeat")
     assert "'twice'" in repeated
     assert unscored.startswith("2 rows of the run have a null or NaN score")

@@ -17,8 +17,7 @@ from pyspark.sql import SparkSession
 
 from jobs import evaluate, preflight
 from jobs.output.filesystem import Files
-from jobs.runtime.errors import DONE, REFUSED
-from jobs.runtime.findings import Findings
+from jobs.runtime.errors import DONE, REFUSED, ErrorCollector
 from tests.conftest import ROOT, SENTENCES
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
@@ -94,9 +93,11 @@ def test_places_are_tried_and_left_as_they_were(spark: SparkSession, tmp_path: P
 def test_a_store_where_runs_would_delete_it_is_refused(
     store: str, refused: bool, spark: SparkSession, tmp_path: Path
 ) -> None:
-    found = Findings()
-    found.of(preflight.refuse_store_in_results, spark, str(tmp_path / "out"), str(tmp_path / store))
-    assert bool(found) == refused
+    errors = ErrorCollector()
+    errors.run(
+        preflight.refuse_store_in_results, spark, str(tmp_path / "out"), str(tmp_path / store)
+    )
+    assert bool(errors) == refused
 
 
 @pytest.mark.parametrize(
@@ -112,10 +113,10 @@ def test_overlaps_are_seen_through_dots_links_and_patterns(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    found = Findings()
+    errors = ErrorCollector()
     target = {"output.path": f"{tmp_path}/{out}"}
-    found.of(preflight.refuse_overlap, spark, [f"{tmp_path}/{source}"], target)
-    assert bool(found) == refused
+    errors.run(preflight.refuse_overlap, spark, [f"{tmp_path}/{source}"], target)
+    assert bool(errors) == refused
 
 
 def test_an_evaluation_reports_everything_at_once(

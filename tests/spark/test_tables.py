@@ -136,7 +136,7 @@ def test_missing_columns_are_named_with_those_that_are_there(
     path = write_lines(tmp_path / "in.jsonl", LONG)
     with pytest.raises(RefusedError) as caught:
         read(spark, path=path, query_id="qid", label="grade")
-    said = caught.value.findings[0]
+    said = caught.value.messages[0]
     assert "has no column query, doc_id, doc, grade" in said
     assert "it has: bm25, body, did, lang, q, qid, title" in said
     assert "set input.query, input.doc_id, input.doc, input.label" in said

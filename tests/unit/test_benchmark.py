@@ -142,8 +142,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     monkeypatch.setattr("tests.benchmark.bench.find_spec", lambda _: None)
     with pytest.raises(RefusedError) as error:
         refuse(config())
-    assert len(error.value.findings) == 2
-    assert "FlagEmbedding, sentence_transformers" in error.value.findings[0]
+    assert len(error.value.messages) == 2
+    assert "FlagEmbedding, sentence_transformers" in error.value.messages[0]
     refuse(config(ways=["engine", "peak"], mixes=["web"]))
     onnx = {"model": {"backend": "onnxruntime"}, "bench": {"ways": ["engine"], "mixes": ["web"]}}
     with pytest.raises(RefusedError, match="backend=onnxruntime is not measured here"):

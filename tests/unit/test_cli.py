@@ -17,7 +17,7 @@ REQUIRED = ("model.name", "input.path|input.table|input.run", "output.path")
 def refused(*argv: str) -> list[str]:
     with pytest.raises(RefusedError) as caught:
         load_config(argv, require=REQUIRED)
-    return caught.value.findings
+    return caught.value.messages
 
 
 def test_later_wins_defaults_files_command_line(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def resolve(**keys: object) -> Path:
 def refused(**keys: object) -> str:
     with pytest.raises(RefusedError) as caught:
         resolve(**keys)
-    return "\n".join(caught.value.findings)
+    return "\n".join(caught.value.messages)
 
 
 def test_a_local_folder(tiny_bert: Path) -> None:

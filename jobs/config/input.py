@@ -1,8 +1,6 @@
-"""What is read: the pairs."""
+"""Section `input`: the pairs."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -53,7 +51,7 @@ class InputConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _one_shape(self) -> InputConfig:
+    def _one_shape(self) -> Self:
         normalised = [self.corpus, self.queries, self.run]
         given = [bool(self.path), bool(self.table), any(normalised)]
         if sum(given) > 1:

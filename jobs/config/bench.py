@@ -1,0 +1,36 @@
+"""Section `bench`: how tests.benchmark measures."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from jobs.config.section import PositiveInt, Section
+
+Way = Literal[
+    "engine", "job", "sentence_transformers", "flagembedding", "predict_batch_udf", "tokenizer",
+    "peak",
+]  # fmt: skip
+Mix = Literal["given", "short", "web", "long", "skewed"]
+
+
+class BenchConfig(Section):
+    """How the benchmark measures."""
+
+    ways: list[Way] = Field(
+        [way for way in get_args(Way) if way != "tokenizer"],
+        description="what is measured, may be repeated: this engine in process, this engine "
+        "through the job, two libraries, Spark's predict_batch_udf around the first, the model's "
+        "tokenizer alone, and the device's matrix products",
+    )
+    mixes: list[Mix] = Field(
+        ["given"],
+        description="lengths of the pairs, may be repeated: those of input.path, or made-up ones "
+        "with a median of 40, 100 or 430 tokens, or 90% short and 10% at model.max_length",
+    )
+    pairs: Annotated[int, Field(ge=0)] = Field(
+        0, description="pairs of a mix (0: all of input.path, 1,000 of a made-up mix) [pairs]"
+    )
+    rounds: PositiveInt = Field(3, description="times each way is run, in turn [runs]")
+    shape: Literal["minilm-l6", "bge-reranker-base", "bge-reranker-v2-m3"] | None = Field(
+        None, description="a model of this shape with random weights, instead of model.name"
+    )
