@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from jobs.config import Config
 from jobs.evaluation.ranked import record_beside
+from jobs.evaluation.report import render
 from jobs.evaluation.result import PER_QUERY, Table, evaluate
 from jobs.output import publish as finish
 from jobs.output.folder import OutputFolder
@@ -57,7 +58,8 @@ def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
                 run_id=out.run_id, config=config, document=document, watch=watch,
                 spark_version=spark.version,
             )  # fmt: skip
-            places = finish.publish(out, [PER_QUERY], record, document)
+            report = render(document, record)
+            places = finish.publish(out, [PER_QUERY], record, document, report)
         sys.stdout.write(evaluation_summary(document, places) + "\n")
         return finish.exit_code(document, finish.track_run(client, config, out, record))
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.config import Config
+from jobs.evaluation.report import render
 from jobs.evaluation.result import PER_QUERY, Table, evaluate
 from jobs.output import publish as finish
 from jobs.output.folder import OutputFolder
@@ -121,7 +122,8 @@ def produce(
                 )
         record = with_evaluation({**record, "timings": watch.timings()}, document)
         tables = ["ranked", "rejects", *([PER_QUERY] if document else [])]
-        return record, document, finish.publish(out, tables, record, document)
+        report = render(document, record) if document else None
+        return record, document, finish.publish(out, tables, record, document, report)
 
 
 def dry_run(config: Config, ready: Rerank) -> int:

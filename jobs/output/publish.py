@@ -17,6 +17,7 @@ from jobs.runtime.errors import DONE, GATE_NOT_PASSED, NOT_TRACKED
 
 METRICS = "metrics.json"
 REPORT = "report.html"
+PLOTS = "plots"
 RUN = "run.json"
 TUNING = "tune.json"
 TUNING_PAGE = "tune.html"
@@ -28,6 +29,7 @@ def publish(
     tables: Sequence[str],
     record: Mapping[str, Any],
     document: Mapping[str, Any] | None,
+    report: tuple[str, Mapping[str, str]] | None = None,
 ) -> dict[str, str]:
     """Write metrics, report and record, and move them and the tables to their places.
 
@@ -39,39 +41,41 @@ def publish(
         record: content of run.json.
         document: the evaluation, None where there was nothing to measure by. Measures of an
             earlier run are removed then.
+        report: its HTML page, and its plots as SVG by name.
 
     Returns:
         Path by name, without endings.
     """
     files = [RUN]
     if document is not None:
-        from jobs.evaluation.report.report import render
-
-        about = {key: record[key] for key in ("run_id", "started", "config", "versions")}
         kept = {key: value for key, value in document.items() if key != "examples"}
         out.stage_json(METRICS, kept)
-        out.stage_text(REPORT, render({"examples": [], **document, **about}))
-        files = [METRICS, REPORT, RUN]
+        files = [METRICS, RUN]
+    if report is not None:
+        page, plots = report
+        out.stage_text(REPORT, page)
+        for name, drawing in plots.items():
+            out.stage_text(f"{PLOTS}/{name}.svg", drawing)
+        files = [REPORT, *([PLOTS] if plots else []), *files]
     out.stage_json(RUN, record)
     names = [*tables, *files]
-    out.publish(names, gone={PER_QUERY, METRICS, REPORT} - set(names))
+    out.publish(names, gone={PER_QUERY, METRICS, REPORT, PLOTS} - set(names))
     return {Path(name).stem: out.place(name) for name in names}
 
 
-def publish_tuning(out: OutputFolder, document: Mapping[str, Any]) -> dict[str, str]:
+def publish_tuning(out: OutputFolder, document: Mapping[str, Any], page: str) -> dict[str, str]:
     """Write what jobs.tune found and move it to its place: the record is named last.
 
     Returns:
         Path by name.
     """
-    from jobs.evaluation.report.tuning import render
     from jobs.tune.document import recommended_yaml
 
     files = {"page": TUNING_PAGE, "record": TUNING}
     if document["recommended"]:
         files = {"recommended": RECOMMENDED, **files}
         out.stage_text(RECOMMENDED, recommended_yaml(document))
-    out.stage_text(TUNING_PAGE, render(document))
+    out.stage_text(TUNING_PAGE, page)
     out.stage_json(TUNING, document)
     out.publish(list(files.values()), gone={RECOMMENDED} - set(files.values()))
     return {name: out.place(file) for name, file in files.items()}

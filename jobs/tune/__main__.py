@@ -14,6 +14,7 @@ from functools import partial
 from pyspark.sql import functions as F
 
 from jobs.config import Config
+from jobs.evaluation.report import render_tuning
 from jobs.evaluation.result import labels_of
 from jobs.input.validation import keyed
 from jobs.output import publish as finish
@@ -88,7 +89,7 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
         watch=watch, spark_version=spark.version,
     )  # fmt: skip
     with out:
-        places = finish.publish_tuning(out, document)
+        places = finish.publish_tuning(out, document, render_tuning(document))
     sys.stdout.write(closing_summary(document, places) + "\n")
     with finish.mlflow_client(config) as client:
         return finish.track_run(client, config, out, document, finish.TUNING)

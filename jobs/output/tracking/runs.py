@@ -15,10 +15,9 @@ from jobs.runtime.errors import RefusedError
 
 #: Results beside run.json that are logged with it.
 METRICS: Final = "metrics.json"
-ARTIFACTS: Final = (METRICS, "report.html", "per_query")
+ARTIFACTS: Final = (METRICS, "report.html", "plots", "per_query")
 #: Results beside tune.json.
 TUNING_ARTIFACTS: Final = ("tune.html", "recommended.yaml")
-_PLOTS: Final = "plots"
 _PARENT_TAG: Final = "mlflow.parentRunId"
 _RUN_TAG: Final = "spark_rerank.run_id"
 _GATE_TAG: Final = "spark_rerank.gate"
@@ -30,8 +29,7 @@ _LONGEST_PARAM: Final = 6000  # characters, MLflow's limit
 
 def import_ahead(uri: str) -> None:
     """Import what logging a run to this address takes, and reach for nothing."""
-    for name in ("mlflow", "jobs.evaluation.report.standalone"):
-        import_module(name)
+    import_module("mlflow")
     if uri.startswith(DATABASE):
         import_module("mlflow.store.tracking.sqlalchemy_store")
 
@@ -68,28 +66,16 @@ def log_run(record: Mapping[str, Any], artifacts: Sequence[Path], run_json: Path
         if files:
             _replace_text(run_json, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         for file in files:
-            if file.is_dir():
-                mlflow.log_artifacts(str(file), file.name)
-            else:
+            if not file.is_dir():
                 mlflow.log_artifact(str(file))
-        for name, drawing in _plots(files, record).items():
-            mlflow.log_text(drawing, f"{_PLOTS}/{name}.svg")
+            # Hadoop's checksums and marks are of no use there.
+            for part in sorted(file.glob("[!._]*")):
+                mlflow.log_artifact(str(part), file.name)
         if record.get("kind") == _TUNE:
             _log_settings(record, experiment.experiment_id, run_id)
         if gate and not gate["passed"]:
             mlflow.end_run("FAILED")
     return run_id
-
-
-def _plots(files: Sequence[Path], record: Mapping[str, Any]) -> dict[str, str]:
-    """The report's drawings, SVG by name, if measures are among the files."""
-    from jobs.evaluation.report.standalone import standalone
-
-    measures = [file for file in files if file.name == METRICS]
-    if not measures:
-        return {}
-    document = json.loads(measures[0].read_text(encoding="utf-8"))
-    return standalone({**document, "config": record["config"]})
 
 
 def artifacts_of(record: Mapping[str, Any]) -> tuple[str, ...]:
