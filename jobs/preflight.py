@@ -19,7 +19,7 @@ from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.qrels import read_qrels
 from jobs.evaluation.ranked import named, read_ranked
 from jobs.evaluation.result import find_baseline, labels_of
-from jobs.input.layouts import Pairs, read_pairs
+from jobs.input.layouts import InputTable, read_input
 from jobs.output.folder import refuse_columns
 from jobs.output.locations import (
     refuse_overlap,
@@ -58,7 +58,7 @@ class Rerank:
     spark: SparkSession
     plan: Plan
     checkpoint: Checkpoint
-    pairs: Pairs
+    pairs: InputTable
     qrels: DataFrame | None
     baseline: Baseline | DataFrame | None
     workers: Thread
@@ -89,7 +89,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         sources = [given.path, given.corpus, given.queries, given.run]
         sources += table_folders(spark, given.table)
         _check_places(errors, spark, sources, config.output.path, config.store.path)
-        pairs = errors.run(read_pairs, spark, given, config.model)
+        pairs = errors.run(read_input, spark, given, config.model)
         if pairs is not None:
             errors.run(refuse_columns, pairs.rows.schema, config.output.format)
             errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
@@ -122,7 +122,7 @@ class Tune:
 
     spark: SparkSession
     checkpoint: Checkpoint
-    pairs: Pairs
+    pairs: InputTable
     qrels: DataFrame | None
 
 
@@ -145,7 +145,7 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
         sources = [given.path, given.corpus, given.queries, given.run]
         sources += table_folders(spark, given.table)
         _check_places(errors, spark, sources, config.output.path, None)
-        pairs = errors.run(read_pairs, spark, given, config.model)
+        pairs = errors.run(read_input, spark, given, config.model)
         qrels = errors.run(read_qrels, spark, qrels_at) if qrels_at else None
     errors.raise_if_any()
     assert checkpoint is not None and pairs is not None  # or it was refused
@@ -204,7 +204,7 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
         qrels = _judgements(errors, spark, config.evaluation.qrels, tables.get(first))
         pairs = None
         if config.report.examples and not errors:
-            pairs = errors.run(read_pairs, spark, given, config.model)
+            pairs = errors.run(read_input, spark, given, config.model)
         baseline = None
         if plan is not None:
             others = {name: table for name, table in tables.items() if name != first}

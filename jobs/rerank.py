@@ -13,18 +13,21 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.config import Config
+from jobs.evaluation.first_stage import without_partial_first_stage
 from jobs.evaluation.report import render
 from jobs.evaluation.result import PER_QUERY, Table, evaluate
+from jobs.input.validation import validate
 from jobs.output import publish as finish
 from jobs.output.folder import OutputFolder
 from jobs.output.record import Stopwatch, about_scores, make_record, with_evaluation
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.output.tracking.client import Client
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking import steps
+from jobs.ranking.results import all_candidates, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
+from jobs.scoring.fill import fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
 from jobs.scoring.stage import make_spec, missing_keys, probing, ship_model, wanted_precision
 from jobs.scoring.token_lengths import sample_lengths
@@ -88,7 +91,7 @@ def produce(
         wanted = wanted_precision(config.model)
         with probing(spark, draft, wanted, profile, load=ahead, after=ready.workers) as probed:
             with watch.part("checking"):
-                done = steps.check(out, pairs)
+                done = validate(pairs, out)
                 labelled = done.valid if "label" in pairs.has else None
                 qrels = judgements_of(config.evaluation, ready.qrels, labelled)
             with watch.part("probing"):
@@ -97,13 +100,16 @@ def produce(
         store = ScoreStore(spark, scores_at, spec.fingerprint())
         store.open(about_scores(config, spec))
         with watch.part("scoring"):
-            filled = steps.fill_store(spark, config, pairs, done, spec, store)
+            filled = fill_store(
+                spark, pairs, done, spec, store,
+                partitions=config.batching.partitions, profile=profile,
+            )  # fmt: skip
         if config.mlflow.enabled:
             client.start()
         # Beside each other, as short jobs in a row leave most cores idle.
         with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
-            measuring = beside.submit(steps.what_was_scored, spark, filled)
-            results = steps.rank(
+            measuring = beside.submit(scoring_stats, spark, filled)
+            results = write_ranked(
                 out, config.ranking, config.output.partitions, "label" in pairs.has, done, store
             )
             stored = measuring.result()
@@ -115,7 +121,9 @@ def produce(
         document = None
         if qrels is not None:
             with watch.part("measuring"):
-                candidates = steps.all_candidates(config.ranking, done, store, results)
+                candidates = without_partial_first_stage(
+                    all_candidates(config.ranking, done, store, results)
+                )
                 judged = Table(_RERANKED, candidates, record, pairs.rows if plan.examples else None)
                 document = evaluate(
                     plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
@@ -129,7 +137,7 @@ def produce(
 def dry_run(config: Config, ready: Rerank) -> int:
     """Check the input's rows, and say what a run would cost."""
     spark, pairs, checkpoint = ready.spark, ready.pairs, ready.checkpoint
-    done = steps.count_only(pairs)
+    done = validate(pairs)
     draft = make_spec(config, checkpoint)
     profile = scoring_profile(config.scoring)
     wanted, workers = wanted_precision(config.model), ready.workers

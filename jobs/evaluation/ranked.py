@@ -9,7 +9,7 @@ from typing import Any, Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.input.readers import FAULT, quoted, read_source
+from jobs.input.readers import READ_ERROR, quoted, read_source
 from jobs.output.filesystem import Files
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import masked
@@ -57,7 +57,7 @@ def read_ranked(
         RefusedError: naming missing and present columns.
     """
     table = read_source(spark, path=path, source_format=output_format, otherwise="parquet")
-    present = [name for name in table.columns if name != FAULT]
+    present = [name for name in table.columns if name != READ_ERROR]
     missing = [name for name in (*_NEEDED, *slices) if name not in present]
     if missing:
         raise RefusedError(

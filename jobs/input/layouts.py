@@ -1,6 +1,7 @@
 """Input of three shapes -> one table of pairs, a row per (query, candidate).
 
-Every row of the input comes out as a row, with the reason in `FAULT` where it could not be read.
+Every row of the input comes out as a row, with the reason in `READ_ERROR` where it could not be
+read.
 """
 
 from __future__ import annotations
@@ -14,33 +15,33 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, NumericType, StructType
 
 from jobs.config import InputConfig, ModelConfig
-from jobs.input.readers import FAULT, OWN, as_text, quoted, read_source, refuse_own
+from jobs.input.readers import INTERNAL_PREFIX, READ_ERROR, as_text, quoted, read_source, refuse_own
 from jobs.input.templates import lacks_field, render, with_instruction
 from jobs.runtime.errors import RefusedError
 from udfs.templates import MissingRule, Template, parse_template
 
-_POSITION: Final = f"{OWN}position"
+_POSITION: Final = f"{INTERNAL_PREFIX}position"
 _LARGEST_RANK: Final = 2.0**31
 _INFINITY: Final = float("inf")
-_CANDIDATE: Final = f"{OWN}candidate"
+_CANDIDATE: Final = f"{INTERNAL_PREFIX}candidate"
 # Of queries and corpus, when they are joined to the run.
-_QUERY_KEY: Final = f"{OWN}query_key"
-_QUERY: Final = f"{OWN}query"
-_QUERY_FAULT: Final = f"{OWN}query_fault"
-_DOC_KEY: Final = f"{OWN}doc_key"
-_DOC: Final = f"{OWN}doc"
-_DOC_FAULT: Final = f"{OWN}doc_fault"
+_QUERY_KEY: Final = f"{INTERNAL_PREFIX}query_key"
+_QUERY: Final = f"{INTERNAL_PREFIX}query"
+_QUERY_FAULT: Final = f"{INTERNAL_PREFIX}query_fault"
+_DOC_KEY: Final = f"{INTERNAL_PREFIX}doc_key"
+_DOC: Final = f"{INTERNAL_PREFIX}doc"
+_DOC_FAULT: Final = f"{INTERNAL_PREFIX}doc_fault"
 # Pass-through columns carry this prefix until the ranked table is written.
-PASSED: Final = "in."
+PASS_THROUGH: Final = "in."
 
 
 @dataclass(frozen=True)
-class Pairs:
+class InputTable:
     """Rows to be checked, ranked and scored.
 
     Attributes:
         rows: query_id, query, doc_id, doc (string; texts as the model reads them),
-            retrieval_score (double), retrieval_rank (int), label (double), `FAULT` (string),
+            retrieval_score (double), retrieval_rank (int), label (double), `READ_ERROR` (string),
             and one column `in.NAME` for each column passed through.
         passed: names of the columns passed through, without the prefix.
         has: which of retrieval_score, retrieval_rank and label the input gives.
@@ -53,7 +54,7 @@ class Pairs:
     doc_template: str
 
 
-def read_pairs(spark: SparkSession, config: InputConfig, model: ModelConfig) -> Pairs:
+def read_input(spark: SparkSession, config: InputConfig, model: ModelConfig) -> InputTable:
     """Read, flatten and map the input.
 
     Raises:
@@ -129,25 +130,27 @@ def _normalised(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, In
     beside = [name for name in queries.columns if name not in {query_key, text, *run.columns}]
     queries = queries.select(
         as_text(query_key).alias(_QUERY_KEY), quoted(text).alias(_QUERY),
-        *map(quoted, beside), F.col(FAULT).alias(_QUERY_FAULT),
+        *map(quoted, beside), F.col(READ_ERROR).alias(_QUERY_FAULT),
     )  # fmt: skip
     corpus = corpus.select(
         as_text(doc_key).alias(_DOC_KEY),
         (render(template) if template else as_text(config.doc)).alias(_DOC),
-        F.coalesce(FAULT, _lacking(template)).alias(_DOC_FAULT),
+        F.coalesce(READ_ERROR, _lacking(template)).alias(_DOC_FAULT),
     )
     joined = run.join(queries, as_text(config.query_id) == F.col(_QUERY_KEY), how="left").join(
         corpus, as_text(config.doc_id) == F.col(_DOC_KEY), how="left"
     )
     fault = F.coalesce(
-        FAULT,
+        READ_ERROR,
         F.when(as_text(config.query_id).isNotNull() & F.isnull(_QUERY_KEY), "unknown_query"),
         F.when(as_text(config.doc_id).isNotNull() & F.isnull(_DOC_KEY), "unknown_doc"),
         _QUERY_FAULT,
         _DOC_FAULT,
     )
-    own = [name for name in run.columns if name != FAULT]
-    flat = joined.select(*map(quoted, own), *map(quoted, beside), _QUERY, _DOC, fault.alias(FAULT))
+    own = [name for name in run.columns if name != READ_ERROR]
+    flat = joined.select(
+        *map(quoted, own), *map(quoted, beside), _QUERY, _DOC, fault.alias(READ_ERROR)
+    )
     mapping = {"query": _QUERY, "doc": _DOC, "doc_template": None}
     return flat, config.model_copy(update=mapping), template.source if template else ""
 
@@ -159,7 +162,7 @@ def _beir_template(corpus: DataFrame, config: InputConfig) -> str | None:
     return "{title}\\n{text}" if "title" in corpus.columns else "{text}"
 
 
-def _mapped(flat: DataFrame, config: InputConfig, model: ModelConfig, source: str) -> Pairs:
+def _mapped(flat: DataFrame, config: InputConfig, model: ModelConfig, source: str) -> InputTable:
     """Name the columns of a flat table by their roles. `source` is the documents' template."""
     template = _template(config.doc_template, config.doc_missing)
     needed = {"query_id": config.query_id, "query": config.query, "doc_id": config.doc_id}
@@ -187,7 +190,7 @@ def _mapped(flat: DataFrame, config: InputConfig, model: ModelConfig, source: st
     used = {*needed.values(), *(getattr(config, key) for key in present)}
     passed = tuple(
         name for name in flat.columns
-        if name not in used and not name.startswith(OWN)
+        if name not in used and not name.startswith(INTERNAL_PREFIX)
     )  # fmt: skip
     text = render(template) if template else as_text(config.doc)
     unreadable = F.coalesce(F.lit(None).cast("string"), *(bad for _, bad in numbers.values()))
@@ -199,11 +202,11 @@ def _mapped(flat: DataFrame, config: InputConfig, model: ModelConfig, source: st
         _value(numbers, "retrieval_score").alias("retrieval_score"),
         (F.lit(None) if rank is None else rank).try_cast("int").alias("retrieval_rank"),
         _value(numbers, "label").alias("label"),
-        F.coalesce(FAULT, _lacking(template), unreadable).alias(FAULT),
-        *(quoted(name).alias(PASSED + name) for name in passed),
+        F.coalesce(READ_ERROR, _lacking(template), unreadable).alias(READ_ERROR),
+        *(quoted(name).alias(PASS_THROUGH + name) for name in passed),
     )
     has = frozenset(present | ({"retrieval_rank"} if rank is not None else set()))
-    return Pairs(rows, passed, has, source)
+    return InputTable(rows, passed, has, source)
 
 
 def _template(source: str | None, missing: MissingRule) -> Template | None:
@@ -261,7 +264,9 @@ def _require(table: DataFrame, where: str, columns: dict[str, str]) -> None:
 
 
 def _missing(where: str, names: Iterable[str], table: DataFrame, remedy: str) -> RefusedError:
-    present = ", ".join(name for name in table.columns if not name.startswith(OWN)) or "none"
+    present = (
+        ", ".join(name for name in table.columns if not name.startswith(INTERNAL_PREFIX)) or "none"
+    )
     return RefusedError(
         f"{where} has no column {', '.join(dict.fromkeys(names))}; it has: {present}; {remedy}"
     )

@@ -19,10 +19,10 @@ from jobs.output.filesystem import Files
 from jobs.runtime.errors import RefusedError
 
 # Columns of our own start like this; a source that has any like it is refused.
-OWN: Final = "_rerank_"
+INTERNAL_PREFIX: Final = "_rerank_"
 # Why a record could not be read, or null.
-FAULT: Final = f"{OWN}fault"
-_RECORD: Final = f"{OWN}record"
+READ_ERROR: Final = f"{INTERNAL_PREFIX}fault"
+_RECORD: Final = f"{INTERNAL_PREFIX}record"
 
 _ENDINGS: Final = {
     "parquet": "parquet", "json": "json", "jsonl": "json", "ndjson": "json", "csv": "csv",
@@ -60,7 +60,8 @@ def read_source(
     """Read a path or a catalog table; `otherwise` is the format of an ending that says nothing.
 
     Returns:
-        Its columns, and `FAULT`: null, or `malformed_record`, `invalid_utf8`, `lone_surrogate`.
+        Its columns, and `READ_ERROR`: null, or `malformed_record`, `invalid_utf8` or
+        `lone_surrogate`.
 
     Raises:
         RefusedError: if it is not there or Spark cannot read it.
@@ -119,19 +120,19 @@ def resolve_format(
 def _without_faults(rows: DataFrame) -> DataFrame:
     """A table whose reader marks nothing."""
     refuse_own(rows.columns)
-    return rows.withColumn(FAULT, _nothing())
+    return rows.withColumn(READ_ERROR, _nothing())
 
 
 def refuse_own(names: Iterable[str]) -> None:
-    """Keep names that start with `OWN` for the columns that are added here.
+    """Keep names that start with `INTERNAL_PREFIX` for the columns that are added here.
 
     Raises:
         RefusedError: naming those of the input.
     """
-    if taken := [name for name in names if name.startswith(OWN)]:
+    if taken := [name for name in names if name.startswith(INTERNAL_PREFIX)]:
         raise RefusedError(
-            f"the input has columns {', '.join(taken)}; names that start with {OWN} are taken, "
-            "rename them"
+            f"the input has columns {', '.join(taken)}; names that start with "
+            f"{INTERNAL_PREFIX} are taken, rename them"
         )
 
 
@@ -160,8 +161,8 @@ def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) ->
         F.make_valid_utf8(line), schema, {**options, "columnNameOfCorruptRecord": _RECORD}
     )
     lines = lines.where(F.trim(line) != "")
-    rows = lines.select(parsed.alias("row"), *map(quoted, folders), fault.alias(FAULT))
-    return _mark_malformed(rows.select("row.*", *map(quoted, folders), FAULT))
+    rows = lines.select(parsed.alias("row"), *map(quoted, folders), fault.alias(READ_ERROR))
+    return _mark_malformed(rows.select("row.*", *map(quoted, folders), READ_ERROR))
 
 
 def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]) -> DataFrame:
@@ -187,7 +188,7 @@ def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]
             ),
             _RECORD,
         )
-    return _mark_malformed(rows.withColumn(FAULT, _nothing()))
+    return _mark_malformed(rows.withColumn(READ_ERROR, _nothing()))
 
 
 def _as_utf8(name: str) -> str:
@@ -211,14 +212,14 @@ def _read_trec_run(spark: SparkSession, path: str) -> DataFrame:
             F.get(parts, F.lit(2)).alias("doc_id"),
             F.get(parts, F.lit(3)).alias("retrieval_rank"),
             F.get(parts, F.lit(4)).alias("retrieval_score"),
-            fault.alias(FAULT),
+            fault.alias(READ_ERROR),
         )
     )
 
 
 def _mark_malformed(rows: DataFrame) -> DataFrame:
     malformed = F.when(F.col(_RECORD).isNotNull(), "malformed_record")
-    return rows.withColumn(FAULT, F.coalesce(FAULT, malformed)).drop(_RECORD)
+    return rows.withColumn(READ_ERROR, F.coalesce(READ_ERROR, malformed)).drop(_RECORD)
 
 
 def _without(schema: StructType, names: set[str]) -> StructType:

@@ -11,9 +11,11 @@ from importlib import metadata
 from typing import Any, Final
 
 from jobs.config import Config
+from jobs.input.validation import ValidatedInput
 from jobs.output.tracking.uris import resolve_uri
-from jobs.ranking.steps import Checked, Results, Scored
+from jobs.ranking.results import Results
 from jobs.runtime.redaction import known_secrets, masked, masked_tree
+from jobs.scoring.fill import ScoringStats
 from udfs.checkpoint import Checkpoint
 from udfs.memory import Peak
 from udfs.spec import ScorerSpec
@@ -56,8 +58,8 @@ def make_record(
     config: Config,
     checkpoint: Checkpoint,
     spec: ScorerSpec,
-    done: Checked,
-    stored: Scored,
+    done: ValidatedInput,
+    stored: ScoringStats,
     results: Results,
     watch: Stopwatch,
     start_up: Mapping[str, float | None],

@@ -9,7 +9,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.config import RankingConfig
-from jobs.input.layouts import PASSED
+from jobs.input.layouts import PASS_THROUGH
 from jobs.input.readers import quoted
 from jobs.runtime.errors import RefusedError
 
@@ -52,7 +52,7 @@ def ranked(
         rows = rows.where(F.col("rank") <= config.top_k)
     if config.min_score is not None:
         rows = rows.where(F.col("logit") >= config.min_score)
-    passed = [name for name in rows.columns if name.startswith(PASSED)]
+    passed = [name for name in rows.columns if name.startswith(PASS_THROUGH)]
     taken = {*COLUMNS, "label"}
     return rows.select(
         "query_id",
@@ -66,7 +66,10 @@ def ranked(
         "n_tokens",
         "truncated",
         *(["label"] if label else []),
-        *(quoted(name).alias(_free_name(name.removeprefix(PASSED), taken)) for name in passed),
+        *(
+            quoted(name).alias(_free_name(name.removeprefix(PASS_THROUGH), taken))
+            for name in passed
+        ),
     )
 
 
@@ -76,7 +79,7 @@ def refuse_slices(columns: Sequence[str], slices: Sequence[str]) -> None:
     Raises:
         RefusedError: naming missing and present columns.
     """
-    present = [name.removeprefix(PASSED) for name in columns if name.startswith(PASSED)]
+    present = [name.removeprefix(PASS_THROUGH) for name in columns if name.startswith(PASS_THROUGH)]
     missing = [name for name in slices if name not in (*present, *COLUMNS)]
     if missing:
         raise RefusedError(

@@ -16,8 +16,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.config import Config, ModelConfig
-from jobs.input.layouts import Pairs
-from jobs.input.validation import texts_by_key
+from jobs.input.layouts import InputTable
+from jobs.input.validation import pair_texts
 from jobs.runtime.progress import ProgressBar
 from jobs.runtime.session import is_local, task_cores, task_slots
 from jobs.scoring.models import pack
@@ -188,7 +188,7 @@ def missing_keys(checked: DataFrame, store: ScoreStore) -> DataFrame:
 
 def score_missing(
     spark: SparkSession,
-    pairs: Pairs,
+    pairs: InputTable,
     missing: DataFrame,
     spec: ScorerSpec,
     store: ScoreStore,
@@ -215,7 +215,7 @@ def score_missing(
     Returns:
         The folder of this attempt, and the most memory that scoring took.
     """
-    texts = texts_by_key(pairs)
+    texts = pair_texts(pairs)
     if not everything:
         texts = texts.join(missing, on="pair_key", how="left_semi").dropDuplicates(["pair_key"])
     slots = task_slots(spark)

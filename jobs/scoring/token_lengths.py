@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from pyspark.sql import functions as F
 
-from jobs.input.layouts import Pairs
-from jobs.input.validation import keyed
+from jobs.input.layouts import InputTable
+from jobs.input.validation import with_pair_keys
 from udfs.encoding.pairs import PairEncoder
 from udfs.encoding.truncation import POLICIES, Counts
 from udfs.spec import ScorerSpec, Truncation
@@ -68,7 +68,7 @@ class SampledLengths:
         return Cut(max_length, float((kept < self.whole).mean()), float(kept.mean()))
 
 
-def sample_lengths(pairs: Pairs, folder: Path, spec: ScorerSpec) -> SampledLengths | None:
+def sample_lengths(pairs: InputTable, folder: Path, spec: ScorerSpec) -> SampledLengths | None:
     """Tokenise up to 5,000 pairs, chosen by their keys, so the same ones every time.
 
     Of a longer text the first 20,000 characters count.
@@ -77,7 +77,7 @@ def sample_lengths(pairs: Pairs, folder: Path, spec: ScorerSpec) -> SampledLengt
         None if no row of the input can be scored.
     """
     rows = (
-        keyed(pairs)
+        with_pair_keys(pairs)
         .where(F.isnotnull("pair_key"))
         .select("pair_key", *(F.substring(side, 1, _LONGEST).alias(side) for side in _SIDES))
         .orderBy("pair_key")

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from jobs.config import Config
 from jobs.evaluation.report import render_tuning
 from jobs.evaluation.result import labels_of
-from jobs.input.validation import keyed
+from jobs.input.validation import with_pair_keys
 from jobs.output import publish as finish
 from jobs.output.folder import OutputFolder
 from jobs.output.record import Stopwatch
@@ -63,7 +63,7 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
         qrels = ready.qrels
         if qrels is None and "label" in pairs.has:
             qrels = labels_of(pairs.rows)
-        number = keyed(pairs).select(F.count_distinct("pair_key")).collect()[0][0]
+        number = with_pair_keys(pairs).select(F.count_distinct("pair_key")).collect()[0][0]
         lengths = sample_lengths(pairs, checkpoint.path, draft)
         if lengths is None:
             raise RefusedError("no row of the input can be scored; see jobs.rerank --dry-run")

@@ -11,8 +11,8 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.config import TuneConfig
-from jobs.input.layouts import Pairs
-from jobs.input.validation import keyed
+from jobs.input.layouts import InputTable
+from jobs.input.validation import with_pair_keys
 
 _ON_CPU, _ON_GPU = 320, 4096  # pairs
 _ORDER = ("unanswered", "drawn", "query_id")
@@ -43,7 +43,7 @@ class Sample:
         return bool((np.nan_to_num(self.grades) > 0).any())
 
     def __len__(self) -> int:
-        """Pairs."""
+        """InputTable."""
         return len(self.docs)
 
     def first(self, pairs: int) -> Sample:
@@ -57,14 +57,14 @@ class Sample:
 
 
 def draw_sample(
-    pairs: Pairs, qrels: DataFrame | None, config: TuneConfig, *, on_gpu: bool
+    pairs: InputTable, qrels: DataFrame | None, config: TuneConfig, *, on_gpu: bool
 ) -> Sample:
     """Draw queries and their candidates by hashes of their ids, so the same ones every time.
 
     Of a query's candidates up to half are relevant ones, where there are any: without them there
     would be no order to judge. Queries without a relevant candidate are drawn last.
     """
-    rows = keyed(pairs).where(F.isnotnull("pair_key"))
+    rows = with_pair_keys(pairs).where(F.isnotnull("pair_key"))
     candidates = rows.groupBy("query_id", "doc_id").agg(F.min("pair_key").alias("pair_key"))
     if qrels is not None:
         grades = qrels.select("query_id", "doc_id", F.col("relevance").alias("grade"))

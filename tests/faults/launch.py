@@ -64,17 +64,16 @@ def after(owner: Any, name: str, then: Callable[[], None]) -> None:
 
 def arrange(driver: Driver) -> None:
     """Put the chosen points into place."""
-    from jobs import preflight
+    from jobs import preflight, rerank
     from jobs.output.filesystem import Files
     from jobs.output.folder import OutputFolder
-    from jobs.ranking import steps
     from jobs.store import ScoreStore
 
     point, _, number = driver.die.partition(":")
     if point == "stored":
         after(ScoreStore, "append", die)
     elif point == "ranked":
-        after(steps, "rank", die)
+        after(rerank, "write_ranked", die)
     elif point == "moved":
         after(Files, "rename", _on_call(int(number)))
     elif point == "published":

@@ -255,7 +255,7 @@ def test_a_failed_run_leaves_the_former_output_as_it_was(
     def fail(*args: object, **keys: object) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(rerank.steps, "rank", fail)
+    monkeypatch.setattr(rerank, "write_ranked", fail)
     with pytest.raises(RuntimeError, match="disk is full"):
         job(out, ranking__top_k=1)
     pd.testing.assert_frame_equal(read(out), before[0])

@@ -10,26 +10,26 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from jobs.config import Config
-from jobs.input.layouts import Pairs, read_pairs
-from jobs.input.validation import keyed, texts_by_key
+from jobs.input.layouts import InputTable, read_input
+from jobs.input.validation import pair_texts, with_pair_keys
 from jobs.scoring.models import resolve_model
 from jobs.scoring.stage import _longest_first, make_spec
 from udfs.tasks import probe_devices, run_trial
 
 
-def pairs_of(spark: SparkSession, rows: list[tuple[object, ...]], folder: Path) -> Pairs:
+def pairs_of(spark: SparkSession, rows: list[tuple[object, ...]], folder: Path) -> InputTable:
     columns = "query_id string, query binary, doc_id string, doc binary"
     spark.createDataFrame(rows, columns).select(
         "query_id", F.col("query").cast("string"), "doc_id", F.col("doc").cast("string")
     ).write.parquet(str(folder / "pairs"))
     config = Config.model_validate({"input": {"path": str(folder / "pairs")}})
-    return read_pairs(spark, config.input, config.model)
+    return read_input(spark, config.input, config.model)
 
 
 def test_pairs_are_sorted_by_bytes_and_then_by_key(spark: SparkSession, tmp_path: Path) -> None:
     docs = ["cat", "dog", "fox", "月食月食", "a flea lives for a year", "x" * 200_000]
     rows = [("q", b"fleas", str(at), doc.encode()) for at, doc in enumerate(docs)]
-    table = texts_by_key(pairs_of(spark, rows, tmp_path)).cache()
+    table = pair_texts(pairs_of(spark, rows, tmp_path)).cache()
 
     def order(given: list[str]) -> list[str]:
         shuffled = table.orderBy(F.array_position(F.lit(given), F.col("doc")))
@@ -50,9 +50,9 @@ def test_texts_that_a_worker_cannot_read_are_left_out_and_keys_are_the_checked_o
         ("q", b"fleas", "3", None), ("q", b"fleas", "4", b"  "), (None, b"fleas", "5", b"a dog"),
     ]  # fmt: skip
     pairs = pairs_of(spark, rows, tmp_path)
-    found = {row["doc"]: row["pair_key"] for row in texts_by_key(pairs).collect()}
+    found = {row["doc"]: row["pair_key"] for row in pair_texts(pairs).collect()}
     assert set(found) == {"a flea", "  ", "a dog"}
-    checked = {row["doc_id"]: row["pair_key"] for row in keyed(pairs).collect()}
+    checked = {row["doc_id"]: row["pair_key"] for row in with_pair_keys(pairs).collect()}
     assert checked == {"1": found["a flea"], "2": None, "3": None, "4": None, "5": None}
 
 

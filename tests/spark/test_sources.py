@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.input.readers import FAULT, read_source
+from jobs.input.readers import READ_ERROR, read_source
 from jobs.runtime.errors import RefusedError
 
 
@@ -30,7 +30,7 @@ def test_json_lines_keep_their_bytes_and_name_their_faults(
         b"\n"
         b'{"id": "f", "doc": "plain \\\\ud800 text"}\n'
     )
-    got = {row["id"]: (row["doc"], row[FAULT]) for row in rows(spark, file)}
+    got = {row["id"]: (row["doc"], row[READ_ERROR]) for row in rows(spark, file)}
     assert got["a"] == ("fine 中 😀", None)
     assert got["b"][1] == got["c"][1] == "lone_surrogate"
     assert got["d"][1] == "invalid_utf8"
@@ -48,10 +48,10 @@ def test_csv_keeps_bytes_quotes_and_odd_names(spark: SparkSession, tmp_path: Pat
         b"3,too,many,fields\n"
     )
     got = rows(spark, file)
-    assert list(got[0]) == ["id", "a`b.c; DROP TABLE x", "名", FAULT]
+    assert list(got[0]) == ["id", "a`b.c; DROP TABLE x", "名", READ_ERROR]
     assert got[0]["a`b.c; DROP TABLE x"] == 'he said "no", twice'
     assert got[0]["名"] == "中"
-    assert [row[FAULT] for row in got] == [None, None, "malformed_record"]
+    assert [row[READ_ERROR] for row in got] == [None, None, "malformed_record"]
 
 
 def test_tsv_takes_a_quote_for_a_character(spark: SparkSession, tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_a_trec_run(spark: SparkSession, tmp_path: Path) -> None:
     got = rows(spark, file)
     assert got[0] == {
         "query_id": "q1", "doc_id": "d1", "retrieval_rank": "1", "retrieval_score": "12.5",
-        FAULT: None,
+        READ_ERROR: None,
     }  # fmt: skip
-    assert got[1][FAULT] == "malformed_record"
+    assert got[1][READ_ERROR] == "malformed_record"
 
 
 def test_a_folder_of_parquet_and_one_of_orc(spark: SparkSession, tmp_path: Path) -> None:
@@ -82,16 +82,16 @@ def test_a_folder_of_parquet_and_one_of_orc(spark: SparkSession, tmp_path: Path)
 def test_a_column_named_like_one_of_ours_is_refused(
     form: str, spark: SparkSession, tmp_path: Path
 ) -> None:
-    table = spark.createDataFrame([("a", "b")], f"id string, {FAULT} string")
+    table = spark.createDataFrame([("a", "b")], f"id string, {READ_ERROR} string")
     writer = table.write.option("header", "true")
     writer.format(form).save(str(tmp_path / f"in.{form}"))
-    with pytest.raises(RefusedError, match=rf"has columns {FAULT}; .* rename them"):
+    with pytest.raises(RefusedError, match=rf"has columns {READ_ERROR}; .* rename them"):
         rows(spark, tmp_path / f"in.{form}")
 
 
 def test_a_catalog_table(spark: SparkSession) -> None:
     spark.createDataFrame([("a",)], "id string").createOrReplaceTempView("pairs_view")
-    assert read_source(spark, table="pairs_view").columns == ["id", FAULT]
+    assert read_source(spark, table="pairs_view").columns == ["id", READ_ERROR]
     with pytest.raises(RefusedError, match="no_such_table"):
         read_source(spark, table="no_such_table")
 
@@ -121,5 +121,5 @@ def test_partitioned_json_keeps_its_folders_and_options_choose_files(
         spark, path=str(tmp_path / "in"), source_format="json",
         options={"pathGlobFilter": "*.jsonl"},
     )  # fmt: skip
-    got = {(row["id"], row["lang"], row[FAULT]) for row in table.collect()}
+    got = {(row["id"], row["lang"], row[READ_ERROR]) for row in table.collect()}
     assert got == {("en-1", "en", None), ("zh-1", "zh", None)}

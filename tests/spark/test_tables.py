@@ -9,16 +9,16 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.config import InputConfig, ModelConfig
-from jobs.input.layouts import Pairs, read_pairs
+from jobs.input.layouts import InputTable, read_input
 from jobs.input.templates import render
 from jobs.input.validation import (
     COLLAPSED,
     REJECTED,
     VALID,
-    checked_alone,
-    compared,
-    count_checked,
-    keyed,
+    count_rows,
+    resolve_duplicates,
+    validate_rows,
+    with_pair_keys,
 )
 from jobs.runtime.errors import RefusedError
 from udfs.templates import parse_template
@@ -31,16 +31,16 @@ def write_lines(file: Path, rows: list[dict[str, object]]) -> str:
     return str(file)
 
 
-def read(spark: SparkSession, model: ModelConfig = MODEL, **keys: object) -> Pairs:
-    return read_pairs(spark, InputConfig.model_validate(keys), model)
+def read(spark: SparkSession, model: ModelConfig = MODEL, **keys: object) -> InputTable:
+    return read_input(spark, InputConfig.model_validate(keys), model)
 
 
-def checked(pairs: Pairs) -> DataFrame:
+def checked(pairs: InputTable) -> DataFrame:
     """All rows, compared with each other whether they have to be or not."""
-    return compared(checked_alone(pairs))
+    return resolve_duplicates(validate_rows(pairs))
 
 
-def texts(pairs: Pairs) -> dict[tuple[str, str], tuple[str, str]]:
+def texts(pairs: InputTable) -> dict[tuple[str, str], tuple[str, str]]:
     rows = pairs.rows.collect()
     return {(row["query_id"], row["doc_id"]): (row["query"], row["doc"]) for row in rows}
 
@@ -182,14 +182,14 @@ POISON = [
 
 
 @pytest.fixture
-def poison(spark: SparkSession) -> Pairs:
+def poison(spark: SparkSession) -> InputTable:
     schema = "query_id string, query binary, doc_id string, doc binary, retrieval_score string"
     rows = [tuple(bytearray(v) if isinstance(v, bytes) else v for v in row[:5]) for row in POISON]
     spark.createDataFrame(rows, schema).createOrReplaceTempView("poison")
     return read(spark, table="poison")
 
 
-def test_every_row_gets_its_reason_and_none_is_lost(poison: Pairs) -> None:
+def test_every_row_gets_its_reason_and_none_is_lost(poison: InputTable) -> None:
     rows = checked(poison).collect()
     assert len(rows) == len(POISON)
     got = sorted((str(r["doc_id"]), str(r["reason"])) for r in rows)
@@ -199,28 +199,28 @@ def test_every_row_gets_its_reason_and_none_is_lost(poison: Pairs) -> None:
         assert (row["status"] == REJECTED) == (row["reason"] is not None)
 
 
-def test_rows_have_to_be_compared_only_where_ids_repeat(poison: Pairs) -> None:
-    tally = count_checked(checked_alone(poison))
-    assert tally.may_have_twins
-    assert (tally.valid, tally.distinct, tally.unplaced) == (7, 6, 6)
-    done = count_checked(checked(poison))
+def test_rows_have_to_be_compared_only_where_ids_repeat(poison: InputTable) -> None:
+    tally = count_rows(validate_rows(poison))
+    assert tally.may_have_duplicates
+    assert (tally.valid, tally.distinct, tally.without_rank) == (7, 6, 6)
+    done = count_rows(checked(poison))
     assert (done.valid, done.collapsed, done.rejected, done.distinct) == (4, 1, 14, 4)
-    assert (done.reasons["conflicting_duplicate"], done.may_have_twins) == (2, False)
+    assert (done.reasons["conflicting_duplicate"], done.may_have_duplicates) == (2, False)
     ids = ~F.coalesce(F.col("doc_id"), F.lit("")).isin("same", "twice")
     alone = replace(poison, rows=poison.rows.where(ids))
-    assert not count_checked(checked_alone(alone)).may_have_twins
-    assert sorted(map(str, checked_alone(alone).collect())) == sorted(
+    assert not count_rows(validate_rows(alone)).may_have_duplicates
+    assert sorted(map(str, validate_rows(alone).collect())) == sorted(
         map(str, checked(alone).collect())
     )
 
 
-def test_equal_duplicates_collapse_to_the_best_ranked(poison: Pairs) -> None:
+def test_equal_duplicates_collapse_to_the_best_ranked(poison: InputTable) -> None:
     same = [row for row in checked(poison).collect() if row["doc_id"] == "same"]
     kept = {row["status"]: row["retrieval_score"] for row in same}
     assert kept == {VALID: 3.0, COLLAPSED: 1.0}
 
 
-def test_details_carry_lengths_and_no_texts(poison: Pairs) -> None:
+def test_details_carry_lengths_and_no_texts(poison: InputTable) -> None:
     for row in checked(poison).where("status = 'rejected'").collect():
         assert row["detail"].startswith(("bytes: ", "2 rows"))
         assert "another" not in row["detail"]
@@ -247,7 +247,7 @@ def test_a_pair_key_tells_apart_pairs_with_the_same_concatenation(spark: SparkSe
     rows = [("1", "ab", "x", "c"), ("1", "a", "y", "bc")]
     schema = "query_id string, query string, doc_id string, doc string"
     spark.createDataFrame(rows, schema).createOrReplaceTempView("close")
-    keys = [row["pair_key"] for row in keyed(read(spark, table="close")).collect()]
+    keys = [row["pair_key"] for row in with_pair_keys(read(spark, table="close")).collect()]
     assert len(set(keys)) == 2
 
 
