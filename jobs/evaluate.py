@@ -24,6 +24,7 @@ COMMAND = Command(
     name="python -m jobs.evaluate",
     about="Measure ranked tables against qrels, compare them, and hold the result against rules.",
     require=("ranked.path", "output.path"),
+    sections="ranked evaluation ranking input report output mlflow spark",
 )
 
 

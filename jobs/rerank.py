@@ -37,6 +37,8 @@ COMMAND = Command(
     name="python -m jobs.rerank",
     about="Rerank a table of (query, candidate) pairs with a cross-encoder.",
     require=("model.name", "input.path|input.table|input.run", "output.path"),
+    sections="input model batching scoring ranking evaluation report store output mlflow spark "
+    "dry_run",
 )
 _RERANKED = "reranked"
 

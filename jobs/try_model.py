@@ -25,9 +25,10 @@ from udfs.scores import OK
 from udfs.spec import STAND_INS
 
 COMMAND: Final = Command(
-    name='python -m jobs.try_model [...] "query" "doc 1" "doc 2" ...',
-    about="Score documents for a query, without Spark. Other sections are ignored.",
+    name='python -m jobs.try_model "query" "doc 1" "doc 2" ...',
+    about="Score documents for a query, without Spark.",
     require=("model.name",),
+    sections="model batching mlflow",
 )
 _BAR: Final = 24  # characters
 
@@ -83,7 +84,7 @@ def split_texts(words: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in queue:
         if not word.startswith("--"):
             texts.append(word)
-        elif "=" in word or word == "--help":
+        elif "=" in word or word in ("--help", "--help-all"):
             options.append(word)
         else:
             options += [word, *([value] if (value := next(queue, None)) is not None else [])]

@@ -11,7 +11,6 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from jobs.config.batching import BatchingConfig as BatchingConfig
-from jobs.config.bench import BenchConfig as BenchConfig
 from jobs.config.evaluation import EvaluationConfig as EvaluationConfig
 from jobs.config.evaluation import RankedConfig as RankedConfig
 from jobs.config.input import InputConfig as InputConfig
@@ -42,7 +41,6 @@ class Config(Section):
     output: OutputConfig = OutputConfig()
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()
-    bench: BenchConfig = BenchConfig()
     tune: TuneConfig = TuneConfig()
     dry_run: bool = Field(
         False, description="read and check the input, print its size and lengths, score nothing"

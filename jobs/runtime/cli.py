@@ -1,262 +1,160 @@
-"""YAML files and the command line -> one frozen `Config`, with all errors in one list.
+"""Read YAML files and the command line into one frozen `Config`, with all errors in one list.
 
 Later wins: defaults, then each `--config` file in the order given, then `--section.key value`.
+pydantic-settings reads both and formats the help; environment variables are no source.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
-import sys
+import json
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, cast
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic_settings import CliSettingsSource, SettingsError, YamlConfigSettingsSource
 
 from jobs.config import Config
-from jobs.runtime.errors import RefusedError
-
-USAGE = """\
-usage: {command} [--config FILE.yaml]... [--section.key VALUE]... [--dry-run]
-
-{description}
-
-Later wins: defaults, then each --config file in order, then --section.key on the command line.
-"""
+from jobs.runtime.errors import ErrorCollector, RefusedError
+from jobs.runtime.redaction import MASK, is_secret
 
 
 def load_config(
-    argv: Sequence[str], *, require: Sequence[str] = (), description: str = "", command: str = ""
+    argv: Sequence[str], require: Sequence[str] = (), config: type[Config] = Config
 ) -> Config:
     """Resolve the configuration of one command.
 
     Args:
         argv: arguments without the program's name.
-        require: dotted keys this command cannot do without, e.g. `("output.path",)`; alternatives
-            are joined by `|`.
-        description: what the command does, for `--help`.
-        command: how the command is called, for `--help`.
+        require: dotted keys the command needs; alternatives are joined by `|`.
+        config: sections and keys.
 
     Raises:
-        RefusedError: with every error found in the files and the arguments together.
-        SystemExit: code 0, after `--help` was printed.
+        RefusedError: with every error of the files and the arguments.
     """
-    arguments = _normalise(argv)
-    if any(word in ("-h", "--help") for word in arguments):
-        sys.stdout.write(help_text(command, description))
-        raise SystemExit(0)
-    files, arguments, findings = _take_config_files(arguments)
-    arguments, unknown = _take_unknown(arguments)
-    findings += unknown
-    layers: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            layers.append(_read_yaml(file))
-        except RefusedError as error:
-            findings += error.messages
-    findings += [
-        f"{key.replace('|', ' or ')} is required; give --{key.split('|')[0]} or set it in a file"
-        for key in require
-        if not any(_given(choice, arguments, layers) for choice in key.split("|"))
-    ]
+    errors, known = ErrorCollector(), list(keys(config))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", nargs="?", const="", default=[])
+    parser.add_argument("--dry-run", "--dry_run", nargs="?", const="true")
+    given, words = parser.parse_known_args(list(argv))
+    words += [f"--dry_run={given.dry_run}"] if given.dry_run else []
+    layers = [errors.run(_read_yaml, file) or {} for file in given.config]
     try:
-        settings = _settings(arguments, layers)
-    except ValidationError as error:
-        raise RefusedError(findings + _describe(error)) from None
+        command_line = _CommandLine(config, words)
     except SettingsError as error:
-        raise RefusedError([*findings, str(error)]) from None
-    if findings:
-        raise RefusedError(findings)
-    return Config.model_validate(settings.model_dump(exclude_unset=True))
+        errors.add(str(error))
+        raise errors.error() from None
+    values: dict[str, Any] = reduce(_merge, [*layers, command_line()], {})
+    for message in (*command_line.unknown(known), *_missing(values, require)):
+        errors.add(message)
+    try:
+        resolved = config.model_validate(values)
+    except ValidationError as error:
+        for message in _describe(error, known):
+            errors.add(message)
+    errors.raise_if_any()
+    return resolved
 
 
-def help_text(command: str, description: str) -> str:
-    """Every key with its unit and default, section by section."""
-    lines = [USAGE.format(command=command or "COMMAND", description=description).rstrip(), ""]
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            summary = " ".join((section.__doc__ or "").split())
-            lines += [f"{name}: {summary}"]
-            for key, item in section.model_fields.items():
-                lines += [f"  --{name}.{key}  (default: {_default(item.default)})"]
-                lines += [f"        {item.description}{_choices(item.annotation)}"]
-        else:
-            flag = name.replace("_", "-")
-            lines += [
-                f"--{flag}  (default: {_default(field.default)})",
-                f"        {field.description}",
-            ]
-        lines += [""]
-    return "\n".join(lines)
+def help_text(name: str, about: str, config: type[Config], shown: Sequence[str]) -> str:
+    """Return the help of a command: the keys of the sections `shown`, with unit and default."""
+    fields: Any = {
+        key: (config.model_fields[key].annotation, config.model_fields[key]) for key in shown
+    }
+    parser = _CommandLine(create_model("Keys", **fields)).root_parser
+    parser.usage = f"{name} [--config FILE.yaml]... [--section.key VALUE]..."
+    parser.description = about
+    parser.epilog = (
+        "Later wins: defaults, then each --config file in order, then --section.key.\n"
+        "--help-all lists every key, also those that other commands read."
+    )
+    return str(parser.format_help())
 
 
-def keys() -> Iterator[str]:
-    """Every key that a file or the command line may set, dotted."""
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            yield from (f"{name}.{key}" for key in section.model_fields)
-        else:
-            yield name
+def keys(config: type[Config]) -> Iterator[str]:
+    """Yield every key that a file or the command line may set, dotted."""
+    for name, field in config.model_fields.items():
+        section = getattr(field.annotation, "model_fields", None)
+        yield from (f"{name}.{key}" for key in section) if section else (name,)
 
 
-def _normalise(argv: Sequence[str]) -> list[str]:
-    """`--key=value` -> two words; `--dry-run`, a flag that needs no value, -> `--dry_run true`."""
-    words: list[str] = []
-    for word in argv:
-        words += word.split("=", 1) if word.startswith("--") else [word]
-    for at in reversed(range(len(words))):
-        if words[at] in ("--dry-run", "--dry_run"):
-            words[at] = "--dry_run"
-            if words[at + 1 : at + 2] not in (["true"], ["false"]):
-                words.insert(at + 1, "true")
-    return words
+class _CommandLine(CliSettingsSource[Any]):
+    """`--section.key value`. Each value of a list or map is taken whole, commas included."""
+
+    def __init__(self, model: type[BaseModel], words: list[str] | None = None) -> None:
+        # The source needs a model's fields only; BaseSettings would read the environment, too.
+        super().__init__(
+            cast(Any, model), "", words, cli_avoid_json=True, cli_exit_on_error=False,
+            cli_hide_none_type=True, cli_ignore_unknown_args=True,
+            cli_shortcuts={"dry_run": "dry-run"}, cli_use_class_docs_for_groups=True,
+        )  # fmt: skip
+
+    def _merge_parsed_list(self, parsed_list: list[str], field_name: str) -> str:
+        if field_name in self._cli_dict_args and all("=" in value for value in parsed_list):
+            return json.dumps(dict(value.split("=", 1) for value in parsed_list))
+        return json.dumps(parsed_list)
+
+    def unknown(self, known: Sequence[str]) -> Iterator[str]:
+        """Yield an error for each word that is neither a key nor the value of one."""
+        before = ""
+        for word in self._unclaimed_unknown_args:
+            if word.startswith("--"):
+                yield _unknown(word[2:].split("=")[0], known)
+            elif not before.startswith("--") or "=" in before:
+                yield "a value stands alone on the command line; put --section.key before it"
+            before = word
 
 
-def _take_config_files(words: list[str]) -> tuple[list[Path], list[str], list[str]]:
-    files: list[Path] = []
-    rest: list[str] = []
-    findings: list[str] = []
-    queue = iter(words)
-    for word in queue:
-        if word != "--config":
-            rest.append(word)
-        elif (value := next(queue, None)) is None:
-            findings.append("--config is given without a file; name a YAML file after it")
-        else:
-            files.append(Path(value))
-    return files, rest, findings
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        Path(file).open().close()  # the source takes a file that is not there for an empty one
+        return YamlConfigSettingsSource(cast(Any, Config), yaml_file=file)()
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); check the path"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = f"is not valid YAML{f' at line {mark.line + 1}' if mark else ''}; mend the file"
+    except (TypeError, ValueError):
+        reason = "holds no sections; use section: {key: value}"
+    raise RefusedError(f"--config {file} {reason}")
 
 
-def _take_unknown(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split off what names no key, so that it is reported along with every other error."""
-    known = list(keys())
-    kept: list[str] = []
-    findings: list[str] = []
-    skipping = False
-    for index, word in enumerate(words):
-        if word.startswith("--"):
-            key = word[2:]
-            skipping = key not in known
-            if skipping:
-                findings.append(_unknown(key, known))
-                continue
-            if index + 1 == len(words) or words[index + 1].startswith("--"):
-                findings.append(f"--{key} is given without a value; put one after it")
-                continue
-        elif not skipping and not (kept and kept[-1].startswith("--")):
-            findings.append("a value stands alone on the command line; put --section.key before it")
-            continue
-        if not skipping:
-            kept.append(word)
-    return kept, findings
+def _merge(low: Any, high: Any) -> Any:
+    if not (isinstance(low, dict) and isinstance(high, dict)):
+        return high
+    return {**low, **{key: _merge(low.get(key), value) for key, value in high.items()}}
+
+
+def _missing(values: dict[str, Any], require: Sequence[str]) -> Iterator[str]:
+    given = {
+        f"{section}.{name}"
+        for section, content in values.items()
+        for name in (content if isinstance(content, dict) else ())
+        if content[name]
+    }
+    for choices in (key.split("|") for key in require):
+        if not given.intersection(choices):
+            yield f"{' or '.join(choices)} is required; give --{choices[0]} or set it in a file"
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "--help lists every key"
-    return f"unknown key {key}; {hint}"
+    return f"unknown key {key}; {f'did you mean {near[0]}?' if near else '--help lists the keys'}"
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RefusedError(
-            f"--config {file} cannot be read ({error.strerror}); check the path"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise RefusedError(f"--config {file} is not valid YAML{where}; mend the file") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise RefusedError(
-            f"--config {file} holds a {type(content).__name__}; use sections of keys"
-        )
-    return content
-
-
-def _settings(arguments: list[str], layers: list[dict[str, Any]]) -> BaseSettings:
-    """Merge the layers with pydantic-settings: first source wins, section by section."""
-
-    class Settings(BaseSettings, Config):
-        model_config = SettingsConfigDict(extra="forbid", cli_avoid_json=True)
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            del init_settings, env_settings, dotenv_settings, file_secret_settings
-            command_line: CliSettingsSource[Any] = CliSettingsSource(
-                settings_cls, cli_parse_args=arguments, cli_exit_on_error=False
-            )
-            files = [_Layer(settings_cls, layer) for layer in reversed(layers)]
-            return (command_line, *files)
-
-    return Settings()
-
-
-class _Layer(PydanticBaseSettingsSource):
-    """One file's content as a source. Values are validated by the settings class, not here."""
-
-    def __init__(self, settings_cls: type[BaseSettings], content: dict[str, Any]) -> None:
-        super().__init__(settings_cls)
-        self.content = content
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self.content.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return self.content
-
-
-def _describe(error: ValidationError) -> list[str]:
-    """Pydantic's findings as sentences: key, value, what is wrong."""
-    known = list(keys())
-    sentences = []
+def _describe(error: ValidationError, known: Sequence[str]) -> Iterator[str]:
+    """Yield pydantic's errors as sentences: key, value unless it may be secret, what is wrong."""
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
+        key, message = ".".join(map(str, item["loc"])), str(item["msg"])
         if item["type"] == "extra_forbidden":
-            sentences.append(_unknown(key, known))
+            yield _unknown(key, known)
         elif item["type"] == "value_error":
-            sentences.append(str(item["msg"]).removeprefix("Value error, "))
+            yield message.removeprefix("Value error, ")
         else:
-            message = str(item["msg"])
-            sentences.append(f"{key}={item['input']!r}: {message[0].lower()}{message[1:]}")
-    return sentences
-
-
-def _given(key: str, arguments: Sequence[str], layers: Sequence[dict[str, Any]]) -> bool:
-    section, _, name = key.partition(".")
-    in_files = (layer.get(section) for layer in layers)
-    return f"--{key}" in arguments or any(isinstance(s, dict) and s.get(name) for s in in_files)
-
-
-def _default(value: Any) -> str:
-    if value is None:
-        return "unset"
-    if isinstance(value, list | dict):
-        return " ".join(map(str, value)) if value else "none"
-    return str(value).lower() if isinstance(value, bool) else (str(value) or "empty")
-
-
-def _choices(annotation: Any) -> str:
-    if get_origin(annotation) is not Literal:
-        return ""
-    return f" {{{', '.join(get_args(annotation))}}}"
+            hidden = isinstance(item["input"], dict | list) or is_secret(key)
+            shown = MASK if hidden else repr(item["input"])
+            yield f"{key}={shown}: {message[0].lower()}{message[1:]}"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from jobs.config import Config
-from jobs.runtime.cli import load_config
-from jobs.runtime.errors import REFUSED, RefusedError
+from jobs.runtime.cli import help_text, load_config
+from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from jobs.runtime.redaction import known_secrets, masked, secrets_of
 
 
@@ -23,11 +23,15 @@ class Command:
         name: how it is called, for `--help`.
         about: what it does, one line, for `--help`.
         require: dotted keys it cannot do without; alternatives are joined by `|`.
+        sections: fields of the configuration that it reads, for `--help`; empty: all.
+        config: sections and keys.
     """
 
     name: str
     about: str
     require: tuple[str, ...]
+    sections: str = ""
+    config: type[Config] = Config
 
     def run(self, argv: Sequence[str] | None, story: Callable[[Config], int]) -> int:
         """Resolve the configuration and tell the story; what it refuses is printed, all at once.
@@ -39,14 +43,15 @@ class Command:
         Returns:
             One of the exit codes of `jobs.runtime.errors`.
         """
+        words = sys.argv[1:] if argv is None else list(argv)
+        if {"-h", "--help", "--help-all"}.intersection(words):
+            every = "--help-all" in words or not self.sections
+            shown = list(self.config.model_fields) if every else self.sections.split()
+            sys.stdout.write(help_text(self.name, self.about, self.config, shown))
+            return DONE
         known = secrets_of(os.environ)
         try:
-            config = load_config(
-                sys.argv[1:] if argv is None else argv,
-                require=self.require,
-                command=self.name,
-                description=self.about,
-            )
+            config = load_config(words, self.require, self.config)
             known = known_secrets(config)
             _mask_tracebacks(known)
             return story(config)

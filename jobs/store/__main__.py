@@ -129,13 +129,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] not in VERBS:
         asked = bool(words) and words[0] in ("-h", "--help")
         lines = [f"  {name:<8} {verb.__doc__}\n" for name, verb in VERBS.items()]
-        usage = "usage: python -m jobs.store VERB --store.path STORE (VERB --help lists all keys)\n"
+        usage = "usage: python -m jobs.store VERB --store.path STORE (VERB --help lists the keys)\n"
         (sys.stdout if asked else sys.stderr).writelines([usage, *lines])
         return DONE if asked else REFUSED
     name, *rest = words
     rest = [word.replace("--older-than", "--store.older_than", 1) for word in rest]
     about = str(VERBS[name].__doc__)
-    command = Command(f"python -m jobs.store {name}", about, require=("store.path",))
+    command = Command(f"python -m jobs.store {name}", about, ("store.path",), "store spark dry_run")
     return command.run(rest, partial(_run, VERBS[name]))
 
 

@@ -39,6 +39,7 @@ COMMAND = Command(
     name="python -m jobs.tune",
     about="Find settings for a table and a model: lengths, speed, memory, agreement with float32.",
     require=("model.name", "input.path|input.table|input.run", "output.path"),
+    sections="tune input model batching evaluation output mlflow spark",
 )
 
 

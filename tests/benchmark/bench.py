@@ -19,13 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.config import Config
 from jobs.output.record import versions
 from jobs.output.tracking.runs import fetch_model
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, RefusedError
 from jobs.runtime.session import local_cores
 from jobs.scoring.models import resolve_model
+from tests.benchmark.config import BenchmarkConfig
 from tests.benchmark.measure import PEAK, Bench, ratio
 from tests.benchmark.mixes import GIVEN, write_pairs
 from tests.benchmark.shapes import random_model
@@ -37,6 +37,8 @@ COMMAND: Final = Command(
     about="Time the engine and the job against what a user could pick instead, on the same pairs "
     "and model.",
     require=("model.name|bench.shape",),
+    sections="bench model batching input output mlflow spark",
+    config=BenchmarkConfig,
 )
 _PACKAGES: Final = {
     "sentence_transformers": "sentence_transformers",
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return COMMAND.run(argv, run)
 
 
-def run(config: Config) -> int:
+def run(config: BenchmarkConfig) -> int:
     """Compare, print, and write the result where `output.path` says."""
     refuse(config)
     with tempfile.TemporaryDirectory() as name:
@@ -74,7 +76,7 @@ def run(config: Config) -> int:
     return DONE
 
 
-def refuse(config: Config) -> None:
+def refuse(config: BenchmarkConfig) -> None:
     """Find out before anything runs what cannot be measured.
 
     Raises:
@@ -100,7 +102,7 @@ def refuse(config: Config) -> None:
         raise RefusedError(findings)
 
 
-def compare(config: Config, folder: Path) -> dict[str, Any]:
+def compare(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
     """Measure every mix.
 
     Returns:

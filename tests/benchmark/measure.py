@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.config import Config
+from tests.benchmark.config import BenchmarkConfig
 from tests.benchmark.memory import MemoryWatch
 from tests.benchmark.shapes import model_flops
 from tests.benchmark.task import Outcome, Task
@@ -63,7 +63,7 @@ class Bench:
         folder: for pairs and results.
     """
 
-    config: Config
+    config: BenchmarkConfig
     model: Path
     precision: Precision
     lanes: int

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.config import Config
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.models import embedded_model
+from tests.benchmark.config import BenchmarkConfig
 
 GIVEN: Final = "given"
 COLUMNS: Final = ("query_id", "query", "doc_id", "doc")
@@ -26,7 +26,7 @@ _MIXES: Final = {"short": (40, 0.40), "web": (100, 0.45), "long": (430, 0.449)}
 _LONG_SHARE: Final = 0.1  # of the skewed mix
 
 
-def write_pairs(config: Config, mix: str, path: Path) -> int:
+def write_pairs(config: BenchmarkConfig, mix: str, path: Path) -> int:
     """Write the pairs of a mix as one Parquet file of `COLUMNS`; return their number.
 
     Raises:
@@ -48,7 +48,7 @@ def lengths_of(mix: str, pairs: int, max_length: int) -> NDArray[np.int64]:
     return np.maximum(lengths.round().astype(np.int64), shortest)
 
 
-def _given(config: Config) -> pa.Table:
+def _given(config: BenchmarkConfig) -> pa.Table:
     source, names = str(config.input.path), config.input
     columns = [names.query_id, names.query, names.doc_id, names.doc]
     try:
@@ -68,7 +68,7 @@ def _given(config: Config) -> pa.Table:
     return table
 
 
-def _made_up(config: Config, mix: str) -> pa.Table:
+def _made_up(config: BenchmarkConfig, mix: str) -> pa.Table:
     """Words of the embedded vocabulary that are one token each, in no order that means anything."""
     generator = np.random.default_rng(5)
     words = _words()

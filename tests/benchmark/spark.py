@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
-from jobs.config import Config
 from jobs.rerank import run as rerank
+from tests.benchmark.config import BenchmarkConfig
 from tests.benchmark.peers import cross_encoder_udf
 from tests.benchmark.task import Outcome, Task
 
@@ -34,7 +34,7 @@ def job(task: Task) -> Outcome:
             "spark": config.spark,
         }
         # What else the user configured (names of columns, gates) is not what is measured.
-        plain = Config.model_validate(
+        plain = BenchmarkConfig.model_validate(
             {
                 "input": {"path": task.pairs},
                 "output": {"path": out},

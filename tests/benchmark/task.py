@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from jobs.config import Config
+from tests.benchmark.config import BenchmarkConfig
 from udfs.spec import Precision, ScorerSpec
 
 
@@ -38,9 +38,9 @@ class Task:
     spawned: float
 
     @property
-    def settings(self) -> Config:
+    def settings(self) -> BenchmarkConfig:
         """The configuration."""
-        return Config.model_validate(self.config)
+        return BenchmarkConfig.model_validate(self.config)
 
     def texts(self) -> tuple[list[str], list[str]]:
         """Queries and documents, in the order of the file."""

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.config import Config
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.models import embedded_model
 from tests.benchmark.bench import refuse
+from tests.benchmark.config import BenchmarkConfig
 from tests.benchmark.engine import _score
 from tests.benchmark.measure import ratio
 from tests.benchmark.memory import MemoryWatch, tree
@@ -28,8 +28,8 @@ from udfs.encoding.pairs import PairEncoder
 from udfs.spec import ScorerSpec
 
 
-def config(**bench: object) -> Config:
-    return Config.model_validate({"bench": bench})
+def config(**bench: object) -> BenchmarkConfig:
+    return BenchmarkConfig.model_validate({"bench": bench})
 
 
 @pytest.mark.parametrize(("mix", "p50", "p95"), [("short", 40, 77), ("web", 100, 210),
@@ -62,13 +62,13 @@ def test_given_pairs_are_read_by_their_names_and_sampled(tmp_path: Path) -> None
     pq.write_table(pa.table(rows), tmp_path / "in.parquet")
     names = {"query_id": "qid", "query": "q", "doc_id": "did", "doc": "d"}
     source = {"path": str(tmp_path / "in.parquet"), **names}
-    given = Config.model_validate({"input": source, "bench": {"pairs": 3}})
+    given = BenchmarkConfig.model_validate({"input": source, "bench": {"pairs": 3}})
     assert write_pairs(given, "given", tmp_path / "out.parquet") == 3
     found = pq.read_table(tmp_path / "out.parquet").to_pylist()
     whole = [dict(zip(("query_id", "query", "doc_id", "doc"), row, strict=True))
              for row in zip(*rows.values(), strict=True)]  # fmt: skip
     assert all(row in whole for row in found)
-    wrong = Config.model_validate({"input": {"path": source["path"]}})
+    wrong = BenchmarkConfig.model_validate({"input": {"path": source["path"]}})
     with pytest.raises(RefusedError, match="query_id, query, doc_id, doc"):
         write_pairs(wrong, "given", tmp_path / "out.parquet")
 
@@ -82,7 +82,9 @@ def test_flops_are_two_per_weight_and_token_and_attentions_own(tmp_path: Path) -
 
 
 def test_every_shape_that_can_be_asked_for_is_known() -> None:
-    kinds = Config.model_json_schema()["$defs"]["BenchConfig"]["properties"]["shape"]["anyOf"]
+    kinds = BenchmarkConfig.model_json_schema()["$defs"]["BenchConfig"]["properties"]["shape"][
+        "anyOf"
+    ]
     assert set(kinds[0]["enum"]) == set(SHAPES)
 
 
@@ -115,7 +117,7 @@ def test_memory_of_children_counts_too() -> None:
 def test_the_engines_lanes_score_what_the_peer_scores(tiny_bert: Path, tmp_path: Path) -> None:
     """Two lanes share the pairs out; together they have every one, as sentence-transformers."""
     pytest.importorskip("sentence_transformers")
-    given = Config.model_validate(
+    given = BenchmarkConfig.model_validate(
         {"model": {"max_length": 48}, "batching": {"window": 8}, "bench": {"pairs": 40}}
     )
     write_pairs(given, "short", tmp_path / "short.parquet")
@@ -147,4 +149,4 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     refuse(config(ways=["engine", "peak"], mixes=["web"]))
     onnx = {"model": {"backend": "onnxruntime"}, "bench": {"ways": ["engine"], "mixes": ["web"]}}
     with pytest.raises(RefusedError, match="backend=onnxruntime is not measured here"):
-        refuse(Config.model_validate(onnx))
+        refuse(BenchmarkConfig.model_validate(onnx))

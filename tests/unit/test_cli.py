@@ -1,3 +1,5 @@
+"""The configuration: YAML files and the command line, and what is said about errors in them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,82 +8,112 @@ import pytest
 import yaml
 
 from jobs.config import Config
+from jobs.rerank import COMMAND
 from jobs.runtime.cli import keys, load_config
-from jobs.runtime.errors import RefusedError
+from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from tests.conftest import ROOT
 
 GIVEN = ["--model.name", "m", "--input.path", "in", "--output.path", "out"]
 REQUIRED = ("model.name", "input.path|input.table|input.run", "output.path")
 
 
-def refused(*argv: str) -> list[str]:
+def refused(*argv: str) -> str:
     with pytest.raises(RefusedError) as caught:
-        load_config(argv, require=REQUIRED)
-    return caught.value.messages
+        load_config(argv, REQUIRED)
+    return "\n".join(caught.value.messages)
 
 
 def test_later_wins_defaults_files_command_line(tmp_path: Path) -> None:
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
     first.write_text("model: {max_length: 100, precision: fp32}\nbatching: {max_pairs: 1}")
-    second.write_text("model: {max_length: 200}\nspark: {settings: {spark.a: x}}")
+    second.write_text("model: {max_length: 200}\nspark: {settings: {spark.a: x, spark.b: x}}")
     config = load_config(
         [*GIVEN, "--config", str(first), f"--config={second}", "--batching.max_pairs=3",
-         "--spark.settings", "spark.b=y", "--dry-run"], require=REQUIRED,
+         "--spark.settings", "spark.b=y", "--dry-run"], REQUIRED,
     )  # fmt: skip
     assert (config.model.max_length, config.model.precision) == (200, "fp32")
     assert (config.batching.max_pairs, config.batching.max_tokens) == (3, 4096)
     assert config.spark.settings == {"spark.a": "x", "spark.b": "y"}
-    assert config.dry_run
+    assert config.dry_run and not load_config(["--dry-run", "false"]).dry_run
 
 
-def test_negative_numbers_and_repeated_keys_are_read() -> None:
+def test_values_are_taken_whole() -> None:
     config = load_config(
-        [*GIVEN, "--ranking.min_score", "-1.5", "--evaluation.metrics", "AP",
-         "--evaluation.metrics", "RR(rel=2)@10"]
+        ["--ranking.min_score", "-1.5", "--evaluation.metrics", "AP", "--input.label", "",
+         "--evaluation.metrics", "RR(rel=2)@10", "--evaluation.gate", r'a\b >= "0,3"',
+         "--spark.settings", "spark.jars=a,b", "--spark.settings=spark.x=-Da=b -Dc={1,2}",
+         "--tune.max_lengths", "96", "--tune.max_lengths", "128", "--ranking.top_k", "None"],
     )  # fmt: skip
-    assert config.ranking.min_score == -1.5
+    assert (config.ranking.min_score, config.ranking.top_k, config.input.label) == (-1.5, None, "")
     assert config.evaluation.metrics == ["AP", "RR(rel=2)@10"]
+    assert config.evaluation.gate == [r'a\b >= "0,3"']
+    assert config.spark.settings == {"spark.jars": "a,b", "spark.x": "-Da=b -Dc={1,2}"}
+    assert config.tune.max_lengths == [96, 128]
 
 
 def test_all_errors_of_files_and_arguments_come_together(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("model: {max_lenght: 3, precision: fp8}\nimput: {}\n")
-    findings = refused(
+    text = refused(
         "--config", str(file), "--config", "/no/such.yaml", "--model.max_length", "many",
-        "--input.pth", "x", "--output.path", "o", "stray",
+        "--input.pth", "x", "--output.path", "o", "--input.options", "header", "stray",
     )  # fmt: skip
-    text = "\n".join(findings)
-    for said in (
+    for message in (
         "unknown key model.max_lenght; did you mean model.max_length?",
         "unknown key imput", "precision", "/no/such.yaml", "model.max_length='many'",
         "unknown key input.pth; did you mean input.path?", "model.name is required",
         "input.path or input.table or input.run is required", "stands alone",
+        "input.options",
     ):  # fmt: skip
-        assert said in text, said
+        assert message in text, message
 
 
-def test_rules_between_keys() -> None:
-    assert "raise one or lower the other" in refused(*GIVEN, "--model.max_length", "9000")[0]
-    assert "set only one" in refused(*GIVEN, "--input.table", "t")[0]
-    normalised = ("--model.name", "m", "--output.path", "o", "--input.run", "r")
-    assert "all three" in refused(*normalised)[0]
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*GIVEN, "--model.max_length", "9000"], "raise one or lower the other"),
+        ([*GIVEN, "--input.table", "t"], "set only one"),
+        (["--model.name", "m", "--output.path", "o", "--input.run", "r"], "all three"),
+        ([*GIVEN, "--model.precision", "int16"], "use fp32, or ONNX Runtime int8"),
+        ([*GIVEN, "--tune.precisions", "int16"], "use fp32, or ONNX Runtime int8"),
+        ([*GIVEN, "--tune.precisions", "int8"], "tune.precisions=int8: unknown"),
+        ([*GIVEN, "--store.path", "--dry-run"], "--store.path: expected one argument"),
+        ([*GIVEN, "--config"], "--config "),
+    ],
+)
+def test_a_refusal_names_the_remedy(argv: list[str], message: str) -> None:
+    assert message in refused(*argv)
 
 
-def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("model:\n  name: [\n", "not valid YAML at line"), ("- 3", "holds no sections")],
+)
+def test_a_broken_file_is_named(content: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("model:\n  name: [\n")
-    assert "not valid YAML at line" in refused(*GIVEN, "--config", str(file))[0]
+    file.write_text(content)
+    assert message in refused(*GIVEN, "--config", str(file))
 
 
-def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        load_config(["--help"], command="python -m jobs.rerank")
-    assert caught.value.code == 0
-    said = capsys.readouterr().out
-    for key in keys():
-        assert f"--{key.replace('dry_run', 'dry-run')}  (default: " in said
-    assert "longest pair the model is given [tokens]" in said
-    assert "{auto, fp16, bf16, fp32, int8}" in said
+def test_an_error_shows_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("spark: {settings: {spark.my.password: [5ecret, a b], spark.a.secret: 77777}}")
+    text = refused("--config", str(file), "--input.options", "5ecret")
+    assert "spark.my.password" in text
+    assert "5ecret" not in text and "77777" not in text
+
+
+def test_help_of_a_command_shows_its_own_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert COMMAND.run(["--help"], lambda _: REFUSED) == DONE
+    own = capsys.readouterr().out
+    assert "--model.max_length" in own and "--dry-run" in own and "--tune.seconds" not in own
+    words = " ".join(own.split())
+    assert "longest pair the model is given [tokens] (default: 512)" in words
+    assert "{auto,fp16,bf16,fp32,int8}" in words
+    assert COMMAND.run(["--help-all"], lambda _: REFUSED) == DONE
+    every = capsys.readouterr().out
+    for key in keys(Config):
+        assert f"--{key}" in every
 
 
 def test_the_configuration_is_frozen() -> None:

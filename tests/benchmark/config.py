@@ -1,9 +1,10 @@
-"""Section `bench`: how tests.benchmark measures."""
+"""The configuration of the benchmark: that of the jobs, and a section of its own."""
 
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from jobs.config import Config
 from jobs.config.section import PositiveInt, Section
 
 Way = Literal[
@@ -34,3 +35,9 @@ class BenchConfig(Section):
     shape: Literal["minilm-l6", "bge-reranker-base", "bge-reranker-v2-m3"] | None = Field(
         None, description="a model of this shape with random weights, instead of model.name"
     )
+
+
+class BenchmarkConfig(Config):
+    """What the benchmark needs to know."""
+
+    bench: BenchConfig = BenchConfig()
