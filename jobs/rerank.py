@@ -29,7 +29,7 @@ from jobs.runtime.errors import DONE, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
 from jobs.scoring.fill import fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
-from jobs.scoring.stage import make_spec, missing_keys, probing, ship_model, wanted_precision
+from jobs.scoring.stage import make_spec, distinct_keys, probing, ship_model, wanted_precision
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.store import ScoreStore, is_new
 
@@ -146,7 +146,8 @@ def dry_run(config: Config, ready: Rerank) -> int:
     with probing(spark, draft, wanted, profile, load=False, after=workers) as probed:
         spec = replace(draft, precision=probed.result().precision, doc_template=pairs.doc_template)
     path = config.store.path or f"{config.output.path}/scores"
-    missing = missing_keys(done.rows, ScoreStore(spark, path, spec.fingerprint())).count()
+    store = ScoreStore(spark, path, spec.fingerprint())
+    _, missing = store.missing(distinct_keys(done.rows), done.counts["distinct"], dry_run=True)
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}
     lengths = sample_lengths(pairs, checkpoint.path, spec)
     sys.stdout.write(

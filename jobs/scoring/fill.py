@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from jobs.input.layouts import InputTable
 from jobs.input.validation import ValidatedInput
-from jobs.scoring.stage import missing_keys, score_missing
+from jobs.scoring.stage import distinct_keys, score_missing
 from jobs.store import SCHEMA, ScoreStore
 from udfs.memory import Peak
 from udfs.scores import OK
@@ -77,9 +77,8 @@ def fill_store(
         partitions: scoring tasks; 0: from the number of pairs and task slots.
         profile: executors that the scoring stage is to have for itself.
     """
-    missing = missing_keys(validated.rows, store)
     distinct = validated.counts["distinct"]
-    count = distinct if store.is_empty() else missing.count()
+    missing, count = store.missing(distinct_keys(validated.rows), distinct)
     if not count:
         return FilledStore(distinct)
     attempt, memory = score_missing(

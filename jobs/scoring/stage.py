@@ -180,10 +180,9 @@ def ship_model(
     return replace(spec, model_path=f"archive:{name}")
 
 
-def missing_keys(checked: DataFrame, store: ScoreStore) -> DataFrame:
-    """Distinct keys of valid rows that the store does not hold: `pair_key`."""
-    keys = checked.where(F.isnotnull("pair_key")).select("pair_key").distinct()
-    return keys.join(store.held(), on="pair_key", how="left_anti")
+def distinct_keys(checked: DataFrame) -> DataFrame:
+    """Return the distinct keys of valid rows: `pair_key`."""
+    return checked.where(F.isnotnull("pair_key")).select("pair_key").distinct()
 
 
 def score_missing(

@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from jobs.config import Config
@@ -25,63 +23,46 @@ from jobs.output.filesystem import Files
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, RefusedError
 from jobs.runtime.session import open_session
-from jobs.store.checking import examine
-from jobs.store.inventory import Fingerprint, seconds, take_inventory
-from jobs.store.merging import merge, small_attempts
-from jobs.store.pruning import drop, find_waste
-from jobs.store.scores import count_pairs
+from jobs.store import maintenance
+from jobs.store.maintenance import Fingerprint, size_of
+from jobs.store.scores import READ_ERRORS, quiet
 
 _LINE: Final = "{:<34}{:<28}{:>6}  {:<9}{:>13}{:>7}{:>11}{:>10}  {}"
 _HEADER: Final = (
     "fingerprint", "model", "length", "precision", "pairs", "files", "size", "attempts", "last used"
 )  # fmt: skip
+_SECONDS: Final = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 
 Verb = Callable[[SparkSession, Config, list[Fingerprint]], int]
 
 
 def ls(spark: SparkSession, _: Config, inventory: list[Fingerprint]) -> int:
     """List what a score store holds: pairs, files, size and attempts per fingerprint."""
-    pairs = count_pairs(spark, [entry.path for found in inventory for entry in found.files])
+    pairs = maintenance.count_pairs(spark, inventory)
     _say(_LINE.format(*_HEADER))
     for found in inventory:
         about = found.about
-        model, revision = str(about.get("model", "unknown")), about.get("revision")
-        name = f"{model.rstrip('/').rpartition('/')[2]}{f'@{revision[:7]}' if revision else ''}"
-        _say(
-            _LINE.format(
-                found.name,
-                name[-27:],
-                str(about.get("max_length", "-")),
-                str(about.get("precision", "-")),
-                f"{pairs.get(found.name, 0):,}",
-                f"{len(found.files):,}",
-                _size(found.size),
-                f"{len(found.attempts):,}",
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(found.used)),
-            )
-        )
+        name = str(about.get("model", "unknown")).rstrip("/").rpartition("/")[2]
+        name += f"@{about['revision'][:7]}" if about.get("revision") else ""
+        known = (str(about.get(key, "-")) for key in ("max_length", "precision"))
+        numbers = (f"{pairs.get(found.name, 0):,}", f"{len(found.files):,}",
+                   _mib(size_of(found.files)), f"{len(found.attempts):,}")  # fmt: skip
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.used))
+        _say(_LINE.format(found.name, name[-27:], *known, *numbers, used))
     return DONE
 
 
 def verify(spark: SparkSession, config: Config, inventory: list[Fingerprint]) -> int:
     """Read every file of a score store and check that scores are scores, and agree."""
     wrong = 0
-    spark.sparkContext.setLogLevel("OFF")  # a file that cannot be read is reported here
     for found in inventory:
-        health = examine(spark, found, tolerance=config.store.tolerance)
-        twice = ""
-        if health.repeated:
-            twice = (
-                f", {health.repeated:,} scored more than once (they differ by up to "
-                f"{health.largest_difference:.2g})"
-            )
-        _say(f"{found.name}  {health.pairs:,} pairs in {len(found.files):,} files{twice}")
-        for finding in health.findings:
-            _say(f"  - {finding}")
-        wrong += len(health.findings)
-    _say(
-        "all is well" if not wrong else f"{wrong} findings; a pair without a score is scored again"
-    )
+        with quiet(spark):
+            summary, problems = maintenance.verify(spark, found, tolerance=config.store.tolerance)
+        _say(f"{found.name}  {summary}")
+        for problem in problems:
+            _say(f"  - {problem}")
+        wrong += len(problems)
+    _say(f"{wrong} problems" if wrong else "all is well")
     return GATE_NOT_PASSED if wrong else DONE
 
 
@@ -89,34 +70,30 @@ def compact(spark: SparkSession, config: Config, inventory: list[Fingerprint]) -
     """Merge a score store's small files; every score stays readable all the while."""
     for found in inventory:
         age = time.time() - found.used
-        if age < seconds(config.store.settled):
-            _say(
-                f"{found.name}  used {age / 60:.0f} minutes ago, left alone; when no run is under "
-                "way, --store.settled 0m takes it, too"
+        if age < _seconds(config.store.settled):  # its run may still write or read
+            done = (
+                f"used {age / 60:.0f} minutes ago, left alone; when no run is under way, "
+                "--store.settled 0m takes it, too"
             )
         elif config.dry_run:
-            old = small_attempts(found)
-            _say(f"{found.name}  would merge {sum(len(a.files) for a in old):,} files")
-        elif (done := merge(spark, found)) is None:
-            _say(f"{found.name}  nothing to merge")
+            small = maintenance.small_attempts(found)
+            done = f"would merge {sum(len(attempt.files) for attempt in small):,} files"
         else:
-            _say(
-                f"{found.name}  {done.files:,} files of {done.attempts:,} attempts are now "
-                f"{done.written:,}, with {done.pairs:,} pairs"
-            )
+            done = maintenance.merge(spark, found)
+        _say(f"{found.name}  {done}")
     return DONE
 
 
 def gc(spark: SparkSession, config: Config, inventory: list[Fingerprint]) -> int:
     """Drop fingerprints of a score store that are out of use, and what dead runs left."""
-    files, freed = Files(spark), 0
-    older_than, settled = seconds(config.store.older_than), seconds(config.store.settled)
-    for waste in find_waste(inventory, time.time(), older_than=older_than, settled=settled):
+    freed = 0
+    older_than, settled = _seconds(config.store.older_than), _seconds(config.store.settled)
+    for waste in maintenance.find_waste(inventory, older_than=older_than, settled=settled):
         if not config.dry_run:
-            drop(files, waste)
+            Files(spark).delete(waste.path)
         freed += waste.size
         _say(f"{'would drop' if config.dry_run else 'dropped'} {waste.path}: {waste.reason}")
-    _say(f"{_size(freed)} {'would be ' if config.dry_run else ''}freed")
+    _say(f"{_mib(freed)} {'would be ' if config.dry_run else ''}freed")
     return DONE
 
 
@@ -124,7 +101,7 @@ VERBS: Final[dict[str, Verb]] = {"ls": ls, "verify": verify, "compact": compact,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; exit code as in `jobs.runtime.errors`, 4 if `verify` found something."""
+    """Run one verb; exit code as in `jobs.runtime.errors`, 4 if `verify` found a problem."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in VERBS:
         asked = bool(words) and words[0] in ("-h", "--help")
@@ -140,12 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: Verb, config: Config) -> int:
-    spark = open_session(config)
-    path = str(config.store.path)
+    spark, path = open_session(config), str(config.store.path)
     files = Files(spark)
     if not files.exists(path):
         raise RefusedError(f"store.path={path} does not exist; check the path")
-    inventory = take_inventory(files, path)
+    inventory = maintenance.take_inventory(files, path)
     if not inventory:
         raise RefusedError(
             f"store.path={path} holds no fingerprint=...; name the folder above them, such as "
@@ -153,7 +129,7 @@ def _run(verb: Verb, config: Config) -> int:
         )
     try:
         return verb(spark, config, inventory)
-    except (PySparkException, Py4JJavaError) as error:
+    except READ_ERRORS as error:
         raise RefusedError(
             f"store.path={path} cannot be read ({type(error).__name__}); nothing was deleted; "
             "python -m jobs.store verify names the files"
@@ -164,13 +140,13 @@ def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _seconds(age: str) -> float:
+    """`30d`, `6h` or `5m` as seconds."""
+    return int(age[:-1]) * _SECONDS[age[-1]]
 
 
 if __name__ == "__main__":

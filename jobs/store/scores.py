@@ -1,135 +1,216 @@
-"""Reading and appending scores of one fingerprint."""
+"""Read and append the scores of one fingerprint."""
 
 from __future__ import annotations
 
 import json
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
-from pyspark.sql import DataFrame, SparkSession
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import (
-    BooleanType,
-    FloatType,
-    IntegerType,
-    StringType,
-    StructField,
-    StructType,
-)
+from pyspark.sql.types import StructType
 
 from jobs.output.filesystem import Files
+from jobs.runtime.redaction import masked
 from udfs.scores import OK
 
-# Of a merged file: the attempt a score came from, so that merging changes no reader's choice.
+# In a merged file: the attempt that a score came from, so that merging changes no reader's choice.
 ORIGIN: Final = "origin"
 ABOUT: Final = "_about.json"
 ATTEMPT: Final = "attempt="
+CORRUPT: Final = "_corrupt"
 FINGERPRINT: Final = "fingerprint="
-SCHEMA: Final = StructType(
-    [
-        StructField("pair_key", StringType()),
-        StructField("logit", FloatType()),
-        StructField("n_tokens", IntegerType()),
-        StructField("n_padded", IntegerType()),
-        StructField("truncated", BooleanType()),
-        StructField("device_ms", FloatType()),
-        StructField("status", StringType()),
-    ]
-)
-_FILES: Final = StructType([*SCHEMA.fields, StructField(ORIGIN, StringType())])
-# Publishes a task's file when the task ends and not when the job does. Unsafe for a table that
-# has to be whole; right for a set that may lack members (SPARK-29037 tells what the default does
-# to a driver that dies half-way).
-_TASK_COMMIT: Final = {"mapreduce.fileoutputcommitter.algorithm.version": "2"}
+_COLUMNS: Final = {
+    "pair_key": "string", "logit": "float", "n_tokens": "integer", "n_padded": "integer",
+    "truncated": "boolean", "device_ms": "float", "status": "string",
+}  # fmt: skip
+SCHEMA: Final = StructType()
+for _name, _kind in _COLUMNS.items():
+    SCHEMA.add(_name, _kind)
+_FILES: Final = StructType(SCHEMA.fields[:]).add(ORIGIN, "string")
+READ_ERRORS: Final = (PySparkException, Py4JJavaError)
+# Parquet keeps a checksum of each page, which readers ignore unless told otherwise.
+_READ: Final = {"parquet.page.verify-checksum.enabled": "true", "pathGlobFilter": "*.parquet"}
+_WRITE: Final = {
+    "parquet.page.write-checksum.enabled": "true",
+    # Publishes a task's file when the task ends and not when the job does. Unsafe for a table that
+    # has to be whole; right for a set that may lack members (SPARK-29037 tells what the default
+    # does to a driver that dies half-way).
+    "mapreduce.fileoutputcommitter.algorithm.version": "2",
+}
 
 
 def is_new(spark: SparkSession, path: str) -> bool:
-    """Whether there are no scores of any fingerprint."""
+    """Return whether there are no scores of any fingerprint."""
     return not Files(spark).children(path)
 
 
-def read_files(spark: SparkSession, paths: Sequence[str]) -> DataFrame:
-    """All rows of files or attempts, `SCHEMA` and `ORIGIN`: the attempt each row came from."""
+def read_files(spark: SparkSession, paths: Sequence[str], **options: str) -> DataFrame:
+    """Return all rows of files or attempts: `SCHEMA` and `ORIGIN`, the attempt of each row."""
+    rows = spark.read.options(**_READ, **options).schema(_FILES).parquet(*paths)
     attempt = F.regexp_extract(F.input_file_name(), rf"{ATTEMPT}(\w+)", 1)
-    rows = spark.read.schema(_FILES).parquet(*paths)
     return rows.withColumn(ORIGIN, F.coalesce(ORIGIN, attempt))
 
 
-def collapsed(rows: DataFrame) -> DataFrame:
-    """One row per pair key; an `ok` score wins over a failed one, then the first origin wins.
+def verified(rows: DataFrame) -> DataFrame:
+    """Return the same rows, reading every column, and fail where a row is not a score."""
+    every_column = F.xxhash64(*SCHEMA.names) != F.lit(0)  # true, in all but one of 2^64 cases
+    fail = F.raise_error(F.lit("a row of the score store is not a score")).cast("boolean")
+    return rows.where(F.when(_is_score(), every_column).otherwise(fail))
+
+
+def deduplicated(rows: DataFrame) -> DataFrame:
+    """Return one row per pair key: an `ok` score before a failed one, then the first origin.
 
     Of several scores for a key (two drivers at once) every reader takes the same one.
     """
-    values = F.struct(*(F.col(field) for field in (*SCHEMA.names[1:], ORIGIN)))
+    values = F.struct(*SCHEMA.names[1:], ORIGIN)
     order = F.struct(F.col("status") != OK, ORIGIN)
     best = rows.groupBy("pair_key").agg(F.min_by(values, order).alias("score"))
     return best.select("pair_key", "score.*")
 
 
-def count_pairs(spark: SparkSession, paths: Sequence[str]) -> dict[str, int]:
-    """Distinct pairs by fingerprint; files that cannot be read are passed over."""
+def damaged(spark: SparkSession, paths: Sequence[str]) -> list[str]:
+    """Return the files that are not scores, found by halving."""
     if not paths:
-        return {}
-    fingerprint = F.regexp_extract(F.input_file_name(), rf"{FINGERPRINT}(\w+)", 1)
-    rows = spark.read.option("ignoreCorruptFiles", "true").schema(SCHEMA).parquet(*paths)
-    counted = rows.groupBy(fingerprint).agg(F.count_distinct("pair_key")).collect()
-    return {str(row[0]): int(row[1]) for row in counted}
+        return []
+    try:
+        verified(read_files(spark, paths)).agg(F.count(F.lit(1))).collect()
+    except READ_ERRORS:
+        if len(paths) == 1:
+            return list(paths) if _is_at_fault(spark, paths[0]) else []
+        half = len(paths) // 2
+        return damaged(spark, paths[:half]) + damaged(spark, paths[half:])
+    return []
+
+
+@contextmanager
+def quiet(spark: SparkSession) -> Iterator[None]:
+    """Keep Spark's Java stacks of failed tasks off the terminal: the caller reports failures."""
+    jvm: Any = spark._jvm
+    level = jvm.org.apache.logging.log4j.LogManager.getRootLogger().getLevel().name()
+    spark.sparkContext.setLogLevel("OFF")
+    try:
+        yield
+    finally:
+        spark.sparkContext.setLogLevel(level)
 
 
 class ScoreStore:
     """Scores of one fingerprint."""
 
     def __init__(self, spark: SparkSession, path: str, fingerprint: str) -> None:
-        """Nothing is read or written yet."""
+        """Read and write nothing yet."""
         self._spark = spark
         self._files = Files(spark)
         self.folder = f"{path}/{FINGERPRINT}{fingerprint}"
 
     def open(self, about: Mapping[str, Any]) -> None:
-        """Say what these scores are of, and that they are in use now.
+        """Write down what these scores are of (no secret), and that they are in use now.
 
         Each run writes the same text again, whole: two at once do no harm, and the time of the
         file is when the fingerprint was last used.
-
-        Args:
-            about: what decides a score, with the model's name; no secret.
         """
         text = json.dumps(about, indent=2, ensure_ascii=False, sort_keys=True)
         self._files.make_folder(self.folder)
         self._files.write_text(f"{self.folder}/{ABOUT}", text + "\n")
 
     def read(self) -> DataFrame:
-        """One row per pair key, `SCHEMA`."""
-        attempts = self._attempts()
-        if not attempts:
-            return self._spark.createDataFrame([], SCHEMA)
-        return collapsed(read_files(self._spark, attempts)).drop(ORIGIN)
+        """Return one row per pair key, `SCHEMA`."""
+        return deduplicated(self._rows()).drop(ORIGIN)
 
-    def is_empty(self) -> bool:
-        """Whether nothing was ever finished under this fingerprint."""
-        return not self._attempts()
+    def missing(
+        self, keys: DataFrame, count: int, *, dry_run: bool = False
+    ) -> tuple[DataFrame, int]:
+        """Return the keys that have no score yet, and how many they are.
 
-    def held(self) -> DataFrame:
-        """Keys that need no scoring: `pair_key`."""
-        return self.read().where(F.col("status") == OK).select("pair_key")
+        This is the first read of a run: it reads every column and verifies the checksum of every
+        page. If it fails, damaged files are set aside and it is done again; their pairs are then
+        among the missing.
+
+        Args:
+            keys: `pair_key`, distinct.
+            count: number of keys.
+            dry_run: skip damaged files instead of setting them aside.
+        """
+        if not self._attempts():
+            return keys, count
+        if dry_run:
+            return _without_score(keys, self._rows(ignoreCorruptFiles="true").where(_is_score()))
+        with quiet(self._spark):
+            try:
+                return _without_score(keys, verified(self._rows()))
+            except READ_ERRORS:
+                self._set_aside()
+            # Where nothing was damaged, another driver may have set the file aside.
+            return _without_score(keys, verified(self._rows()))
 
     def append(self, scores: DataFrame) -> str:
-        """Run the scoring plan and keep every task's result as it ends.
-
-        Returns:
-            The attempt's folder.
-        """
+        """Run the scoring plan, keep every task's result as it ends, and return the folder."""
         attempt = f"{self.folder}/{ATTEMPT}{uuid.uuid4().hex}"
         names = [F.col(field.name).cast(field.dataType) for field in SCHEMA.fields]
-        scores.select(*names).write.options(**_TASK_COMMIT).parquet(attempt)
+        scores.select(*names).write.options(**_WRITE).parquet(attempt)
         return attempt
 
+    def _set_aside(self) -> None:
+        """Move damaged files to `_corrupt`, which no reader looks into, and name them."""
+        aside = f"{self.folder}/{CORRUPT}"
+        paths = [path for attempt in self._attempts() for path in self._parts(attempt)]
+        for path in damaged(self._spark, paths):
+            self._files.make_folder(aside)
+            try:
+                self._files.rename(path, f"{aside}/{'-'.join(path.split('/')[-2:])}")
+            except (OSError, Py4JJavaError):
+                if self._files.exists(path):  # not moved by another driver either
+                    raise
+            sys.stderr.write(
+                f"{masked(path)} is damaged; it is set aside in {CORRUPT}, and its pairs are "
+                "scored again\n"
+            )
+
+    def _rows(self, **options: str) -> DataFrame:
+        attempts = self._attempts()
+        if not attempts:
+            return self._spark.createDataFrame([], _FILES)
+        return read_files(self._spark, attempts, **options)
+
     def _attempts(self) -> list[str]:
-        """Folders with at least one finished file."""
+        """Return folders with at least one finished file."""
         names = self._files.children(self.folder)
-        folders = (f"{self.folder}/{name}" for name in names if name.startswith(ATTEMPT))
-        return [
-            folder for folder in folders
-            if any(name.endswith(".parquet") for name in self._files.children(folder))
-        ]  # fmt: skip
+        folders = [f"{self.folder}/{name}" for name in names if name.startswith(ATTEMPT)]
+        return [folder for folder in folders if self._parts(folder)]
+
+    def _parts(self, attempt: str) -> list[str]:
+        names = self._files.children(attempt)
+        return [f"{attempt}/{name}" for name in names if name.endswith(".parquet")]
+
+
+def _without_score(keys: DataFrame, rows: DataFrame) -> tuple[DataFrame, int]:
+    held = deduplicated(rows).where(F.col("status") == OK).select("pair_key")
+    missing = keys.join(held, on="pair_key", how="left_anti")
+    return missing, missing.count()
+
+
+def _is_score() -> Column:
+    """Whether a row is a score; the columns are null where another table's file is read."""
+    finite = ~F.isnan("logit") & (F.abs("logit") < F.lit(float("inf")))
+    whole = (F.length("pair_key") == 64) & F.isnotnull("status")
+    return F.coalesce(whole & ((F.col("status") != OK) | finite), F.lit(False))
+
+
+def _is_at_fault(spark: SparkSession, path: str) -> bool:
+    """Whether an unreadable file itself is wrong, and not the way to it.
+
+    Its bytes arrive, or a checksum of the file system says that they are wrong. Otherwise the
+    storage or the cluster fails, and the file may be whole.
+    """
+    try:
+        content = spark.read.format("binaryFile").load(path).select(F.length("content"))
+        return bool(content.collect())
+    except READ_ERRORS as error:
+        return "ChecksumException" in str(error)

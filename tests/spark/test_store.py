@@ -20,8 +20,7 @@ from jobs.output.filesystem import Files
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED
 from jobs.store import ScoreStore
 from jobs.store.__main__ import main
-from jobs.store.inventory import take_inventory
-from jobs.store.merging import merge
+from jobs.store.maintenance import merge, take_inventory
 from tests.conftest import ROOT
 
 PRINT = "0" * 32
@@ -126,31 +125,75 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def other(file: Path) -> None:
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def garbage(file: Path) -> None:
+    file.write_bytes(b"not a table" * 100)
+
+
+def other_types(file: Path) -> None:
     pd.DataFrame({"pair_key": [1.5]}).to_parquet(file)
 
 
-@pytest.mark.parametrize("damage", [flip, cut, other])
-def test_verify_names_a_file_that_cannot_be_read(
-    damage: Callable[[Path], None], store: ScoreStore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = sorted(Path(store.folder).glob("attempt=*/part-*.parquet"))[2]
+def other_columns(file: Path) -> None:
+    pd.DataFrame({"pair_key": ["x", "y"], "doc": ["a", "b"]}).to_parquet(file)
+
+
+def damage(store: ScoreStore, how: Callable[[Path], None]) -> Path:
+    """One file of the first attempt, without the file system's checksum."""
+    attempts = sorted(Path(store.folder).glob("attempt=*"), key=lambda a: len(list(a.iterdir())))
+    file = sorted(attempts[-1].glob("part-*.parquet"))[2]
     (file.parent / f".{file.name}.crc").unlink()
-    damage(file)
-    assert run("verify", store) == GATE_NOT_PASSED
-    findings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  - ")]
-    assert len(findings) == 1
-    assert file.name in findings[0] and "scored again" in findings[0]
+    how(file)
+    return file
 
 
-def test_verify_names_a_file_of_another_table(
+DAMAGES = [flip, cut, empty, garbage, other_types, other_columns]
+
+
+def test_verify_names_every_kind_of_damaged_file(
     store: ScoreStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path(store.folder) / "attempt=stranger"
-    folder.mkdir()
-    pd.DataFrame({"pair_key": ["x", "y"], "doc": ["a", "b"]}).to_parquet(folder / "p.parquet")
+    parts = sorted(Path(store.folder).glob("attempt=*/part-*.parquet"))
+    for file, how in zip(parts, DAMAGES, strict=False):
+        (file.parent / f".{file.name}.crc").unlink()
+        how(file)
     assert run("verify", store) == GATE_NOT_PASSED
-    assert "p.parquet: 2 of 2 rows are no scores" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    found = [line for line in said.splitlines() if line.startswith("  - ")]
+    assert len(found) == len(DAMAGES)
+    for file, line in zip(parts, found, strict=False):
+        assert file.name in line and "scored again" in line
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_file_is_set_aside_and_its_pairs_are_missing(
+    how: Callable[[Path], None], store: ScoreStore, spark: SparkSession,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Its pairs only; a run without damage, and a dry run, move nothing."""
+    wanted = spark.createDataFrame([(key,) for key in keys(0, 140)], "pair_key string")
+    assert store.missing(wanted, 140)[1] == 11  # pair 7 has no finite score
+    lost = set(pd.read_parquet(one := damage(store, lambda _: None))["pair_key"])
+    whole = set(content(store).query("status == 'ok'")["pair_key"])
+    how(one)
+    assert store.missing(wanted, 140, dry_run=True)[1] >= 11
+    assert one.exists()
+    missing, count = store.missing(wanted, 140)
+    assert not one.exists()
+    (aside,) = (Path(store.folder) / "_corrupt").glob("*.parquet")
+    assert aside.name == f"{one.parent.name}-{one.name}"
+    assert f"{one.name} is damaged" in capsys.readouterr().err
+    left = set(content(store).query("status == 'ok'")["pair_key"])
+    assert whole - left <= lost
+    assert {row["pair_key"] for row in missing.collect()} == set(keys(0, 140)) - left
+    assert count == 140 - len(left)
+    assert run("verify", store) == DONE
+    age(store, hours=7)
+    assert run("gc", store) == DONE
+    assert not aside.exists()
 
 
 def test_compact_leaves_a_store_in_use_alone(
@@ -252,13 +295,13 @@ def test_gc_drops_dead_attempts_and_what_is_out_of_use(
 ) -> None:
     before = content(store)
     assert run("gc", store) == DONE  # all of it may still be at work
-    assert "0 B freed" in capsys.readouterr().out
+    assert "0.0 MiB freed" in capsys.readouterr().out
     age(store, hours=7)
     assert run("gc", store, "--dry-run") == DONE
     assert "would drop" in capsys.readouterr().out
     assert (Path(store.folder) / "attempt=dead").exists()
     assert run("gc", store) == DONE
-    assert "attempt=dead: no task of it has ended" in capsys.readouterr().out
+    assert "attempt=dead: no finished task" in capsys.readouterr().out
     assert not (Path(store.folder) / "attempt=dead").exists()
     left = min(Path(store.folder).glob("attempt=*")) / "_temporary" / "0"
     left.mkdir(parents=True)
