@@ -48,7 +48,7 @@ lint: $(VENV)/.test ## formatting, style, types
 	$(PY) -m mypy --strict jobs udfs
 
 bench: setup ## measure the throughput; ARGS='--model.name DIR --input.path IN'
-	@$(WITH_JAVA) $(PY) -m tests.benchmark.bench $(ARGS)
+	@$(WITH_JAVA) $(PY) -m tests.benchmark $(ARGS)
 
 zip: $(VENV)/pyvenv.cfg ## dist/spark-rerank-VERSION.zip for spark-submit --py-files
 	@$(PY) .make/zip.py

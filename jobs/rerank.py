@@ -29,7 +29,7 @@ from jobs.runtime.errors import DONE, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
 from jobs.scoring.fill import fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
-from jobs.scoring.stage import make_spec, distinct_keys, probing, ship_model, wanted_precision
+from jobs.scoring.stage import distinct_keys, make_spec, probing, ship_model, wanted_precision
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.store import ScoreStore, is_new
 

@@ -98,7 +98,7 @@ def count_pairs(spark: SparkSession, inventory: Sequence[Fingerprint]) -> dict[s
         return {}
     name = F.regexp_extract(F.input_file_name(), rf"{FINGERPRINT}(\w+)", 1)
     rows = spark.read.option("ignoreCorruptFiles", "true").schema(SCHEMA).parquet(*paths)
-    return dict(rows.groupBy(name).agg(F.count_distinct("pair_key")).collect())  # type: ignore[arg-type]
+    return dict(rows.groupBy(name).agg(F.count_distinct("pair_key")).collect())
 
 
 def verify(
@@ -115,7 +115,7 @@ def verify(
         A summary, and what is wrong, a sentence each.
     """
     paths = [entry.path for entry in fingerprint.files]
-    broken = damaged(spark, paths)
+    broken = damaged(spark, fingerprint.files)
     problems = [f"{path} is damaged; the next run sets it aside, and its pairs are scored again"
                 for path in broken]  # fmt: skip
     whole = [path for path in paths if path not in broken]

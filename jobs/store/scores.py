@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from jobs.output.filesystem import Files
+from jobs.output.filesystem import Entry, Files
 from jobs.runtime.redaction import masked
 from udfs.scores import OK
 
@@ -75,18 +75,11 @@ def deduplicated(rows: DataFrame) -> DataFrame:
     return best.select("pair_key", "score.*")
 
 
-def damaged(spark: SparkSession, paths: Sequence[str]) -> list[str]:
-    """Return the files that are not scores, found by halving."""
-    if not paths:
-        return []
-    try:
-        verified(read_files(spark, paths)).agg(F.count(F.lit(1))).collect()
-    except READ_ERRORS:
-        if len(paths) == 1:
-            return list(paths) if _is_at_fault(spark, paths[0]) else []
-        half = len(paths) // 2
-        return damaged(spark, paths[:half]) + damaged(spark, paths[half:])
-    return []
+def damaged(spark: SparkSession, files: Sequence[Entry]) -> list[str]:
+    """Return the paths of files that are not scores, found by halving."""
+    empty = [file.path for file in files if not file.size]  # Spark skips them
+    paths = [file.path for file in files if file.size]
+    return empty + (_unreadable(spark, paths) if paths else [])
 
 
 @contextmanager
@@ -138,15 +131,17 @@ class ScoreStore:
             count: number of keys.
             dry_run: skip damaged files instead of setting them aside.
         """
-        if not self._attempts():
+        files = self._parts()
+        if not files:
             return keys, count
         if dry_run:
             return _without_score(keys, self._rows(ignoreCorruptFiles="true").where(_is_score()))
         with quiet(self._spark):
             try:
+                self._set_aside([file.path for file in files if not file.size])
                 return _without_score(keys, verified(self._rows()))
             except READ_ERRORS:
-                self._set_aside()
+                self._set_aside(damaged(self._spark, self._parts()))
             # Where nothing was damaged, another driver may have set the file aside.
             return _without_score(keys, verified(self._rows()))
 
@@ -157,11 +152,10 @@ class ScoreStore:
         scores.select(*names).write.options(**_WRITE).parquet(attempt)
         return attempt
 
-    def _set_aside(self) -> None:
+    def _set_aside(self, paths: Sequence[str]) -> None:
         """Move damaged files to `_corrupt`, which no reader looks into, and name them."""
         aside = f"{self.folder}/{CORRUPT}"
-        paths = [path for attempt in self._attempts() for path in self._parts(attempt)]
-        for path in damaged(self._spark, paths):
+        for path in paths:
             self._files.make_folder(aside)
             try:
                 self._files.rename(path, f"{aside}/{'-'.join(path.split('/')[-2:])}")
@@ -174,20 +168,17 @@ class ScoreStore:
             )
 
     def _rows(self, **options: str) -> DataFrame:
-        attempts = self._attempts()
+        attempts = sorted({file.path.rpartition("/")[0] for file in self._parts()})
         if not attempts:
             return self._spark.createDataFrame([], _FILES)
         return read_files(self._spark, attempts, **options)
 
-    def _attempts(self) -> list[str]:
-        """Return folders with at least one finished file."""
+    def _parts(self) -> list[Entry]:
+        """Return the finished files of all attempts."""
         names = self._files.children(self.folder)
-        folders = [f"{self.folder}/{name}" for name in names if name.startswith(ATTEMPT)]
-        return [folder for folder in folders if self._parts(folder)]
-
-    def _parts(self, attempt: str) -> list[str]:
-        names = self._files.children(attempt)
-        return [f"{attempt}/{name}" for name in names if name.endswith(".parquet")]
+        attempts = [f"{self.folder}/{name}" for name in names if name.startswith(ATTEMPT)]
+        found = (file for attempt in attempts for file in self._files.entries(attempt))
+        return [file for file in found if file.name.endswith(".parquet")]
 
 
 def _without_score(keys: DataFrame, rows: DataFrame) -> tuple[DataFrame, int]:
@@ -201,6 +192,17 @@ def _is_score() -> Column:
     finite = ~F.isnan("logit") & (F.abs("logit") < F.lit(float("inf")))
     whole = (F.length("pair_key") == 64) & F.isnotnull("status")
     return F.coalesce(whole & ((F.col("status") != OK) | finite), F.lit(False))
+
+
+def _unreadable(spark: SparkSession, paths: list[str]) -> list[str]:
+    try:
+        verified(read_files(spark, paths)).agg(F.count(F.lit(1))).collect()
+    except READ_ERRORS:
+        if len(paths) == 1:
+            return paths if _is_at_fault(spark, paths[0]) else []
+        half = len(paths) // 2
+        return _unreadable(spark, paths[:half]) + _unreadable(spark, paths[half:])
+    return []
 
 
 def _is_at_fault(spark: SparkSession, path: str) -> bool:

@@ -1,1 +1,5 @@
-"""The ways of scoring that `tests.benchmark.bench` compares, each run in a process of its own."""
+"""The engine and the job against what a user could pick instead: evidence for developers.
+
+`__main__` is the command, `measure` runs every way in turn in processes of their own (`run`), and
+`engine`, `spark` and `peers` are the ways. `mixes` makes pairs and `shapes` models.
+"""

@@ -1,40 +1,195 @@
-"""One way, once: `python -m tests.benchmark TASK.json OUTCOME.json`."""
+"""Time the engine and the job against what a user could pick instead, on the same pairs and model.
+
+    python -m tests.benchmark --model.name DIR --input.path IN.parquet
+    python -m tests.benchmark --bench.shape minilm-l6 --bench.mixes web --bench.mixes skewed
+
+Every way runs in a process of its own, the ways take turns, round after round, and medians are
+compared.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import asdict
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Final
 
-from tests.benchmark.task import Outcome, Task
+import pandas as pd
+
+from jobs.output.record import versions
+from jobs.output.tracking.runs import fetch_model
+from jobs.runtime.command import Command
+from jobs.runtime.errors import DONE, RefusedError
+from jobs.runtime.session import local_cores
+from jobs.scoring.models import resolve_model
+from tests.benchmark.config import BenchmarkConfig
+from tests.benchmark.measure import PEERS_PATH, Bench, ratio
+from tests.benchmark.mixes import GIVEN, write_pairs
+from tests.benchmark.shapes import random_model
+from udfs.devices import common_precision, describe, process_slot
+from udfs.spec import ScorerSpec
+
+COMMAND: Final = Command(
+    name="python -m tests.benchmark",
+    about="Time the engine and the job against what a user could pick instead, on the same pairs "
+    "and model.",
+    require=("model.name|bench.shape",),
+    sections="bench model batching input output mlflow spark",
+    config=BenchmarkConfig,
+)
+_PACKAGES: Final = {
+    "sentence_transformers": "sentence_transformers",
+    "sentence_transformers_bf16": "sentence_transformers",
+    "sentence_transformers_onnx": "optimum.onnxruntime",
+    "sentence_transformers_openvino": "optimum.intel",
+    "predict_batch_udf": "sentence_transformers",
+    "flagembedding": "FlagEmbedding",
+}
+# Which throughputs are divided.
+_RATIOS: Final = (
+    *(("engine", way) for way in _PACKAGES if way.startswith("sentence")),
+    ("job", "engine"), ("engine", "tokenizer"), ("job", "tokenizer"), ("job", "predict_batch_udf"),
+)  # fmt: skip
+_COLUMNS: Final = (
+    "mix", "what", "precision", "pairs_per_s", "tokens_per_s", "padding", "peak_memory_mb",
+    "max_abs_difference", "error",
+)  # fmt: skip
 
 
-def main(task_file: str, outcome_file: str) -> None:
-    """Run the task's way and leave what it measured."""
-    task = Task.read(Path(task_file))
-    Path(outcome_file).write_text(json.dumps(asdict(run(task))), encoding="utf-8")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is one of `jobs.runtime.errors`."""
+    return COMMAND.run(argv, run)
 
 
-def run(task: Task) -> Outcome:
-    """The way by its name. What it imports is imported for it alone, as start-up is measured."""
-    if task.what in ("engine", "tokenizer", "peak"):
-        from tests.benchmark import engine
+def run(config: BenchmarkConfig) -> int:
+    """Compare, print, and write the result where `output.path` says."""
+    refuse(config)
+    with tempfile.TemporaryDirectory() as folder:
+        result = compare(config, Path(folder))
+    sys.stdout.write(table(result) + "\n")
+    if config.output.path:
+        target = Path(config.output.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return DONE
 
-        found = {"engine": engine.engine, "tokenizer": engine.tokenizer, "peak": engine.peak}
-        return found[task.what](task)
-    if task.what in ("job", "predict_batch_udf"):
-        from tests.benchmark import spark
 
-        return spark.job(task) if task.what == "job" else spark.predict_batch_udf(task)
-    from tests.benchmark import peers
+def refuse(config: BenchmarkConfig) -> None:
+    """Refuse what cannot be measured, before anything runs.
 
-    ways = {
-        "sentence_transformers": peers.sentence_transformers,
-        "flagembedding": peers.flagembedding,
+    Raises:
+        RefusedError: naming the packages or keys that are missing.
+    """
+    findings = []
+    packages = sorted({_PACKAGES[way] for way in config.bench.ways if way in _PACKAGES})
+    if missing := [package for package in packages if not _installed(package)]:
+        findings.append(
+            f"{', '.join(missing)} to be measured against is not installed; pip install "
+            "'spark-rerank[peers]' (optimum: see tests/benchmark/README.md), or leave it out of "
+            "bench.ways"
+        )
+    if GIVEN in config.bench.mixes and not config.input.path:
+        findings.append(
+            "bench.mixes=given needs input.path; give it, or name made-up mixes instead"
+        )
+    if config.model.backend not in ("torch", "tokenizer"):
+        findings.append(
+            f"model.backend={config.model.backend} is not measured here; use torch, or tokenizer, "
+            "which leaves the model out (jobs.tune measures onnxruntime)"
+        )
+    if findings:
+        raise RefusedError(findings)
+
+
+def compare(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
+    """Measure every mix.
+
+    Returns:
+        `rows` (see `tests.benchmark.measure`), a list of `ratios` with their mix, the circumstances
+        (`device`, `date`, `master`, `pairs`, `versions`), and `ratio`: job to predict_batch_udf
+        with start-up, of the first mix.
+    """
+    slot, model = process_slot(), folder / "model"
+    if config.bench.shape is None:
+        model = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri)).path
+    else:
+        model.mkdir()
+        random_model(config.bench.shape, model)
+    draft = ScorerSpec(str(model), "", device=config.model.device, attention=config.model.attention)
+    device, given = describe(draft, slot), config.model.precision
+    bench = Bench(
+        config=config,
+        model=model,
+        precision=common_precision([device]) if given == "auto" else given,
+        lanes=1 if device == "cuda" else local_cores(config.spark.master),
+        folder=folder,
+    )
+    rows: list[dict[str, Any]] = []
+    ratios: list[dict[str, Any]] = []
+    pairs = {}
+    for mix in config.bench.mixes:
+        path = folder / f"{mix}.parquet"
+        pairs[mix] = write_pairs(config, mix, path)
+        found = bench.rows(mix, path)
+        rows += found
+        ratios += [{"mix": mix, **each} for each in _ratios(found)]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": device,
+        "lanes": bench.lanes,
+        "master": config.spark.master,
+        "pairs": pairs,
+        "rows": rows,
+        "ratios": ratios,
+        "ratio": next((found["ratio"] for found in ratios if found["start_up"]), None),
+        "versions": versions(),
     }
-    return ways[task.what](task)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the result for a terminal."""
+    rounds = max((len(row.get("seconds", [])) for row in result["rows"]), default=0)
+    rows = pd.DataFrame(result["rows"]).reindex(columns=_COLUMNS).dropna(axis=1, how="all")
+    lines = [
+        f"{result['device']}, {result['lanes']} at once, {result['master']}; after start-up, "
+        f"medians of {rounds}",
+        rows.to_string(index=False, na_rep="-"),
+    ]
+    for found in result["ratios"]:
+        how = "with start-up" if found["start_up"] else "after start-up"
+        lines.append(
+            f"{found['mix']}: {found['fast']} {found['ratio']:.2f} times {found['slow']} ({how})"
+        )
+    if result["ratio"] is not None:
+        lines.append(f"median ratio {result['ratio']:.2f}")
+    return "\n".join(lines)
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = [
+        {"fast": fast, "slow": slow, "start_up": False, "ratio": ratio(rows, fast, slow)}
+        for fast, slow in _RATIOS
+    ]
+    fast, slow = _RATIOS[-1]
+    whole = ratio(rows, fast, slow, "seconds_with_start_up")
+    found.append({"fast": fast, "slow": slow, "start_up": True, "ratio": whole})
+    return [each for each in found if each["ratio"] is not None]
+
+
+def _installed(package: str) -> bool:
+    if package.startswith("optimum") and os.environ.get(PEERS_PATH):
+        return True
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    sys.exit(main())

@@ -8,8 +8,9 @@ from jobs.config import Config
 from jobs.config.section import PositiveInt, Section
 
 Way = Literal[
-    "engine", "job", "sentence_transformers", "flagembedding", "predict_batch_udf", "tokenizer",
-    "peak",
+    "engine", "job", "sentence_transformers", "sentence_transformers_bf16", "flagembedding",
+    "predict_batch_udf", "tokenizer", "sentence_transformers_onnx",
+    "sentence_transformers_openvino",
 ]  # fmt: skip
 Mix = Literal["given", "short", "web", "long", "skewed"]
 
@@ -18,10 +19,10 @@ class BenchConfig(Section):
     """How the benchmark measures."""
 
     ways: list[Way] = Field(
-        [way for way in get_args(Way) if way != "tokenizer"],
+        list(get_args(Way)[:6]),
         description="what is measured, may be repeated: this engine in process, this engine "
-        "through the job, two libraries, Spark's predict_batch_udf around the first, the model's "
-        "tokenizer alone, and the device's matrix products",
+        "through the job, two libraries (one also in bf16, with ONNX Runtime and with OpenVINO), "
+        "Spark's predict_batch_udf around the first, and the model's tokenizer alone",
     )
     mixes: list[Mix] = Field(
         ["given"],

@@ -1,6 +1,6 @@
 """What a user would write instead, as the two libraries' documentation has it.
 
-Needs `pip install spark-rerank[peers]`. It is here to be measured against.
+Needs `pip install spark-rerank[peers]`; ONNX and OpenVINO need more, see README.md here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _WARM_UP: Final = 64  # pairs scored before the clock starts
 _BATCH: Final = 128  # rows that predict_batch_udf hands to predict(), which makes batches of 32
 
 
-def sentence_transformers(task: Task) -> Outcome:
-    """`CrossEncoder(model).predict(pairs)`, raw logits."""
+def sentence_transformers(task: Task, **settings: Any) -> Outcome:
+    """Time `CrossEncoder(model).predict(pairs)`, raw logits."""
     import torch
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder(task.model, max_length=task.settings.model.max_length)
+    model = CrossEncoder(task.model, max_length=task.settings.model.max_length, **settings)
 
     def predict(pairs: list[tuple[str, str]]) -> Any:
         return model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
@@ -31,8 +31,23 @@ def sentence_transformers(task: Task) -> Outcome:
     return _timed(task, predict)
 
 
+def sentence_transformers_bf16(task: Task) -> Outcome:
+    """Time the same in bf16."""
+    return sentence_transformers(task, model_kwargs={"torch_dtype": "bfloat16"})
+
+
+def sentence_transformers_onnx(task: Task) -> Outcome:
+    """Time the same with ONNX Runtime."""
+    return sentence_transformers(task, backend="onnx")
+
+
+def sentence_transformers_openvino(task: Task) -> Outcome:
+    """Time the same with OpenVINO, which chooses bf16 where the CPU has it."""
+    return sentence_transformers(task, backend="openvino")
+
+
 def flagembedding(task: Task) -> Outcome:
-    """`FlagReranker(model).compute_score(pairs)`, raw logits; half precision on CUDA only."""
+    """Time `FlagReranker(model).compute_score(pairs)`, raw logits; fp16 on CUDA only."""
     import torch
     from FlagEmbedding import FlagReranker
 
@@ -51,11 +66,12 @@ def _timed(task: Task, predict: Callable[[list[tuple[str, str]]], Any]) -> Outco
     start = time.perf_counter()
     scores = predict(pairs)
     seconds = time.perf_counter() - start
-    return Outcome(seconds, time.time() - task.spawned, np.asarray(scores).tolist())
+    logits = np.asarray(scores, dtype=np.float32).tolist()
+    return Outcome(seconds, logits, time.time() - task.spawned)
 
 
 def cross_encoder_udf(model_dir: str, max_length: int) -> Callable[..., Any]:
-    """Spark's `predict_batch_udf` around a CrossEncoder, raw logits."""
+    """Return Spark's `predict_batch_udf` around a CrossEncoder, raw logits."""
     from pyspark.ml.functions import predict_batch_udf
     from pyspark.sql.types import FloatType
 

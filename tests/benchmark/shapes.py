@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from jobs.scoring.models import embedded_model
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the time of a forward pass depends on."""
+    """What decides the time of a forward pass."""
 
     family: str
     layers: int
@@ -68,18 +65,3 @@ def random_model(name: str, folder: Path) -> Path:
     model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     return folder
-
-
-def model_flops(folder: Path, lengths: NDArray[np.int64]) -> float:
-    """Floating-point operations [FLOP] of a Transformer encoder on pairs of these lengths.
-
-    The products of all layers on every token that is no padding, attention included; embeddings,
-    norms and the head are left out. What an engine finds a way not to compute still counts, as in
-    the usual model FLOP utilisation (Chowdhery et al., PaLM, 2022, appendix B): engines are
-    compared by what they achieve.
-    """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    width, layers = config["hidden_size"], config["num_hidden_layers"]
-    tokens = lengths.astype(np.float64)
-    per_token = 8 * width * width + 4 * width * config["intermediate_size"]
-    return float(layers * (per_token * tokens.sum() + 4 * width * (tokens**2).sum()))

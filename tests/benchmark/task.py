@@ -1,4 +1,4 @@
-"""What the benchmark hands to the process of a way, and what comes back."""
+"""What the process of a way is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Task:
     """One run of one way.
 
     Attributes:
-        what: name of the way.
+        way: its name.
         config: the benchmark's configuration, as JSON.
         model: folder of the checkpoint.
         pairs: Parquet file of the pairs (`tests.benchmark.mixes`).
@@ -28,7 +28,7 @@ class Task:
         spawned: when the process was started [s since 1970].
     """
 
-    what: str
+    way: str
     config: dict[str, Any]
     model: str
     pairs: str
@@ -43,12 +43,12 @@ class Task:
         return BenchmarkConfig.model_validate(self.config)
 
     def texts(self) -> tuple[list[str], list[str]]:
-        """Queries and documents, in the order of the file."""
+        """Return queries and documents, in the order of the file."""
         table = pq.read_table(self.pairs, columns=["query", "doc"])
         return table["query"].to_pylist(), table["doc"].to_pylist()
 
     def spec(self) -> ScorerSpec:
-        """The engine's settings."""
+        """Return the engine's settings."""
         model, batching = self.settings.model, self.settings.batching
         return ScorerSpec(
             self.model, "", max_length=model.max_length, truncation=model.truncation,
@@ -58,12 +58,12 @@ class Task:
         )  # fmt: skip
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write it as JSON."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Task:
-        """From JSON."""
+        """Read it from JSON."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -72,19 +72,14 @@ class Outcome:
     """What a way measured.
 
     Attributes:
-        seconds: all pairs, after start-up [s].
+        seconds: time of all pairs, after start-up [s].
+        scores: logit of every pair, in the order of the file; empty if the way has none.
         started: from the start of the process to the end of the first pass over all pairs [s];
             None where there is no such pass.
-        scores: logit of every pair, in the order of the file; None for the peak.
         padding: padding tokens given to the model; None if the way does not tell.
-        parts: seconds of all lanes together in `tokenising`, `planning`, `forward` and `waiting`,
-            as far as the way tells them.
-        gflops: operations per second [GFLOP/s], of the peak alone.
     """
 
     seconds: float
+    scores: list[float]
     started: float | None = None
-    scores: list[float] | None = None
     padding: int | None = None
-    parts: dict[str, float] | None = None
-    gflops: float | None = None

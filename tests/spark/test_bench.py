@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from jobs.runtime.errors import DONE
-from tests.benchmark.bench import main
+from tests.benchmark.__main__ import main
 
 # Every way starts processes of its own; tests/unit/test_benchmark.py has the quick parts.
 pytestmark = pytest.mark.slow
 
 KEYS = {
-    "what", "mix", "shape", "precision", "pairs_per_s", "tokens_per_s", "utilisation", "padding",
+    "what", "mix", "shape", "precision", "pairs_per_s", "tokens_per_s", "padding",
     "peak_memory_mb", "max_abs_difference",
 }  # fmt: skip
 
@@ -29,21 +29,6 @@ def bench(out: Path, *words: str) -> dict[str, Any]:
     return content
 
 
-def test_the_engine_and_the_peak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ways = ["--bench.ways", "engine", "--bench.ways", "peak", "--bench.mixes", "short"]
-    content = bench(tmp_path / "bench.json", *ways)
-    engine, peak = content["rows"]
-    assert (engine["what"], peak["what"]) == ("engine", "peak")
-    assert content["lanes"] == 2
-    assert 0 < engine["utilisation"] < 1
-    assert engine["pairs_per_s"] == pytest.approx(40 / engine["seconds"][0], rel=0.01)
-    assert engine["max_abs_difference"] < 0.2
-    parts = engine["parts"]
-    assert set(parts) == {"tokenising", "planning", "forward", "waiting"}
-    assert sum(parts.values()) == pytest.approx(2 * engine["seconds"][0], abs=0.01)
-    assert "of peak" in capsys.readouterr().out
-
-
 def test_without_a_model_the_engine_and_the_job_are_held_to_the_tokenizer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,7 +37,10 @@ def test_without_a_model_the_engine_and_the_job_are_held_to_the_tokenizer(
     content = bench(tmp_path / "bench.json", *words)
     rows = {row["what"]: row for row in content["rows"]}
     assert set(rows) == {"engine", "job", "tokenizer"}
-    assert rows["engine"]["max_abs_difference"] == rows["job"]["max_abs_difference"] == 0
+    assert content["lanes"] == 2
+    engine = rows["engine"]
+    assert engine["pairs_per_s"] == pytest.approx(40 / engine["seconds"][0], rel=0.01)
+    assert engine["max_abs_difference"] == rows["job"]["max_abs_difference"] == 0
     assert rows["tokenizer"]["pairs_per_s"] > rows["job"]["pairs_per_s"]
     assert "times tokenizer" in capsys.readouterr().out
 
@@ -61,12 +49,12 @@ def test_all_ways_agree_on_the_scores(tmp_path: Path, capsys: pytest.CaptureFixt
     content = bench(tmp_path / "bench.json", "--bench.mixes", "web", "--model.precision", "fp32")
     rows = {row["what"]: row for row in content["rows"]}
     assert set(rows) == {
-        "engine", "job", "sentence_transformers", "flagembedding", "predict_batch_udf", "peak",
+        "engine", "job", "sentence_transformers", "sentence_transformers_bf16", "flagembedding",
+        "predict_batch_udf",
     }  # fmt: skip
     for name, row in rows.items():
-        if name != "peak":
-            assert row["max_abs_difference"] < 1e-4, name
-            assert row["seconds_with_start_up"][0] > row["seconds"][0]
+        assert row["max_abs_difference"] < (0.3 if name.endswith("bf16") else 1e-4), name
+        assert row["seconds_with_start_up"][0] > row["seconds"][0]
     assert rows["job"]["padding"] <= 64 * 4 / 4_000
     assert content["ratio"] == pytest.approx(
         rows["predict_batch_udf"]["seconds_with_start_up"][0]

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -141,59 +140,39 @@ def other_columns(file: Path) -> None:
     pd.DataFrame({"pair_key": ["x", "y"], "doc": ["a", "b"]}).to_parquet(file)
 
 
-def damage(store: ScoreStore, how: Callable[[Path], None]) -> Path:
-    """One file of the first attempt, without the file system's checksum."""
-    attempts = sorted(Path(store.folder).glob("attempt=*"), key=lambda a: len(list(a.iterdir())))
-    file = sorted(attempts[-1].glob("part-*.parquet"))[2]
-    (file.parent / f".{file.name}.crc").unlink()
-    how(file)
-    return file
-
-
 DAMAGES = [flip, cut, empty, garbage, other_types, other_columns]
 
 
-def test_verify_names_every_kind_of_damaged_file(
-    store: ScoreStore, capsys: pytest.CaptureFixture[str]
+def test_damaged_files_are_named_and_set_aside_and_their_pairs_are_missing(
+    store: ScoreStore, spark: SparkSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = sorted(Path(store.folder).glob("attempt=*/part-*.parquet"))
-    for file, how in zip(parts, DAMAGES, strict=False):
-        (file.parent / f".{file.name}.crc").unlink()
-        how(file)
-    assert run("verify", store) == GATE_NOT_PASSED
-    said = capsys.readouterr().out
-    found = [line for line in said.splitlines() if line.startswith("  - ")]
-    assert len(found) == len(DAMAGES)
-    for file, line in zip(parts, found, strict=False):
-        assert file.name in line and "scored again" in line
-
-
-@pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_file_is_set_aside_and_its_pairs_are_missing(
-    how: Callable[[Path], None], store: ScoreStore, spark: SparkSession,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """Its pairs only; a run without damage, and a dry run, move nothing."""
+    """Their pairs only; verifying, a dry run, and a run without damage move nothing."""
     wanted = spark.createDataFrame([(key,) for key in keys(0, 140)], "pair_key string")
     assert store.missing(wanted, 140)[1] == 11  # pair 7 has no finite score
-    lost = set(pd.read_parquet(one := damage(store, lambda _: None))["pair_key"])
-    whole = set(content(store).query("status == 'ok'")["pair_key"])
-    how(one)
-    assert store.missing(wanted, 140, dry_run=True)[1] >= 11
-    assert one.exists()
+    parts = sorted(Path(store.folder).glob("attempt=*/part-*.parquet"))
+    broken, whole = parts[: len(DAMAGES)], parts[len(DAMAGES) :]
+    for file, how in zip(broken, DAMAGES, strict=True):
+        (file.parent / f".{file.name}.crc").unlink()  # nobody but Parquet is to notice
+        how(file)
+    assert run("verify", store) == GATE_NOT_PASSED
+    said = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("  - ") and "scored again" in line for line in said) == len(DAMAGES)
+
+    known = pd.concat(map(pd.read_parquet, whole)).query("status == 'ok'")["pair_key"]
+    assert store.missing(wanted, 140, dry_run=True)[1] <= 140 - known.nunique()
+    assert all(file.exists() for file in broken)
     missing, count = store.missing(wanted, 140)
-    assert not one.exists()
-    (aside,) = (Path(store.folder) / "_corrupt").glob("*.parquet")
-    assert aside.name == f"{one.parent.name}-{one.name}"
-    assert f"{one.name} is damaged" in capsys.readouterr().err
-    left = set(content(store).query("status == 'ok'")["pair_key"])
-    assert whole - left <= lost
-    assert {row["pair_key"] for row in missing.collect()} == set(keys(0, 140)) - left
-    assert count == 140 - len(left)
+    said = capsys.readouterr().err
+    for file in broken:
+        assert f"{file.name} is damaged" in said
+        assert not file.exists()
+        assert (Path(store.folder) / "_corrupt" / f"{file.parent.name}-{file.name}").exists()
+    assert count == 140 - known.nunique()
+    assert {row["pair_key"] for row in missing.collect()} == set(keys(0, 140)) - set(known)
     assert run("verify", store) == DONE
     age(store, hours=7)
     assert run("gc", store) == DONE
-    assert not aside.exists()
+    assert not (Path(store.folder) / "_corrupt").exists()
 
 
 def test_compact_leaves_a_store_in_use_alone(

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.models import embedded_model
-from tests.benchmark.bench import refuse
+from tests.benchmark.__main__ import refuse
 from tests.benchmark.config import BenchmarkConfig
 from tests.benchmark.engine import _score
 from tests.benchmark.measure import ratio
-from tests.benchmark.memory import MemoryWatch, tree
+from tests.benchmark.memory import MemoryWatch
 from tests.benchmark.mixes import lengths_of, write_pairs
 from tests.benchmark.peers import sentence_transformers
-from tests.benchmark.shapes import SHAPES, model_flops, random_model
+from tests.benchmark.shapes import SHAPES
 from tests.benchmark.task import Task
 from udfs.encoding.pairs import PairEncoder
 from udfs.spec import ScorerSpec
@@ -73,14 +73,6 @@ def test_given_pairs_are_read_by_their_names_and_sampled(tmp_path: Path) -> None
         write_pairs(wrong, "given", tmp_path / "out.parquet")
 
 
-def test_flops_are_two_per_weight_and_token_and_attentions_own(tmp_path: Path) -> None:
-    """Of the small BERT: 6 layers of 1.77 million weights; 4 x 384 x length for attention."""
-    random_model("minilm-l6", tmp_path)
-    weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
-    expected = 2 * weights * 30 + 6 * 4 * 384 * (10**2 + 20**2)
-    assert model_flops(tmp_path, np.array([10, 20])) == expected
-
-
 def test_every_shape_that_can_be_asked_for_is_known() -> None:
     kinds = BenchmarkConfig.model_json_schema()["$defs"]["BenchConfig"]["properties"]["shape"][
         "anyOf"
@@ -104,13 +96,11 @@ def test_memory_of_children_counts_too() -> None:
         with MemoryWatch(parent.pid) as watch:
             parent.stdout.readline()
             time.sleep(1.2)
-            processes = tree(parent.pid)
-        assert len(processes) == 2
         assert watch.peak is not None
         assert 200 < watch.peak < 300
     finally:
-        for process in reversed(processes):
-            os.kill(process, 9)
+        for process in psutil.Process(parent.pid).children():
+            process.kill()
         parent.wait()
 
 
@@ -128,25 +118,23 @@ def test_the_engines_lanes_score_what_the_peer_scores(tiny_bert: Path, tmp_path:
     task.write(tmp_path / "task.json")
     assert Task.read(tmp_path / "task.json") == task
     expected = sentence_transformers(task)
-    assert expected.scores is not None
     found = {}
     for lane in range(2):
-        rows, logits, padding, spent = _score(task, lane)()
+        rows, logits, padding = _score(task, lane)()
         found |= dict(zip(rows, logits, strict=True))
         assert padding < 64 * 3  # three windows of one batch each
-        assert min(spent.values()) > 0
     np.testing.assert_allclose([found[row] for row in range(40)], expected.scores, atol=1e-4)
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tests.benchmark.bench.find_spec", lambda _: None)
+    monkeypatch.setattr("tests.benchmark.__main__.find_spec", lambda _: None)
     with pytest.raises(RefusedError) as error:
         refuse(config())
     assert len(error.value.messages) == 2
     assert "FlagEmbedding, sentence_transformers" in error.value.messages[0]
-    refuse(config(ways=["engine", "peak"], mixes=["web"]))
+    refuse(config(ways=["engine", "tokenizer"], mixes=["web"]))
     onnx = {"model": {"backend": "onnxruntime"}, "bench": {"ways": ["engine"], "mixes": ["web"]}}
     with pytest.raises(RefusedError, match="backend=onnxruntime is not measured here"):
         refuse(BenchmarkConfig.model_validate(onnx))
