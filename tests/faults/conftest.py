@@ -16,6 +16,7 @@ import yaml
 
 from jobs.runtime.errors import DONE
 from tests.conftest import ROOT
+from tests.faults import oracle
 from tests.faults.daemon import Faults
 from tests.faults.launch import Driver
 from tests.sample import SAMPLE
@@ -41,6 +42,12 @@ class Ended:
     err: str
 
 
+class Watched(subprocess.Popen[bytes]):
+    """A run, and the watcher of its output folder."""
+
+    watcher: oracle.Watcher
+
+
 @dataclass(frozen=True)
 class Job:
     """`jobs.rerank` on one input, in eight small tasks of a few batches each.
@@ -64,7 +71,7 @@ class Job:
         *,
         environment: Mapping[str, str] | None = None,
         **keys: object,
-    ) -> subprocess.Popen[bytes]:
+    ) -> Watched:
         """Start a run; keyword arguments are further keys, `__` for the dot."""
         given = {
             "model.max_length": 64, "model.precision": "fp32", "input.label": "",
@@ -92,18 +99,21 @@ class Job:
         words = [json.dumps(asdict(driver or Driver())), "jobs.rerank", "--config", str(config)]
         # Files and not pipes: workers of a killed driver may hold a pipe open for a while.
         with self._log(out, "out").open("wb") as said, self._log(out, "err").open("wb") as errors:
-            return subprocess.Popen(
+            process = Watched(
                 [sys.executable, "-m", "tests.faults.launch", *words], cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
                 stdout=said, stderr=errors,
             )  # fmt: skip
+        process.watcher = oracle.Watcher(out)
+        return process
 
-    def end(self, out: Path, process: subprocess.Popen[bytes]) -> Ended:
-        """Wait for a run that was started."""
+    def end(self, out: Path, process: Watched) -> Ended:
+        """Wait for a run that was started, and see that OUT was whole all the while."""
         try:
             code = process.wait(_LIMIT)
         finally:
             process.kill()
+            process.watcher.stop()
         said, errors = (self._log(out, name).read_text("utf-8") for name in ("out", "err"))
         return Ended(code, said, errors)
 

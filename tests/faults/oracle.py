@@ -1,19 +1,25 @@
-"""The one oracle of all faults: whatever happened, the result is that of an undisturbed run.
+"""Two oracles of all faults.
 
-Reads what was written, with pyarrow, and asks the job's own record only where it is the claim.
+`check`: whatever happened, the result is that of an undisturbed run. It reads what was written,
+with pyarrow, and asks the job's own record only where that is the claim.
+
+`Watcher`: at any moment the published folder is a whole earlier result or a whole new one.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 KEYS = ["query_id", "doc_id"]
+_LOOK = 0.02  # between two looks at a folder [s]
 TOLERANCE = 1e-4  # logits in fp32, when pairs met others in their batches
 
 
@@ -77,6 +83,63 @@ def check(
     return cost
 
 
+class Watcher:
+    """Look at an output folder again and again while a run is at work on it.
+
+    run.json is the sign of a whole result: a run that publishes takes it away first and puts its
+    own there last. So wherever it is, each table beside it has the rows that it counts; and no
+    result has fewer ranked rows than both the one before the run and the one after it.
+    """
+
+    def __init__(self, out: Path) -> None:
+        """Start looking, in a thread."""
+        self._out = out
+        self._ranked: dict[str, int] = {}  # rows by run
+        self._wrong: list[str] = []
+        self._before = self._look()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop looking, and fail if anything was wrong at any moment."""
+        self._ended.set()
+        self._thread.join()
+        after = self._look()
+        assert not self._wrong, self._wrong[:3]
+        if self._before and after:
+            least = min(self._ranked[self._before], self._ranked[after])
+            assert min(self._ranked.values()) >= least, self._ranked
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK):
+            self._look()
+
+    def _look(self) -> str | None:
+        """Return the id of the run whose result is published now; None if there is no such sign."""
+        record = _record(self._out)
+        if record is None:
+            return None
+        run, counts = str(record["run_id"]), record["counts"]
+        rows = {name: _rows(self._out / name) for name in ("ranked", "rejects")}
+        again = _record(self._out)
+        if again is None or again["run_id"] != run:
+            return None  # another result was published while this one was counted
+        expected = {"ranked": counts["ranked"], "rejects": counts["rejected"]}
+        if rows != expected:
+            self._wrong.append(f"run {run}: {rows} are there, run.json says {expected}")
+        self._ranked[run] = counts["ranked"]
+        return run
+
+
+def _record(out: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return content
+
+
 def table(out: Path, name: str) -> pd.DataFrame:
     """A published table."""
     return pq.read_table(out / name).to_pandas()
@@ -86,6 +149,14 @@ def stored(out: Path) -> pd.DataFrame:
     """Every score in the store of an output folder, of all fingerprints and attempts."""
     files = sorted(out.glob("scores/fingerprint=*/attempt=*/*.parquet"))
     return pd.concat([pq.ParquetFile(file).read().to_pandas() for file in files])
+
+
+def _rows(folder: Path) -> int | None:
+    """Rows of a Parquet table; None if it is not there or is being replaced."""
+    try:
+        return sum(pq.ParquetFile(file).metadata.num_rows for file in folder.glob("*.parquet"))
+    except FileNotFoundError:
+        return None
 
 
 def _ordered(ranked: pd.DataFrame) -> bool:

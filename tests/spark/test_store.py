@@ -21,6 +21,8 @@ from jobs.store import ScoreStore
 from jobs.store.__main__ import main
 from jobs.store.maintenance import merge, take_inventory
 from tests.conftest import ROOT
+from tests.sample import PAIRS
+from tests.spark.conftest import Job
 
 PRINT = "0" * 32
 
@@ -173,6 +175,33 @@ def test_damaged_files_are_named_and_set_aside_and_their_pairs_are_missing(
     age(store, hours=7)
     assert run("gc", store) == DONE
     assert not (Path(store.folder) / "_corrupt").exists()
+
+
+def test_the_same_command_heals_a_damaged_store(
+    job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One file is named, its pairs are scored again, and nothing else is seen of it."""
+    out = tmp_path / "out"
+    keys = {"model__backend": "stub", "batching__partitions": 4}
+    assert job(out, **keys) == DONE
+    before = pd.read_parquet(out / "ranked")
+    file = sorted(out.glob("scores/fingerprint=*/attempt=*/part-*.parquet"))[1]
+    lost = len(pd.read_parquet(file))
+    (file.parent / f".{file.name}.crc").unlink()
+    flip(file)
+    capfd.readouterr()
+    assert job(out, **keys) == DONE
+    said = capfd.readouterr().err
+    assert said.count("is damaged") == 1 and file.name in said
+    assert "Exception" not in said and "ERROR" not in said
+    counts = json.loads((out / "run.json").read_text())["counts"]
+    assert (counts["scored"], counts["from_store"]) == (lost, PAIRS - lost)
+    order = ["query_id", "rank"]
+    columns = [*order, "doc_id", "score", "n_tokens"]
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(out / "ranked")[columns].sort_values(order, ignore_index=True),
+        before[columns].sort_values(order, ignore_index=True),
+    )
 
 
 def test_compact_leaves_a_store_in_use_alone(
