@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+import pandas as pd
 from pyspark.sql import SparkSession
 
 from jobs.config import Config
@@ -24,13 +25,9 @@ from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, RefusedError
 from jobs.runtime.session import open_session
 from jobs.store import maintenance
-from jobs.store.maintenance import Fingerprint, size_of
+from jobs.store.maintenance import Fingerprint
 from jobs.store.scores import READ_ERRORS, quiet
 
-_LINE: Final = "{:<34}{:<28}{:>6}  {:<9}{:>13}{:>7}{:>11}{:>10}  {}"
-_HEADER: Final = (
-    "fingerprint", "model", "length", "precision", "pairs", "files", "size", "attempts", "last used"
-)  # fmt: skip
 _SECONDS: Final = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 
 Verb = Callable[[SparkSession, Config, list[Fingerprint]], int]
@@ -39,16 +36,24 @@ Verb = Callable[[SparkSession, Config, list[Fingerprint]], int]
 def ls(spark: SparkSession, _: Config, inventory: list[Fingerprint]) -> int:
     """List what a score store holds: pairs, files, size and attempts per fingerprint."""
     pairs = maintenance.count_pairs(spark, inventory)
-    _say(_LINE.format(*_HEADER))
+    rows = []
     for found in inventory:
         about = found.about
         name = str(about.get("model", "unknown")).rstrip("/").rpartition("/")[2]
-        name += f"@{about['revision'][:7]}" if about.get("revision") else ""
-        known = (str(about.get(key, "-")) for key in ("max_length", "precision"))
-        numbers = (f"{pairs.get(found.name, 0):,}", f"{len(found.files):,}",
-                   _mib(size_of(found.files)), f"{len(found.attempts):,}")  # fmt: skip
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.used))
-        _say(_LINE.format(found.name, name[-27:], *known, *numbers, used))
+        rows.append(
+            {
+                "fingerprint": found.name,
+                "model": name + (f"@{about['revision'][:7]}" if about.get("revision") else ""),
+                "length": about.get("max_length", "-"),
+                "precision": about.get("precision", "-"),
+                "pairs": f"{pairs.get(found.name, 0):,}",
+                "files": f"{len(found.files):,}",
+                "size": _mib(maintenance.size_of(found.files)),
+                "attempts": f"{len(found.attempts):,}",
+                "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(found.used)),
+            }
+        )
+    _say(pd.DataFrame(rows).to_string(index=False))
     return DONE
 
 
@@ -76,8 +81,8 @@ def compact(spark: SparkSession, config: Config, inventory: list[Fingerprint]) -
                 "--store.settled 0m takes it, too"
             )
         elif config.dry_run:
-            small = maintenance.small_attempts(found)
-            done = f"would merge {sum(len(attempt.files) for attempt in small):,} files"
+            small = maintenance.small_files(found)
+            done = f"would merge {sum(map(len, small.values())):,} files"
         else:
             done = maintenance.merge(spark, found)
         _say(f"{found.name}  {done}")
@@ -88,11 +93,12 @@ def gc(spark: SparkSession, config: Config, inventory: list[Fingerprint]) -> int
     """Drop fingerprints of a score store that are out of use, and what dead runs left."""
     freed = 0
     older_than, settled = _seconds(config.store.older_than), _seconds(config.store.settled)
-    for waste in maintenance.find_waste(inventory, older_than=older_than, settled=settled):
+    waste = maintenance.find_waste(inventory, older_than=older_than, settled=settled)
+    for path, reason, size in waste:
         if not config.dry_run:
-            Files(spark).delete(waste.path)
-        freed += waste.size
-        _say(f"{'would drop' if config.dry_run else 'dropped'} {waste.path}: {waste.reason}")
+            Files(spark).delete(path)
+        freed += size
+        _say(f"{'would drop' if config.dry_run else 'dropped'} {path}: {reason}")
     _say(f"{_mib(freed)} {'would be ' if config.dry_run else ''}freed")
     return DONE
 

@@ -1,4 +1,4 @@
-"""Inventory, verification, merging and pruning of a store, for `python -m jobs.store`."""
+"""Verify, merge and prune the scores of a store, for `python -m jobs.store`."""
 
 from __future__ import annotations
 
@@ -16,30 +16,12 @@ from pyspark.sql import functions as F
 
 from jobs.output.filesystem import Entry, Files
 from jobs.runtime.errors import BookkeepingError
-from jobs.store.scores import (
-    ABOUT,
-    ATTEMPT,
-    CORRUPT,
-    FINGERPRINT,
-    SCHEMA,
-    damaged,
-    deduplicated,
-    read_files,
-)
+from jobs.store import scores
+from jobs.store.scores import deduplicated, read_files
 from udfs.scores import OK
 
-_TEMPORARY: Final = "_temporary"  # where Spark's tasks write until they end
 _TARGET: Final = 128 * 2**20  # bytes of a file that is neither small nor hard to split
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What one run, or one merge, wrote: finished files, those of unfinished tasks, everything."""
-
-    path: str
-    files: tuple[Entry, ...]
-    unfinished: tuple[Entry, ...]
-    entries: tuple[Entry, ...]
+Folder = tuple[Entry, ...]  # a folder, and everything below it
 
 
 @dataclass(frozen=True)
@@ -48,42 +30,30 @@ class Fingerprint:
 
     Attributes:
         name: the fingerprint.
-        path: its folder.
         about: what the scores are of; empty if the folder does not say.
-        attempts: the runs and merges that wrote them.
-        corrupt: the folder of damaged files, and the files.
+        whole: its folder.
+        attempts: a folder for each run or merge that wrote scores.
+        corrupt: damaged files; empty if there are none.
         used: when anything in the folder last changed, opening it included [s since 1970].
     """
 
     name: str
-    path: str
     about: dict[str, Any]
-    attempts: tuple[Attempt, ...]
-    corrupt: tuple[Entry, ...]
+    whole: Folder
+    attempts: tuple[Folder, ...]
+    corrupt: Folder
     used: float
 
     @property
     def files(self) -> tuple[Entry, ...]:
         """Finished files of all attempts."""
-        return tuple(entry for attempt in self.attempts for entry in attempt.files)
+        return tuple(file for attempt in self.attempts for file in finished(attempt))
 
 
-@dataclass(frozen=True)
-class Waste:
-    """A folder that can be dropped, the reason, and its bytes."""
-
-    path: str
-    reason: str
-    size: int
-
-
-def take_inventory(files: Files, store: str) -> list[Fingerprint]:
-    """Return every fingerprint of a store, ordered by name; no score is read."""
-    return [
-        _fingerprint(files, entry)
-        for entry in files.entries(store)
-        if entry.is_folder and entry.name.startswith(FINGERPRINT)
-    ]
+def finished(attempt: Folder) -> tuple[Entry, ...]:
+    """Return the files that tasks of an attempt have published."""
+    path = attempt[0].path
+    return tuple(e for e in attempt if e.path == f"{path}/{e.name}" and _is_part(e))
 
 
 def size_of(entries: Sequence[Entry]) -> int:
@@ -91,13 +61,39 @@ def size_of(entries: Sequence[Entry]) -> int:
     return sum(entry.size for entry in entries)
 
 
+def take_inventory(files: Files, store: str) -> list[Fingerprint]:
+    """Return every fingerprint of a store, ordered by name; no score is read."""
+    found = []
+    for folder in files.entries(store):
+        if not folder.is_folder or not folder.name.startswith(scores.FINGERPRINT):
+            continue
+        inside = {
+            entry.name: (entry, *files.tree(entry.path)) for entry in files.entries(folder.path)
+        }
+        about = {}
+        with suppress(FileNotFoundError, ValueError):
+            about = json.loads(files.read_text(f"{folder.path}/{scores.ABOUT}"))
+        whole = (folder, *(entry for entries in inside.values() for entry in entries))
+        found.append(
+            Fingerprint(
+                folder.name.removeprefix(scores.FINGERPRINT),
+                about if isinstance(about, dict) else {},
+                whole,
+                tuple(each for name, each in inside.items() if name.startswith(scores.ATTEMPT)),
+                inside.get(scores.CORRUPT, ()),
+                _newest(whole),
+            )
+        )
+    return found
+
+
 def count_pairs(spark: SparkSession, inventory: Sequence[Fingerprint]) -> dict[str, int]:
     """Return the number of distinct pairs by fingerprint; damaged files are skipped."""
-    paths = [entry.path for fingerprint in inventory for entry in fingerprint.files]
+    paths = [file.path for fingerprint in inventory for file in fingerprint.files]
     if not paths:
         return {}
-    name = F.regexp_extract(F.input_file_name(), rf"{FINGERPRINT}(\w+)", 1)
-    rows = spark.read.option("ignoreCorruptFiles", "true").schema(SCHEMA).parquet(*paths)
+    name = F.regexp_extract(F.input_file_name(), rf"{scores.FINGERPRINT}(\w+)", 1)
+    rows = read_files(spark, paths, ignoreCorruptFiles="true")
     return dict(rows.groupBy(name).agg(F.count_distinct("pair_key")).collect())
 
 
@@ -114,18 +110,17 @@ def verify(
     Returns:
         A summary, and what is wrong, a sentence each.
     """
-    paths = [entry.path for entry in fingerprint.files]
-    broken = damaged(spark, fingerprint.files)
+    paths = [file.path for file in fingerprint.files]
+    broken = scores.damaged(spark, fingerprint.files)
     problems = [f"{path} is damaged; the next run sets it aside, and its pairs are scored again"
                 for path in broken]  # fmt: skip
     whole = [path for path in paths if path not in broken]
     if not whole:
         return f"0 pairs in {len(paths):,} files", problems
-    scores = read_files(spark, whole).where(F.col("status") == OK).groupBy("pair_key")
     logit = F.col("logit").cast("double")
-    spread = scores.agg(
+    spread = read_files(spark, whole).where(F.col("status") == OK).groupBy("pair_key").agg(
         F.count(F.lit(1)).alias("times"), (F.max(logit) - F.min(logit)).alias("difference")
-    )
+    )  # fmt: skip
     conflict = F.col("difference") > tolerance
     pairs, repeated, largest, conflicts, key = spread.agg(
         F.count(F.lit(1)),
@@ -144,10 +139,11 @@ def verify(
     return f"{pairs:,} pairs in {len(paths):,} files{twice if repeated else ''}", problems
 
 
-def small_attempts(fingerprint: Fingerprint) -> list[Attempt]:
-    """Return attempts worth merging: those of small files, if that leaves fewer files."""
-    small = [a for a in fingerprint.attempts if size_of(a.files) < len(a.files) * _TARGET // 2]
-    return small if _files_for(small) < sum(len(attempt.files) for attempt in small) else []
+def small_files(fingerprint: Fingerprint) -> dict[str, tuple[Entry, ...]]:
+    """Return the files of attempts worth merging: of small files, if that leaves fewer files."""
+    parts = {attempt[0].path: finished(attempt) for attempt in fingerprint.attempts}
+    small = {path: of for path, of in parts.items() if size_of(of) < len(of) * _TARGET // 2}
+    return small if _count(small) < sum(map(len, small.values())) else {}
 
 
 def merge(spark: SparkSession, fingerprint: Fingerprint) -> str:
@@ -160,13 +156,13 @@ def merge(spark: SparkSession, fingerprint: Fingerprint) -> str:
     Raises:
         BookkeepingError: if the merged files do not hold every pair; nothing was deleted then.
     """
-    old = small_attempts(fingerprint)
+    old = small_files(fingerprint)
     if not old:
         return "nothing to merge"
-    files, count = Files(spark), _files_for(old)
-    merged = [entry.path for attempt in old for entry in attempt.files]
+    files, count = Files(spark), _count(old)
+    merged = [file.path for parts in old.values() for file in parts]
     before = read_files(spark, merged)
-    target = f"{fingerprint.path}/{ATTEMPT}{uuid.uuid4().hex}"
+    target = f"{fingerprint.whole[0].path}/{scores.ATTEMPT}{uuid.uuid4().hex}"
     # The ordinary commit: this attempt is there as a whole or not at all.
     deduplicated(before).repartition(count, "pair_key").write.parquet(target)
     pairs = before.select("pair_key").distinct().count()
@@ -179,16 +175,15 @@ def merge(spark: SparkSession, fingerprint: Fingerprint) -> str:
         )
     for attempt in old:
         # A task that has ended since, against all expectation, keeps its attempt alive.
-        now = {e.path for e in files.entries(attempt.path) if e.name.endswith(".parquet")}
-        if now <= {entry.path for entry in attempt.files}:
-            files.delete(attempt.path)
+        if {e.path for e in files.entries(attempt) if _is_part(e)} <= set(merged):
+            files.delete(attempt)
     return f"{len(merged):,} files of {len(old):,} attempts are now {count:,}, with {pairs:,} pairs"
 
 
 def find_waste(
     inventory: Sequence[Fingerprint], *, older_than: float, settled: float
-) -> Iterator[Waste]:
-    """Find what a store need not keep.
+) -> Iterator[tuple[str, str, int]]:
+    """Find what a store need not keep: path, reason and bytes.
 
     Args:
         inventory: all fingerprints of a store.
@@ -198,48 +193,27 @@ def find_waste(
     """
     now = time.time()
     for found in inventory:
-        if now - found.used > older_than:
-            days = (now - found.used) / 86400
-            yield Waste(found.path, f"not used for {days:.0f} days", size_of(found.files))
+        if (age := now - found.used) > older_than:
+            yield found.whole[0].path, f"not used for {age / 86400:.0f} days", size_of(found.whole)
             continue
         parts = [(found.corrupt, "damaged files, set aside")]
         for attempt in found.attempts:
-            unfinished = (attempt.unfinished, "tasks that never ended")
-            parts.append(unfinished if attempt.files else (attempt.entries, "no finished task"))
+            unfinished = tuple(e for e in attempt if f"{attempt[0].path}/_temporary" in e.path)
+            alive = bool(finished(attempt))
+            parts.append((unfinished, "tasks that never ended") if alive
+                         else (attempt, "no finished task"))  # fmt: skip
         for entries, reason in parts:
             if entries and now - _newest(entries) > settled:
-                yield Waste(entries[0].path, reason, size_of(entries))
+                yield entries[0].path, reason, size_of(entries)
 
 
-def _fingerprint(files: Files, folder: Entry) -> Fingerprint:
-    inside = files.entries(folder.path)
-    trees = {entry.name: (entry, *files.tree(entry.path)) for entry in inside if entry.is_folder}
-    about: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ValueError):
-        about = json.loads(files.read_text(f"{folder.path}/{ABOUT}"))
-    attempts = [_attempt(tree) for name, tree in trees.items() if name.startswith(ATTEMPT)]
-    return Fingerprint(
-        name=folder.name.removeprefix(FINGERPRINT),
-        path=folder.path,
-        about=about if isinstance(about, dict) else {},
-        attempts=tuple(attempts),
-        corrupt=trees.get(CORRUPT, ()),
-        used=_newest([folder, *inside, *(e for attempt in attempts for e in attempt.entries)]),
-    )
+def _is_part(entry: Entry) -> bool:
+    return entry.name.endswith(".parquet") and not entry.name.startswith(".")
 
 
-def _attempt(entries: tuple[Entry, ...]) -> Attempt:
-    path = entries[0].path
-    unfinished = tuple(e for e in entries if e.path.startswith(f"{path}/{_TEMPORARY}"))
-    finished = tuple(
-        e for e in entries
-        if e.name.endswith(".parquet") and not e.name.startswith(".") and e not in unfinished
-    )  # fmt: skip
-    return Attempt(path, finished, unfinished, entries)
-
-
-def _files_for(attempts: Sequence[Attempt]) -> int:
-    return max(1, math.ceil(sum(size_of(attempt.files) for attempt in attempts) / _TARGET))
+def _count(old: dict[str, tuple[Entry, ...]]) -> int:
+    """Files that hold the scores of these."""
+    return max(1, math.ceil(sum(map(size_of, old.values())) / _TARGET))
 
 
 def _newest(entries: Sequence[Entry]) -> float:

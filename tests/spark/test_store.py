@@ -19,7 +19,7 @@ from jobs.output.filesystem import Files
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED
 from jobs.store import ScoreStore
 from jobs.store.__main__ import main
-from jobs.store.maintenance import merge, take_inventory
+from jobs.store.maintenance import finished, merge, take_inventory
 from tests.conftest import ROOT
 from tests.sample import PAIRS
 from tests.spark.conftest import Job
@@ -241,7 +241,7 @@ def test_a_merge_with_a_younger_attempt_keeps_each_readers_choice(store: ScoreSt
     before = content(store)
     (inventory,) = take_inventory(Files(store._spark), str(Path(store.folder).parent))
     for leave_out in (0, 1):
-        attempts = [a for a in inventory.attempts if a.files]
+        attempts = [a[0] for a in inventory.attempts if finished(a)]
         copy = Path(store.folder).with_name(f"fingerprint={leave_out}")
         shutil.copytree(store.folder, copy)
         kept = attempts.pop(leave_out)
