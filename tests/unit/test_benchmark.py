@@ -16,7 +16,7 @@ import pytest
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.models import embedded_model
 from tests.benchmark.__main__ import refuse
-from tests.benchmark.config import BenchmarkConfig
+from tests.benchmark.config import BenchConfig, BenchmarkConfig
 from tests.benchmark.engine import _score
 from tests.benchmark.measure import ratio
 from tests.benchmark.memory import MemoryWatch
@@ -74,9 +74,7 @@ def test_given_pairs_are_read_by_their_names_and_sampled(tmp_path: Path) -> None
 
 
 def test_every_shape_that_can_be_asked_for_is_known() -> None:
-    kinds = BenchmarkConfig.model_json_schema()["$defs"]["BenchConfig"]["properties"]["shape"][
-        "anyOf"
-    ]
+    kinds = BenchConfig.model_json_schema()["properties"]["shape"]["anyOf"]
     assert set(kinds[0]["enum"]) == set(SHAPES)
 
 
