@@ -10,27 +10,25 @@ compared.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pandas as pd
 
 from jobs.output.record import versions
 from jobs.output.tracking.runs import fetch_model
 from jobs.runtime.command import Command
-from jobs.runtime.errors import DONE, RefusedError
+from jobs.runtime.errors import DONE
 from jobs.runtime.session import local_cores
 from jobs.scoring.models import resolve_model
-from tests.benchmark.config import BenchmarkConfig
-from tests.benchmark.measure import PEERS_PATH, Bench, ratio
-from tests.benchmark.mixes import GIVEN, write_pairs
+from tests.benchmark.config import BenchmarkConfig, Way
+from tests.benchmark.measure import Bench, ratio
+from tests.benchmark.mixes import write_pairs
 from tests.benchmark.shapes import random_model
 from udfs.devices import common_precision, describe, process_slot
 from udfs.spec import ScorerSpec
@@ -43,18 +41,10 @@ COMMAND: Final = Command(
     sections="bench model batching input output mlflow spark",
     config=BenchmarkConfig,
 )
-_PACKAGES: Final = {
-    "sentence_transformers": "sentence_transformers",
-    "sentence_transformers_bf16": "sentence_transformers",
-    "sentence_transformers_onnx": "optimum.onnxruntime",
-    "sentence_transformers_openvino": "optimum.intel",
-    "predict_batch_udf": "sentence_transformers",
-    "flagembedding": "FlagEmbedding",
-}
 # Which throughputs are divided.
 _RATIOS: Final = (
-    *(("engine", way) for way in _PACKAGES if way.startswith("sentence")),
-    ("job", "engine"), ("engine", "tokenizer"), ("job", "tokenizer"), ("job", "predict_batch_udf"),
+    *(("engine", way) for way in get_args(Way) if way.startswith("sentence")),
+    ("engine", "flagembedding"), ("job", "engine"), ("job", "predict_batch_udf"),
 )  # fmt: skip
 _COLUMNS: Final = (
     "mix", "what", "precision", "pairs_per_s", "tokens_per_s", "padding", "peak_memory_mb",
@@ -69,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: BenchmarkConfig) -> int:
     """Compare, print, and write the result where `output.path` says."""
-    refuse(config)
     with tempfile.TemporaryDirectory() as folder:
         result = compare(config, Path(folder))
     sys.stdout.write(table(result) + "\n")
@@ -78,33 +67,6 @@ def run(config: BenchmarkConfig) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return DONE
-
-
-def refuse(config: BenchmarkConfig) -> None:
-    """Refuse what cannot be measured, before anything runs.
-
-    Raises:
-        RefusedError: naming the packages or keys that are missing.
-    """
-    findings = []
-    packages = sorted({_PACKAGES[way] for way in config.bench.ways if way in _PACKAGES})
-    if missing := [package for package in packages if not _installed(package)]:
-        findings.append(
-            f"{', '.join(missing)} to be measured against is not installed; pip install "
-            "'spark-rerank[peers]' (optimum: see tests/benchmark/README.md), or leave it out of "
-            "bench.ways"
-        )
-    if GIVEN in config.bench.mixes and not config.input.path:
-        findings.append(
-            "bench.mixes=given needs input.path; give it, or name made-up mixes instead"
-        )
-    if config.model.backend not in ("torch", "tokenizer"):
-        findings.append(
-            f"model.backend={config.model.backend} is not measured here; use torch, or tokenizer, "
-            "which leaves the model out (jobs.tune measures onnxruntime)"
-        )
-    if findings:
-        raise RefusedError(findings)
 
 
 def compare(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
@@ -180,15 +142,6 @@ def _ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     whole = ratio(rows, fast, slow, "seconds_with_start_up")
     found.append({"fast": fast, "slow": slow, "start_up": True, "ratio": whole})
     return [each for each in found if each["ratio"] is not None]
-
-
-def _installed(package: str) -> bool:
-    if package.startswith("optimum") and os.environ.get(PEERS_PATH):
-        return True
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # of the package above it
-        return False
 
 
 if __name__ == "__main__":

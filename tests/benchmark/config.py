@@ -9,7 +9,7 @@ from jobs.config.section import PositiveInt, Section
 
 Way = Literal[
     "engine", "job", "sentence_transformers", "sentence_transformers_bf16", "flagembedding",
-    "predict_batch_udf", "tokenizer", "sentence_transformers_onnx",
+    "predict_batch_udf", "sentence_transformers_onnx",
     "sentence_transformers_openvino",
 ]  # fmt: skip
 Mix = Literal["given", "short", "web", "long", "skewed"]
@@ -22,7 +22,7 @@ class BenchConfig(Section):
         list(get_args(Way)[:6]),
         description="what is measured, may be repeated: this engine in process, this engine "
         "through the job, two libraries (one also in bf16, with ONNX Runtime and with OpenVINO), "
-        "Spark's predict_batch_udf around the first, and the model's tokenizer alone",
+        "and Spark's predict_batch_udf around the first",
     )
     mixes: list[Mix] = Field(
         ["given"],

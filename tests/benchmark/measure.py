@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -23,11 +23,11 @@ from tests.benchmark.task import Outcome, Task
 from udfs.encoding.pairs import PairEncoder
 from udfs.spec import Precision
 
-_OWN: Final = ("engine", "job", "tokenizer")  # ways in the configured precision
+_OWN: Final = ("engine", "job")  # ways in the configured precision
 _REFERENCE: Final = 256  # pairs scored in float32 to compare with
 _LAST_WORDS: Final = 300  # characters of a failed way's last line
 # A folder of other packages for the ways that this environment has no packages for.
-PEERS_PATH: Final = "PEERS_PATH"
+_PEERS_PATH: Final = "_PEERS_PATH"
 _OTHER_PACKAGES: Final = ("sentence_transformers_onnx", "sentence_transformers_openvino")
 
 
@@ -85,11 +85,12 @@ class Bench:
         """Return the outcome, or why there is none; and peak memory of all processes [MB]."""
         out = self.folder / f"{way}-{time.monotonic_ns()}"
         out.mkdir()
-        self._task(way, precision, pairs, out).write(out / "task.json")
+        task = self._task(way, precision, pairs, out)
+        (out / "task.json").write_text(json.dumps(asdict(task)), encoding="utf-8")
         files = (str(out / "task.json"), str(out / "outcome.json"))
         # Otherwise Spark takes whichever python3 comes first on PATH.
         environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
-        if way in _OTHER_PACKAGES and (other := os.environ.get(PEERS_PATH)):
+        if way in _OTHER_PACKAGES and (other := os.environ.get(_PEERS_PATH)):
             environment["PYTHONPATH"] = other
         with (out / "log").open("w") as log:
             process = subprocess.Popen(
@@ -145,13 +146,13 @@ class Bench:
         last, tokens = found.outcomes[-1], int(lengths.sum())
         seconds = median(outcome.seconds for outcome in found.outcomes)
         padding = None if last.padding is None else last.padding / (tokens + last.padding)
-        apart = np.abs(np.array(last.scores)[: len(reference)] - reference) if last.scores else []
+        apart = np.abs(np.array(last.scores)[: len(reference)] - reference).max()
         return row | {
             "pairs_per_s": round(len(lengths) / seconds, 2),
             "tokens_per_s": round(tokens / seconds, 1),
             "padding": None if padding is None else round(padding, 5),
             "peak_memory_mb": round(max(found.memory)) if found.memory else None,
-            "max_abs_difference": float(f"{np.max(apart):.3g}") if len(apart) else None,
+            "max_abs_difference": float(f"{apart:.3g}"),
             "seconds": [round(outcome.seconds, 3) for outcome in found.outcomes],
             "seconds_with_start_up": [
                 None if outcome.started is None else round(outcome.started, 3)

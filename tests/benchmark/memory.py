@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from types import TracebackType
 from typing import Final
 
 import psutil
@@ -14,7 +13,7 @@ _PERIOD: Final = 0.5  # s
 _SHARE: Final = 50
 
 
-class MemoryWatch:
+class MemoryWatch(threading.Thread):
     """Measure every half second what a process tree holds, while the `with` block runs.
 
     Pages that processes share are counted once (proportional set size).
@@ -25,40 +24,31 @@ class MemoryWatch:
 
     def __init__(self, pid: int) -> None:
         """Watch `pid` and its descendants."""
+        super().__init__(daemon=True)
         self.peak: float | None = None
         self._process = psutil.Process(pid)
         self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> MemoryWatch:
         """Start watching."""
-        self._watcher.start()
+        self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop watching."""
         self._ended.set()
-        self._watcher.join()
+        self.join()
 
-    def _watch(self) -> None:
+    def run(self) -> None:
+        """Look until the block ends."""
         took = 0.0
         while not self._ended.wait(max(_PERIOD, _SHARE * took)):
             start = time.perf_counter()
-            held = self._held()
+            try:
+                processes = [self._process, *self._process.children(recursive=True)]
+                held = sum(getattr(each.memory_full_info(), "pss", 0) for each in processes)
+            except psutil.Error:  # one of them has ended; the next look counts again
+                continue
             took = time.perf_counter() - start
             if held:
                 self.peak = max(self.peak or 0.0, held / 1e6)
-
-    def _held(self) -> int:
-        held = 0
-        try:
-            for process in (self._process, *self._process.children(recursive=True)):
-                held += getattr(process.memory_full_info(), "pss", 0)
-        except psutil.Error:  # one of them has ended; the next look counts again
-            return 0
-        return held

@@ -49,7 +49,9 @@ def lengths_of(mix: str, pairs: int, max_length: int) -> NDArray[np.int64]:
 
 
 def _given(config: BenchmarkConfig) -> pa.Table:
-    source, names = str(config.input.path), config.input
+    source, names = config.input.path, config.input
+    if not source:
+        raise RefusedError("bench.mixes=given needs input.path; give it, or name made-up mixes")
     columns = [names.query_id, names.query, names.doc_id, names.doc]
     try:
         table = pq.read_table(source, columns=columns).rename_columns(list(COLUMNS))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -57,15 +55,6 @@ class Task:
             window=batching.window,
         )  # fmt: skip
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> Task:
-        """Read it from JSON."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -73,7 +62,7 @@ class Outcome:
 
     Attributes:
         seconds: time of all pairs, after start-up [s].
-        scores: logit of every pair, in the order of the file; empty if the way has none.
+        scores: logit of every pair, in the order of the file.
         started: from the start of the process to the end of the first pass over all pairs [s];
             None where there is no such pass.
         padding: padding tokens given to the model; None if the way does not tell.

@@ -15,9 +15,8 @@ import pytest
 
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.models import embedded_model
-from tests.benchmark.__main__ import refuse
 from tests.benchmark.config import BenchConfig, BenchmarkConfig
-from tests.benchmark.engine import _score
+from tests.benchmark.engine import prepare
 from tests.benchmark.measure import ratio
 from tests.benchmark.memory import MemoryWatch
 from tests.benchmark.mixes import lengths_of, write_pairs
@@ -68,6 +67,8 @@ def test_given_pairs_are_read_by_their_names_and_sampled(tmp_path: Path) -> None
     whole = [dict(zip(("query_id", "query", "doc_id", "doc"), row, strict=True))
              for row in zip(*rows.values(), strict=True)]  # fmt: skip
     assert all(row in whole for row in found)
+    with pytest.raises(RefusedError, match=r"needs input\.path"):
+        write_pairs(config(), "given", tmp_path / "out.parquet")
     wrong = BenchmarkConfig.model_validate({"input": {"path": source["path"]}})
     with pytest.raises(RefusedError, match="query_id, query, doc_id, doc"):
         write_pairs(wrong, "given", tmp_path / "out.parquet")
@@ -113,26 +114,10 @@ def test_the_engines_lanes_score_what_the_peer_scores(tiny_bert: Path, tmp_path:
         "engine", given.model_dump(mode="json"), str(tiny_bert), str(tmp_path / "short.parquet"),
         str(tmp_path), "fp32", 2, time.time(),
     )  # fmt: skip
-    task.write(tmp_path / "task.json")
-    assert Task.read(tmp_path / "task.json") == task
     expected = sentence_transformers(task)
     found = {}
     for lane in range(2):
-        rows, logits, padding = _score(task, lane)()
+        rows, logits, padding = prepare(task, lane)()
         found |= dict(zip(rows, logits, strict=True))
         assert padding < 64 * 3  # three windows of one batch each
     np.testing.assert_allclose([found[row] for row in range(40)], expected.scores, atol=1e-4)
-
-
-def test_what_cannot_be_measured_is_refused_before_anything_runs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("tests.benchmark.__main__.find_spec", lambda _: None)
-    with pytest.raises(RefusedError) as error:
-        refuse(config())
-    assert len(error.value.messages) == 2
-    assert "FlagEmbedding, sentence_transformers" in error.value.messages[0]
-    refuse(config(ways=["engine", "tokenizer"], mixes=["web"]))
-    onnx = {"model": {"backend": "onnxruntime"}, "bench": {"ways": ["engine"], "mixes": ["web"]}}
-    with pytest.raises(RefusedError, match="backend=onnxruntime is not measured here"):
-        refuse(BenchmarkConfig.model_validate(onnx))
