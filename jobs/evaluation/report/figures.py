@@ -1,162 +1,252 @@
-"""The drawings with their captions; none where there is nothing to draw."""
+"""The plots of both pages: numbers of a document -> SVG. Without numbers nothing is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from jobs.evaluation.report import plots, words
-from jobs.evaluation.report.parts import Plot
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
-# A limit further out than this many times the longest pair would squeeze the histogram.
-_NEAR: Final = 1.6
+from jobs.evaluation.report.formatting import count, known, many
+
+Document = Mapping[str, Any]
+Painter = Callable[[Figure, Document], None]
+
+#: Colours of the pages and the plots; the style sheet gets them as variables.
+LIGHT: Final = {
+    "paper": "#fcfcfb", "ink": "#1a2126", "muted": "#56616a", "rule": "#dde2e5",
+    "helped": "#005f99", "hurt": "#b04600", "bars": "#47707f", "quiet": "#7f8b94",
+}  # fmt: skip
+DARK: Final = {
+    "paper": "#13181b", "ink": "#e3e8ea", "muted": "#9ba8b0", "rule": "#2e373d",
+    "helped": "#6bb6f0", "hurt": "#f2a069", "bars": "#86b3c4", "quiet": "#74818a",
+}  # fmt: skip
+
+_WIDTH: Final = 4.9  # inches: 353 units of SVG, about as many pixels as a phone has
+_DASHED: Final[dict[str, Any]] = {"linewidth": 1, "linestyle": (0, (4, 3))}
+_MANY_BARS: Final = 60  # more bars than this are drawn without gaps
+_NEAR: Final = 1.6  # a limit further out than this many times the longest pair is not drawn
+_MARKERS: Final = "osD^vP*X"
+_NO_METADATA: Final = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_THOUSANDS: Final = StrMethodFormatter("{x:,.0f}")
+_STYLE: Final[Any] = {
+    # Text stays text, in the fonts of the reader; names of measures are no formulas.
+    "svg.fonttype": "none", "text.parse_math": False,
+    "font.size": 11, "axes.titlesize": 11, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5,
+    "figure.facecolor": LIGHT["paper"], "axes.facecolor": "none",
+    "axes.edgecolor": LIGHT["muted"], "axes.labelcolor": LIGHT["muted"], "axes.linewidth": 0.8,
+    "axes.axisbelow": True, "axes.grid": True, "axes.grid.axis": "y",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    "grid.color": LIGHT["rule"], "grid.linewidth": 0.8, "text.color": LIGHT["ink"],
+    "xtick.color": LIGHT["muted"], "ytick.color": LIGHT["muted"], "ytick.major.size": 0,
+}  # fmt: skip
 
 
-def win_loss(document: Mapping[str, Any]) -> Plot | None:
-    """What became of every query."""
+def draw(document: Document, painters: Sequence[Painter]) -> dict[str, str]:
+    """Return SVG files by the painter's name, for what the document has numbers for."""
+    files = {}
+    # A matplotlibrc of the user's, or another part of the process, has no say here.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        for painter in painters:
+            matplotlib.rcParams["svg.hashsalt"] = painter.__name__
+            figure = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
+            painter(figure, document)
+            if figure.axes:
+                file = io.StringIO()
+                figure.savefig(file, format="svg", metadata=_NO_METADATA)
+                files[painter.__name__] = file.getvalue()
+    return files
+
+
+def embedded(svg: str) -> Markup:
+    """Return an SVG file as a part of a page: in the page's colours, without ids that repeat."""
+    body = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
+    for name, colour in LIGHT.items():
+        body = body.replace(colour, f"var(--{name})")
+    return Markup(re.sub(r"\s*\n\s*", " ", body))
+
+
+def win_loss(figure: Figure, document: Document) -> None:
+    """Draw the differences per query, the best first; all queries or an even sample of them."""
     found = document.get("per_query") or {}
-    differences = [value for value in found.get("differences") or [] if words.known(value)]
+    differences = [value for value in found.get("differences") or [] if known(value)]
     if not any(differences):
-        return None
-    measure = str(found["measure"])
-    test = (document.get("tests") or {}).get(measure) or {}
-    tested = all(key in test for key in ("helped", "hurt", "tied"))
-    numbers = (
-        [test["helped"], test["hurt"], test["tied"]]
-        if tested
-        else [
-            sum(value > 0 for value in differences),
-            sum(value < 0 for value in differences),
-            sum(value == 0 for value in differences),
-        ]
-    )
-    helped, hurt, tied = (words.count(number) for number in numbers)
-    total = sum(numbers)
-    caption = (
-        f"One bar per query: above the line {helped} gained, below it {hurt} lost, and {tied} kept "
-        f"their {measure}."
-    )
-    if total > len(differences):
-        caption += f" Drawn are {words.count(len(differences))} of {words.count(total)} queries."
-    label = (
-        f"Sorted bars of the change of {measure} per query, from "
-        f"{words.signed(max(differences), 3)} to {words.signed(min(differences), 3)}: {helped} "
-        f"queries helped, {hurt} hurt, {tied} tied."
-    )
-    return Plot(plots.win_loss(label, measure, differences, numbers), caption)
+        return
+    test = (document.get("tests") or {}).get(found["measure"]) or {}
+    parts = {
+        "helped": [max(value, 0.0) for value in differences],
+        "hurt": [min(value, 0.0) for value in differences],
+        "tied": [float(value == 0) for value in differences],
+    }
+    numbers = {key: test.get(key, sum(map(bool, part))) for key, part in parts.items()}
+    step = sum(numbers.values()) / len(differences)
+    edges = [place * step for place in range(len(differences) + 1)]
+    figure.set_figheight(3.1)
+    axes = figure.subplots()
+    for key, sign in (("helped", "▲ "), ("hurt", "▼ ")):
+        if len(differences) <= _MANY_BARS:
+            axes.bar(edges[:-1], parts[key], 0.8 * step, align="edge", color=LIGHT[key])
+        else:
+            axes.stairs(parts[key], edges, fill=True, color=LIGHT[key], linewidth=0)
+        place: Any = "left" if key == "helped" else "right"
+        axes.set_title(f"{sign}{count(numbers[key])} {key}", loc=place, color=LIGHT[key])
+    axes.set_title(f"{count(numbers['tied'])} tied", color=LIGHT["muted"])
+    axes.axhline(0, color=LIGHT["ink"], linewidth=0.8)
+    axes.spines["bottom"].set_visible(False)
+    axes.set(xlim=(0, edges[-1]), xlabel="queries, the most helped first")
+    axes.set_ylabel(f"change of {found['measure']}")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:+.2g}".replace("-", "−") if y else "0")
 
 
-def flow(document: Mapping[str, Any]) -> Plot | None:
-    """Where the documents that are now among the first came from."""
+def flow(figure: Figure, document: Document) -> None:
+    """Draw the documents now among the first k, by the rank they had before."""
     found = (document.get("moved") or {}).get("flow") or {}
     rows = found.get("rows") or []
-    total = sum(row["count"] for row in rows)
-    if not total:
-        return None
-    parts = [f"{words.count(row['count'])} from {row['from']}" for row in rows]
-    label = f"Bars of the documents now among the first {found['k']} by rank before: "
-    caption = (
-        f"The ranks that the {words.many(total, 'document')} now among the first {found['k']} had "
-        "in the first stage."
-    )
-    return Plot(plots.flow(label + ", ".join(parts), rows), caption)
+    if not any(row["count"] for row in rows):
+        return
+    figure.set_figheight(0.9 + 0.36 * len(rows))
+    axes = figure.subplots()
+    bars = axes.barh(range(len(rows)), [row["count"] for row in rows], 0.68, color=LIGHT["bars"])
+    axes.set_yticks(range(len(rows)), [str(row["from"]).replace("-", "–") for row in rows])
+    axes.bar_label(bars, fmt=_THOUSANDS, padding=4)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.margins(x=0.14)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", bottom=False, labelbottom=False)
+    axes.set(xlabel=f"documents now among the first {found['k']}", ylabel="rank before")
 
 
-def rank_changes(document: Mapping[str, Any]) -> Plot | None:
-    """How far documents moved."""
+def rank_changes(figure: Figure, document: Document) -> None:
+    """Draw by how many ranks documents moved; positive is up."""
     moved = document.get("moved") or {}
-    found = moved.get("rank_change") or {}
-    histogram = found.get("histogram") or []
-    total = sum(number for _, number in histogram)
-    if not total:
-        return None
-    width = moved.get("bin_width") or 1
-    middle = (
-        f" Nine of ten moved between {words.signed(found['p5'], 0)} and "
-        f"{words.signed(found['p95'], 0)} ranks."
-        if words.known(found.get("p5")) and words.known(found.get("p95"))
-        else ""
-    )
-    caption = (
-        "How many documents moved by how many ranks; those to the right of the line came nearer "
-        f"to the top.{middle}"
-    )
-    label = f"Histogram of the rank changes of {words.many(total, 'document')}.{middle}"
-    return Plot(plots.rank_changes(label, histogram, width), caption)
+    histogram = (moved.get("rank_change") or {}).get("histogram") or []
+    lows, heights = [low for low, _ in histogram], [number for _, number in histogram]
+    if not any(heights):
+        return
+    axes, width = figure.subplots(), moved.get("bin_width") or 1
+    axes.bar(lows, heights, 0.92 * width, align="edge", color=LIGHT["bars"])
+    axes.axvline(0, color=LIGHT["ink"], linewidth=0.8)
+    reach = max(abs(min(lows)), abs(max(lows) + width))
+    axes.set(xlim=(-reach, reach), xlabel="← down · ranks moved · up →", ylabel="documents")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _count_axis(axes)
 
 
-def scores(document: Mapping[str, Any]) -> Plot | None:
-    """The raw scores of relevant, not relevant and unjudged pairs."""
+def scores(figure: Figure, document: Document) -> None:
+    """Draw a histogram of scores per kind of judgement, each in percent of its own pairs."""
     found = document.get("scores") or {}
     edges = found.get("edges") or []
-    keys = ("relevant", "not_relevant", "unjudged")
-    parts = [
-        (key.replace("_", " "), found[key]) for key in keys if found.get(key) and any(found[key])
-    ]
+    colours = {"relevant": "helped", "not_relevant": "hurt", "unjudged": "quiet"}
+    parts = [key for key in colours if any(found.get(key) or [])]
     if len(edges) < 2 or not parts:
-        return None
-    sizes = [f"{name} {words.many(sum(counts), 'pair')}" for name, counts in parts]
-    label = (
-        f"Histograms of the raw score from {words.signed(edges[0], 1)} to "
-        f"{words.signed(edges[-1], 1)}: {', '.join(sizes)}."
-    )
-    caption = (
-        "Raw scores, each group in percent of its own pairs; the further right the relevant ones "
-        "lie of the others, the better the model tells them apart."
-        if {"relevant", "not relevant"} <= {name for name, _ in parts}
-        else "How many percent of the pairs got which raw score."
-    )
-    return Plot(plots.scores_by_label(label, edges, parts), caption)
+        return
+    figure.set_figheight(0.9 + 1.15 * len(parts))
+    rows = figure.subplots(len(parts), 1, sharex=True, sharey=True, squeeze=False)
+    for axes, key in zip(rows[:, 0], parts, strict=True):
+        total = sum(found[key])
+        shares = [100 * number / total for number in found[key]]
+        axes.stairs(shares, edges, fill=True, color=LIGHT[colours[key]], linewidth=0)
+        axes.set_title(f"{key.replace('_', ' ')}, {many(total, 'pair')}", loc="left")
+        axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+    rows[0, 0].set_ylim(bottom=0)
+    rows[-1, 0].set_xlabel("raw score [logit]")
+    figure.supylabel("share of pairs", color=LIGHT["muted"], fontsize=11)
 
 
-def reliability(document: Mapping[str, Any]) -> Plot | None:
-    """Whether a probability means what it says."""
-    found = document.get("scores") or {}
-    rows = found.get("reliability") or []
-    if not any(row["pairs"] for row in rows):
-        return None
-    error = (
-        f" Expected calibration error: {words.fixed(found['ece'], 3)}."
-        if words.known(found.get("ece"))
-        else ""
-    )
-    caption = (
-        "On the dashed line a probability is the share that is relevant; below it the model is "
-        f"too sure of relevance, above it not sure enough.{error}"
-    )
-    points = [
-        f"{words.fixed(row['mean_probability'], 2)} given, {words.fixed(row['share_relevant'], 2)} "
-        f"relevant, {words.many(row['pairs'], 'pair')}"
-        for row in rows
-        if row["pairs"]
-    ]
-    return Plot(plots.reliability(f"Reliability curve: {'; '.join(points)}.{error}", rows), caption)
+def reliability(figure: Figure, document: Document) -> None:
+    """Draw mean probability against the share that is relevant, and below it how many pairs."""
+    rows = (document.get("scores") or {}).get("reliability") or []
+    filled = [row for row in rows if row["pairs"]]
+    if not filled:
+        return
+    figure.set_figheight(3.9)
+    curve, sizes = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    given = [row["mean_probability"] for row in filled]
+    relevant = [row["share_relevant"] for row in filled]
+    curve.plot([0, 1], [0, 1], color=LIGHT["muted"], **_DASHED)
+    curve.plot(given, relevant, color=LIGHT["bars"], linewidth=1.6, marker="o", markersize=6)
+    curve.set(ylim=(-0.03, 1.03), ylabel="share relevant")
+    lows, pairs = [row["low"] for row in rows], [row["pairs"] for row in rows]
+    bars = sizes.bar(lows, pairs, 0.92 / len(rows), align="edge", color=LIGHT["quiet"])
+    sizes.bar_label(bars, fmt=EngFormatter(sep=""), padding=2, fontsize=10)
+    sizes.margins(y=0.35)
+    sizes.grid(False)
+    sizes.tick_params(axis="y", labelleft=False)
+    sizes.set(xlim=(-0.03, 1.03), xlabel="probability given by the model", ylabel="pairs")
 
 
-def lengths(document: Mapping[str, Any]) -> Plot | None:
-    """How long the pairs are, and where they are cut."""
+def lengths(figure: Figure, document: Document) -> None:
+    """Draw tokens per pair, with the 95th percentile and the length that pairs are cut to."""
     found = document.get("lengths") or {}
     edges, counts = found.get("edges") or [], found.get("counts") or []
     if len(edges) < 2 or not any(counts):
-        return None
-    marks = [("p95", found["p95"], False)] if words.known(found.get("p95")) else []
-    limit = found.get("max_length")
-    near = words.known(limit) and limit <= _NEAR * edges[-1]
-    if near:
-        marks.append(("max_length", limit, True))
-    caption = "How many pairs have how many tokens; 95% of them are no longer than the p95 line."
-    if near:
-        caption += " What is longer than max_length is cut."
-    elif words.known(limit):
-        caption += f" The cut, max_length {words.count(limit)}, lies far to the right."
-    label = (
-        f"Histogram of the lengths of {words.many(sum(counts), 'pair')} [tokens]: "
-        f"{lengths_in_words(found)}."
-    )
-    return Plot(plots.lengths(label, edges, counts, marks), caption)
+        return
+    limits = {key: found[key] for key in ("p95", "max_length") if known(found.get(key))}
+    marks = [(key, place) for key, place in limits.items() if place <= _NEAR * edges[-1]]
+    axes = figure.subplots()
+    axes.stairs(counts, edges, fill=True, color=LIGHT["bars"], linewidth=0)
+    top = max(counts)
+    axes.set(ylim=(0, top * (1.08 + 0.13 * len(marks))), xlabel="tokens per pair", ylabel="pairs")
+    middle = (edges[0] + max([edges[-1], *(place for _, place in marks)])) / 2
+    for row, (name, place) in enumerate(marks):
+        colour = LIGHT["hurt" if name == "max_length" else "ink"]
+        axes.axvline(place, color=colour, **({} if name == "max_length" else _DASHED))
+        side, align = (-5, "right") if place > middle else (5, "left")
+        axes.annotate(
+            f"{name} {count(place)}", (place, top * (1.15 + 0.13 * row)), (side, 0),
+            textcoords="offset points", va="center", ha=align, color=colour,
+        )  # fmt: skip
+    axes.xaxis.set_major_formatter(_THOUSANDS)
+    _count_axis(axes)
 
 
-def lengths_in_words(found: Mapping[str, Any]) -> str:
-    """Mean and percentiles in a row."""
-    keys = ("mean", "p50", "p95", "p99", "max")
-    return ", ".join(f"{key} {words.count(found[key])}" for key in keys if key in found)
+def pareto(figure: Figure, document: Document) -> None:
+    """Draw throughput against agreement of the tuned settings, the best trade-offs joined."""
+    rows = [row for row in document.get("rows") or [] if known(row.get("kendall_tau"))]
+    if not rows:
+        return
+    figure.set_figheight(3.3)
+    axes = figure.subplots()
+
+    def points(some: Sequence[Document]) -> tuple[list[float], list[float]]:
+        return [row["pairs_per_s"] for row in some], [row["kendall_tau"] for row in some]
+
+    front = sorted((row for row in rows if row["pareto"]), key=lambda row: row["pairs_per_s"])
+    axes.plot(*points(front), color=LIGHT["helped"], linewidth=1.4, zorder=1)
+    for at, name in enumerate(dict.fromkeys(row["engine"] for row in rows)):
+        mine = [row for row in rows if row["engine"] == name]
+        colours = [LIGHT["helped" if row["pareto"] else "quiet"] for row in mine]
+        marker = _MARKERS[at % len(_MARKERS)]
+        axes.scatter(*points(mine), s=44, marker=marker, c=colours, label=name, zorder=2)
+    best = [row for row in rows if row["recommended"]]
+    axes.scatter(*points(best), s=190, facecolors="none", edgecolors=LIGHT["ink"], zorder=3)
+    least = ((document.get("config") or {}).get("tune") or {}).get("min_tau")
+    low = min(row["kendall_tau"] for row in rows)
+    if known(least) and low < least:
+        axes.axhline(least, color=LIGHT["muted"], **_DASHED)
+    axes.set_ylim(top=1 + 0.06 * max(1 - low, 0.02))
+    axes.set_xlim(left=0)
+    axes.set(xlabel="throughput of one task slot [pairs/s]", ylabel="Kendall’s tau")
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, columnspacing=1.0)
+
+
+def _count_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.spines["bottom"].set_color(LIGHT["rule"])
+
+
+EVALUATION: Final = (win_loss, flow, rank_changes, scores, reliability, lengths)

@@ -1,119 +1,122 @@
-"""The evaluation document -> one HTML file that needs nothing else: no network, no script."""
+"""Documents -> HTML pages. What a page shows and says is in `templates/`."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-from jobs.evaluation.report import words
-from jobs.evaluation.report.parts import Cell, Column, Table
-from jobs.evaluation.report.sections import sections
-from jobs.evaluation.report.verdict import figures, verdict
+from jobs.evaluation.report import figures, formatting
+from jobs.evaluation.report.formatting import fixed, known
+from jobs.evaluation.report.verdict import first_measure, tuning_verdict, verdict
+from jobs.evaluation.significance import SIGNIFICANT
 
-_EXAMPLE_CHARACTERS: Final = 320  # of a document; what comes after them is left out
+Document = Mapping[str, Any]
 
 
-def render(document: Mapping[str, Any]) -> str:
-    """Write the report.
+def render(document: Document, record: Document | None = None) -> tuple[str, dict[str, str]]:
+    """Return the evaluation as an HTML page, and its plots as SVG files by name.
 
     Args:
-        document: what the evaluation found, as plain data. A block that is missing, None or empty
-            has no part in the report.
-
-    Returns:
-        A whole HTML page. The same document gives the same text.
+        document: content of metrics.json, with `examples` where texts are to be shown. A block
+            that is missing, None or empty has no part in the page.
+        record: content of run.json, for `run_id`, `started`, `config` and `versions`.
     """
-    return page(
-        kind="Reranking evaluation",
-        title=str(document.get("name") or "reranked"),
-        about=_about(document),
-        verdict=verdict(document),
-        figures=figures(document),
-        sections=sections(document),
-        examples=[_example(example) for example in document.get("examples") or []],
-        settings=settings(document),
-    )
+    about = {key: (record or {}).get(key) for key in ("run_id", "started", "config", "versions")}
+    whole = {k: v for part in (document, about) for k, v in part.items() if v is not None}
+    plots = figures.draw(whole, figures.EVALUATION)
+    parts = {"verdict": verdict(whole), "first": first_measure(whole)}
+    return _page("evaluation", whole, plots, **parts), plots
 
 
-def page(**parts: Any) -> str:
-    """Lay out a page. The parts are the names that the template uses."""
-    # The loader reads through the import system, so a package in a zip file is as good.
+def render_tuning(document: Document) -> str:
+    """Return the content of tune.json as an HTML page."""
+    chosen = next((row for row in document["rows"] if row["recommended"]), None)
+    parts = {"verdict": tuning_verdict(document, chosen), "chosen": chosen}
+    return _page("tuning", document, figures.draw(document, (figures.pareto,)), **parts)
+
+
+def stages(document: Document) -> Document:
+    """Return the comparison of the first stage with the reranked order, a row per measure."""
+    after, intervals = document.get("reranked") or {}, document.get("intervals") or {}
+    return {
+        "names": ("first stage", "reranked"),
+        "rows": [name for name in document.get("measures") or [] if name in after],
+        "before": document.get("first_stage"), "before_ends": intervals.get("first_stage"),
+        "after": after, "after_ends": intervals.get("reranked"),
+        "delta": document.get("delta"), "delta_ends": intervals.get("delta"),
+        "tests": document.get("tests"), "ceiling": document.get("ceiling"),
+    }  # fmt: skip
+
+
+def against(document: Document) -> Document:
+    """Return the comparison with the baseline over the queries that both have."""
+    baseline = document["baseline"]
+    before, delta = baseline.get("values") or {}, baseline.get("delta") or {}
+    rows = [m for m in document.get("measures") or [] if m in before and m in delta]
+    return {
+        "names": (baseline["name"], "reranked"), "rows": rows, "before": before, "delta": delta,
+        "after": {name: before[name] + delta[name] for name in rows},
+        "delta_ends": baseline.get("intervals"), "tests": baseline.get("tests"),
+    }  # fmt: skip
+
+
+def slices(column: Document, measure: str) -> Document:
+    """Return the comparison of both orders by one measure, a row per value of a column."""
+    rows = [row for row in column["rows"] if measure in (row.get("reranked") or {})]
+
+    def of(key: str) -> dict[str, Any]:
+        return {row["value"]: row[key].get(measure) for row in rows if row.get(key)}
+
+    return {
+        "names": ("first stage", "reranked"), "rows": [row["value"] for row in rows],
+        "queries": {row["value"]: row.get("queries") for row in rows},
+        "before": of("first_stage"), "after": of("reranked"), "delta": of("delta"),
+        "delta_ends" if of("delta") else "after_ends": of("intervals"),
+        "tests": {value: {"p_holm": p} for value, p in of("p_holm").items()},
+    }  # fmt: skip
+
+
+def scale(comparison: Document) -> tuple[float, float] | None:
+    """Return where the drawn intervals begin and how wide they are; None without any."""
+    delta, ends = comparison["delta"] or {}, comparison["delta_ends"] or {}
+    numbers = [0.0]
+    for row in comparison["rows"]:
+        numbers += [x for x in (delta.get(row), *(ends.get(row) or ())) if known(x)]
+    return (min(numbers), max(numbers) - min(numbers)) if any(numbers) else None
+
+
+def best(systems: Sequence[Document], measure: str) -> str:
+    """Return the highest value of a measure, as the table shows it."""
+    values = [system["values"].get(measure) for system in systems]
+    return fixed(max(filter(known, values), default=None))
+
+
+def flatten(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of nested mappings as (dotted name, text)."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from flatten(value, f"{name}.{key}" if name else str(key))
+    else:
+        plain = isinstance(content, str) and content
+        yield name, content if plain else json.dumps(content, ensure_ascii=False, default=str)
+
+
+def _page(name: str, document: Document, plots: Mapping[str, str], **parts: Any) -> str:
     environment = Environment(
-        loader=PackageLoader("jobs.evaluation.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(**parts)
-    # A lone surrogate in an id or a text is no character that a file could hold.
+        # It reads through the import system, so a package in a zip file is as good.
+        loader=PackageLoader("jobs.evaluation.report"),
+        autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= dict(inspect.getmembers(formatting, inspect.isfunction))
+    environment.filters["embedded"] = figures.embedded
+    shared = (stages, against, slices, scale, best, flatten)
+    environment.globals |= {each.__name__: each for each in shared}
+    environment.globals |= {"themes": (figures.LIGHT, figures.DARK), "significant": SIGNIFICANT}
+    template = environment.get_template(f"{name}.html.j2")
+    html = template.render(document=document, plots=plots, **parts)
+    # A lone surrogate in an id or a text is no character that a file can hold.
     return html.encode("utf-8", "replace").decode("utf-8")
-
-
-def _about(document: Mapping[str, Any]) -> list[str]:
-    """When, which model, which run."""
-    model = (document.get("operations") or {}).get("model") or {}
-    about = [words.moment(document["started"])] if document.get("started") else []
-    about += [str(model["name"])] if model.get("name") else []
-    about += [f"run {document['run_id']}"] if document.get("run_id") else []
-    return about
-
-
-def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    ranks = {row["doc_id"]: row["rank"] for row in example.get("before") or []}
-    return {
-        "query_id": str(example["query_id"]),
-        "query": str(example.get("query") or ""),
-        "orders": [
-            (name, [_document(row, former) for row in example.get(key) or []])
-            for name, key, former in (("Before", "before", {}), ("After", "after", ranks))
-        ],
-    }
-
-
-def _document(row: Mapping[str, Any], ranks: Mapping[Any, int]) -> dict[str, Any]:
-    """A document of an example query, and where it was if that is known."""
-    text = str(row.get("text") or "")
-    if len(text) > _EXAMPLE_CHARACTERS:
-        text = text[:_EXAMPLE_CHARACTERS].rstrip() + " …"
-    before, label = ranks.get(row["doc_id"]), row.get("label")
-    moved = "" if before in (None, row["rank"]) else f"was {before}"
-    return {
-        "rank": row["rank"],
-        "doc_id": str(row["doc_id"]),
-        "text": text,
-        "label": "not judged" if label is None else f"grade {label}",
-        "relevant": words.known(label) and label > 0,
-        "moved": moved,
-    }
-
-
-def settings(document: Mapping[str, Any]) -> list[Table]:
-    """Configuration and versions, key by key."""
-    tables = []
-    config = document.get("config") or {}
-    rows = [row for section, content in config.items() for row in _flat(str(section), content)]
-    for title, name, found in (
-        ("Configuration", "key", rows),
-        ("Versions", "package", list((document.get("versions") or {}).items())),
-    ):
-        if found:
-            columns = (Column(name, number=False), Column("value", number=False))
-            cells = [[Cell(str(key)), Cell(_plain(value))] for key, value in found]
-            tables.append(Table(title, columns, cells))
-    return tables
-
-
-def _flat(name: str, content: Any) -> Sequence[tuple[str, Any]]:
-    if isinstance(content, Mapping) and content:
-        return [row for key, value in content.items() for row in _flat(f"{name}.{key}", value)]
-    return [(name, content)]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return value or '""'
-    return json.dumps(value, ensure_ascii=False, default=str)
