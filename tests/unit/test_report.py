@@ -129,7 +129,7 @@ VARIATIONS = {
         "Measures | probability given | Query by query | Slices | Before and after",
     ),
     "no operations": (make_document(operations=None), "rose", "Time and rejects | ms per pair"),
-    "one query": (make_document(1), "1 query | One query says nothing of others.", "1 queries with"),
+    "one query": (make_document(1), "One query says nothing of others.", "1 queries with"),
     "unchanged": (
         unchanged(),
         "nDCG@10 stayed at 0.500. | No query changed its nDCG@10. | No pair was cut",
