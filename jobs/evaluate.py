@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from jobs.config import Config
 from jobs.evaluation.ranked import record_beside
 from jobs.evaluation.report import render
-from jobs.evaluation.result import PER_QUERY, Table, evaluate
-from jobs.output import publish as finish
+from jobs.evaluation.result import Table, evaluate
 from jobs.output.folder import OutputFolder
-from jobs.output.record import Stopwatch, make_evaluation_record
+from jobs.output.names import PER_QUERY
+from jobs.output.publish import not_published, publish, result_files, track_run
+from jobs.output.record import Stopwatch, evaluation_record, make_record
 from jobs.output.summary import evaluation_summary
 from jobs.preflight import Evaluate, check_evaluate
 from jobs.runtime.command import Command
+from jobs.runtime.errors import DONE, GATE_NOT_PASSED
 
 COMMAND = Command(
     name="python -m jobs.evaluate",
@@ -40,29 +42,34 @@ def run(config: Config) -> int:
 
 
 def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
-    """Measure, publish, record, report, track."""
+    """Measure, publish or keep beside, report, log."""
     spark, (name, *_) = ready.spark, ready.paths
-    out = OutputFolder(spark, str(config.output.path), config.output.format)
     further = {other: table for other, table in ready.tables.items() if other != name}
-    with finish.mlflow_client(config) as client:
-        if config.mlflow.enabled:
-            client.start()
-        with out:
-            with watch.part("measuring"):
-                beside = record_beside(spark, ready.paths[name])
-                judged = Table(name, ready.tables[name], beside, ready.texts)
-                document = evaluate(
-                    ready.plan, judged, further, ready.baseline, ready.qrels, out,
-                    tie_break=config.ranking.tie_break,
-                )  # fmt: skip
-            record = make_evaluation_record(
-                run_id=out.run_id, config=config, document=document, watch=watch,
-                spark_version=spark.version,
+    with OutputFolder(spark, config.output) as out:
+        with watch.part("measuring"):
+            beside = record_beside(spark, ready.paths[name])
+            judged = Table(name, ready.tables[name], beside, ready.texts)
+            document = evaluate(
+                ready.plan, judged, further, ready.baseline, ready.qrels, out,
+                tie_break=config.ranking.tie_break,
             )  # fmt: skip
-            report = render(document, record)
-            places = finish.publish(out, [PER_QUERY], record, document, report)
-        sys.stdout.write(evaluation_summary(document, places) + "\n")
-        return finish.exit_code(document, finish.track_run(client, config, out, record))
+        operations, gate = document.get("operations") or {}, document.get("gate")
+        record = {
+            **make_record("evaluate", run_id=out.run_id, config=config, watch=watch,
+                          spark_version=spark.version),
+            "model": operations.get("model") or None,
+            "device_ms": operations.get("ms_per_pair"),
+            **evaluation_record(document),
+        }  # fmt: skip
+        code = GATE_NOT_PASSED if gate and not gate["passed"] else DONE
+        held_back = config.output.publish == "if_passed" and code != DONE
+        files = result_files(record, document, render(document, record))
+        places = publish(out, [PER_QUERY], files, hold_back=held_back)
+    sys.stdout.write(evaluation_summary(document, places) + "\n")
+    if held_back:
+        sys.stderr.write(f"{not_published(out)}\n")
+    tracked = track_run(config.mlflow, out, record)
+    return code or tracked
 
 
 if __name__ == "__main__":

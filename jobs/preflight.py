@@ -6,14 +6,16 @@ wants to know about the missing column, too. Only a session that cannot start hi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.config import Config, EvaluationConfig
+from jobs.config import Config, EvaluationConfig, MlflowConfig
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.qrels import read_qrels
@@ -21,17 +23,13 @@ from jobs.evaluation.ranked import named, read_ranked
 from jobs.evaluation.result import find_baseline, labels_of
 from jobs.input.layouts import InputTable, read_input
 from jobs.output.folder import refuse_columns
-from jobs.output.locations import (
-    refuse_overlap,
-    refuse_store_in_results,
-    refuse_unwritable,
-    table_folders,
-)
+from jobs.output.locations import refuse_locations, table_folders
 from jobs.output.record import Stopwatch
-from jobs.output.tracking.client import fetch_baseline
+from jobs.output.tracking.client import fetch_baseline, refuse_tracking
 from jobs.output.tracking.runs import fetch_model
-from jobs.ranking.order import refuse_slices
+from jobs.ranking.order import COLUMNS, refuse_slices
 from jobs.runtime.errors import ErrorCollector, RefusedError
+from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session, start_workers
 from jobs.scoring.backends import for_backend, refuse_backend
 from jobs.scoring.models import resolve_model
@@ -75,7 +73,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = errors.run(resolve_model, config.model, fetch)
     errors.run(refuse_backend, config.model)
-    with watch.part("session"):
+    with watch.part("session"), _checking_tracking(errors, config.mlflow):
         spark = errors.run(open_session, config)
     if spark is None:
         raise errors.error()
@@ -88,10 +86,13 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         errors.run(refuse_scoring, spark, config.scoring)
         sources = [given.path, given.corpus, given.queries, given.run]
         sources += table_folders(spark, given.table)
-        _check_places(errors, spark, sources, config.output.path, config.store.path)
+        source = given.path or given.run or given.table
+        store = config.store.path
+        errors.run(refuse_locations, spark, config.output, sources, store, masked(source or ""))
         pairs = errors.run(read_input, spark, given, config.model)
         if pairs is not None:
             errors.run(refuse_columns, pairs.rows.schema, config.output.format)
+            errors.run(_refuse_partitions, pairs.passed, config.output.partition_by)
             errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
             errors.run(refuse_unmeasured, config.evaluation, pairs.has)
         qrels = errors.run(read_qrels, spark, qrels_at) if qrels_at else None
@@ -137,14 +138,14 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     checkpoint = errors.run(resolve_model, config.model, fetch)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         errors.run(refuse_missing_packages)
-    with watch.part("session"):
+    with watch.part("session"), _checking_tracking(errors, config.mlflow):
         spark = errors.run(open_session, config)
     if spark is None:
         raise errors.error()
     with watch.part("preflight"):
         sources = [given.path, given.corpus, given.queries, given.run]
         sources += table_folders(spark, given.table)
-        _check_places(errors, spark, sources, config.output.path, None)
+        errors.run(refuse_locations, spark, config.output, sources)
         pairs = errors.run(read_input, spark, given, config.model)
         qrels = errors.run(read_qrels, spark, qrels_at) if qrels_at else None
     errors.raise_if_any()
@@ -192,12 +193,12 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
             "report.examples shows texts, which a ranked table does not hold; set input.path "
             "to the table it was made from, or leave report.examples out"
         )
-    with watch.part("session"):
+    with watch.part("session"), _checking_tracking(errors, config.mlflow):
         spark = errors.run(open_session, config)
     if spark is None:
         raise errors.error()
     with watch.part("reading"):
-        _check_places(errors, spark, list(paths.values()), config.output.path, None)
+        errors.run(refuse_locations, spark, config.output, list(paths.values()))
         slices = {first: config.evaluation.slices}
         read = {n: errors.run(read_ranked, spark, p, slices.get(n, ())) for n, p in paths.items()}
         tables = {name: table for name, table in read.items() if table is not None}
@@ -262,14 +263,25 @@ def refuse_unmeasured(config: EvaluationConfig, has: Collection[str]) -> None:
         )
 
 
-def _check_places(
-    errors: ErrorCollector,
-    spark: SparkSession,
-    sources: Sequence[str | None],
-    out: str | None,
-    store: str | None,
-) -> None:
-    targets = {"output.path": out, "store.path": store}
-    errors.run(refuse_overlap, spark, sources, targets)
-    errors.run(refuse_store_in_results, spark, str(out), store)
-    errors.run(refuse_unwritable, spark, targets)
+def _refuse_partitions(passed: Collection[str], partition_by: Sequence[str]) -> None:
+    """Refuse partitions by what is no column that passes through.
+
+    Raises:
+        RefusedError: naming missing and present columns.
+    """
+    taken = (*COLUMNS, "label", "reason", "detail")
+    present = [name for name in passed if name not in taken]
+    if missing := [name for name in partition_by if name not in present]:
+        raise RefusedError(
+            f"output.partition_by: the input has no column {', '.join(missing)} that passes "
+            f"through under its name; it has {', '.join(present) or 'none'}"
+        )
+
+
+@contextmanager
+def _checking_tracking(errors: ErrorCollector, config: MlflowConfig) -> Iterator[None]:
+    """Ask MLflow about the experiment while Spark starts."""
+    with ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(refuse_tracking, config)
+        yield
+    errors.run(asked.result)

@@ -7,26 +7,30 @@ spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/rerank.py --config conf
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow.parquet as pq
 
 from jobs.config import Config
 from jobs.evaluation.first_stage import without_partial_first_stage
 from jobs.evaluation.report import render
-from jobs.evaluation.result import PER_QUERY, Table, evaluate
+from jobs.evaluation.result import Table, evaluate
 from jobs.input.validation import validate
-from jobs.output import publish as finish
 from jobs.output.folder import OutputFolder
-from jobs.output.record import Stopwatch, about_scores, make_record, with_evaluation
+from jobs.output.names import PER_QUERY, RANKED, REJECTS, SCORES
+from jobs.output.publish import not_published, publish, result_files, track_run
+from jobs.output.record import Stopwatch, evaluation_record, make_record, scoring_record
 from jobs.output.summary import closing_summary, dry_run_summary
-from jobs.output.tracking.client import Client
 from jobs.preflight import Rerank, check_rerank, judgements_of
 from jobs.ranking.results import all_candidates, write_ranked
 from jobs.runtime.command import Command
-from jobs.runtime.errors import DONE, TOO_MANY_REJECTS
-from jobs.runtime.redaction import masked
+from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
+from jobs.runtime.redaction import known_secrets, masked
 from jobs.scoring.fill import fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
 from jobs.scoring.stage import distinct_keys, make_spec, probing, ship_model, wanted_precision
@@ -40,7 +44,8 @@ COMMAND = Command(
     sections="input model batching scoring ranking evaluation report store output mlflow spark "
     "dry_run",
 )
-_RERANKED = "reranked"
+_RERANKED: Final = "reranked"
+_COUNTED: Final = ("input", "collapsed", "distinct")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,84 +61,121 @@ def run(config: Config) -> int:
 
 
 def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
-    """Make the results, tell about them, track them."""
-    out = OutputFolder(ready.spark, str(config.output.path), config.output.format)
-    with finish.mlflow_client(config) as client:
-        record, document, places = produce(config, ready, watch, out, client)
-        sys.stdout.write(closing_summary(record, document, places) + "\n")
-        tracked = finish.track_run(client, config, out, record)
-    rate = record["rates"]["reject_rate"]
-    if rate > config.input.max_reject_rate:
-        sys.stderr.write(
-            f"{rate:.2%} of the rows were rejected, input.max_reject_rate allows "
-            f"{config.input.max_reject_rate:.2%}; see {masked(places['rejects'])}, "
-            "or raise the limit\n"
-        )
-        return TOO_MANY_REJECTS
-    return finish.exit_code(document, tracked)
+    """Produce the results, publish them or keep them beside, report and log them."""
+    with OutputFolder(ready.spark, config.output) as out:
+        record, document = produce(config, ready, watch, out)
+        code, problem = judge(config, record, document)
+        held_back = config.output.publish == "if_passed" and bool(problem)
+        tables = [RANKED, REJECTS, *([PER_QUERY] if document else [])]
+        report = render(document, record) if document else None
+        files = result_files(record, document, report)
+        places = publish(out, tables, files, hold_back=held_back)
+    sys.stdout.write(closing_summary(record, document, places) + "\n")
+    if problem:
+        sys.stderr.write(f"{problem}\n")
+    if held_back:
+        sys.stderr.write(f"{not_published(out)}\n")
+    tracked = track_run(config.mlflow, out, record)
+    return code or tracked
 
 
 def produce(
-    config: Config, ready: Rerank, watch: Stopwatch, out: OutputFolder, client: Client
-) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, str]]:
-    """Check, score, rank, measure, publish; each step reads what the last one wrote.
+    config: Config, ready: Rerank, watch: Stopwatch, out: OutputFolder
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Check, score, rank and measure; each step reads what the last one wrote.
 
     Returns:
-        The record, the evaluation (None where there was nothing to measure by), and where
-        everything is.
+        The record, and the evaluation, None where there was nothing to measure by.
     """
     spark, plan, pairs, checkpoint = ready.spark, ready.plan, ready.pairs, ready.checkpoint
-    scores_at = config.store.path or out.place("scores")
+    scores_at = config.store.path or f"{out.path}/{SCORES}"
     draft = ship_model(spark, checkpoint, make_spec(config, checkpoint), config.model.ship)
-    with out:
-        profile = scoring_profile(config.scoring)
-        # Workers are to have the model ahead where there is something to score for sure, unless
-        # they are executors of their own, which are not to wait for it idly.
-        ahead = profile is None and config.model.backend != "stub" and is_new(spark, scores_at)
-        wanted = wanted_precision(config.model)
-        with probing(spark, draft, wanted, profile, load=ahead, after=ready.workers) as probed:
-            with watch.part("checking"):
-                done = validate(pairs, out)
-                labelled = done.valid if "label" in pairs.has else None
-                qrels = judgements_of(config.evaluation, ready.qrels, labelled)
-            with watch.part("probing"):
-                start = probed.result()
-        spec = replace(draft, precision=start.precision, doc_template=pairs.doc_template)
-        store = ScoreStore(spark, scores_at, spec.fingerprint())
-        store.open(about_scores(config, spec))
-        with watch.part("scoring"):
-            filled = fill_store(
-                spark, pairs, done, spec, store,
-                partitions=config.batching.partitions, profile=profile,
-            )  # fmt: skip
-        if config.mlflow.enabled:
-            client.start()
-        # Beside each other, as short jobs in a row leave most cores idle.
-        with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
-            measuring = beside.submit(scoring_stats, spark, filled)
-            results = write_ranked(
-                out, config.ranking, config.output.partitions, "label" in pairs.has, done, store
-            )
-            stored = measuring.result()
-        record = make_record(
-            run_id=out.run_id, config=config, checkpoint=checkpoint, spec=spec, done=done,
-            stored=stored, results=results, watch=watch, start_up=start.seconds,
-            spark_version=spark.version,
+    profile = scoring_profile(config.scoring)
+    # Workers are to have the model ahead where there is something to score for sure, unless
+    # they are executors of their own, which are not to wait for it idly.
+    ahead = profile is None and config.model.backend != "stub" and is_new(spark, scores_at)
+    wanted = wanted_precision(config.model)
+    with probing(spark, draft, wanted, profile, load=ahead, after=ready.workers) as probed:
+        with watch.part("checking"):
+            done = validate(pairs, out)
+            labelled = done.valid if "label" in pairs.has else None
+            qrels = judgements_of(config.evaluation, ready.qrels, labelled)
+        with watch.part("probing"):
+            start = probed.result()
+    spec = replace(draft, precision=start.precision, doc_template=pairs.doc_template)
+    store = ScoreStore(spark, scores_at, spec.fingerprint())
+    name = masked(str(config.model.name), known_secrets(config))
+    store.open({"model": name, "revision": config.model.revision, **spec.scoring()})
+    with watch.part("scoring"), counting_kept(store):
+        filled = fill_store(
+            spark, pairs, done, spec, store,
+            partitions=config.batching.partitions, profile=profile,
         )  # fmt: skip
-        document = None
-        if qrels is not None:
-            with watch.part("measuring"):
-                candidates = without_partial_first_stage(
-                    all_candidates(config.ranking, done, store, results)
-                )
-                judged = Table(_RERANKED, candidates, record, pairs.rows if plan.examples else None)
-                document = evaluate(
-                    plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
-                )
-        record = with_evaluation({**record, "timings": watch.timings()}, document)
-        tables = ["ranked", "rejects", *([PER_QUERY] if document else [])]
-        report = render(document, record) if document else None
-        return record, document, finish.publish(out, tables, record, document, report)
+    # Beside each other, as short jobs in a row leave most cores idle.
+    with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
+        measuring = beside.submit(scoring_stats, spark, filled)
+        results = write_ranked(
+            out, config.ranking, config.output, "label" in pairs.has, done, store
+        )
+        stats = measuring.result()
+    made = {"from_store": stats.from_store, "scored": stats.scored}
+    counts = {**{k: done.counts[k] for k in _COUNTED}, **made, **results.counts}
+    model = {
+        "name": name, "revision": config.model.revision, "digest": checkpoint.digest,
+        "architecture": checkpoint.architecture, "parameters": checkpoint.parameters,
+        "precision": spec.precision,
+    }  # fmt: skip
+    record = {
+        **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
+                      spark_version=spark.version),
+        "fingerprint": spec.fingerprint(),
+        "model": model,
+        **scoring_record(counts, vars(stats), results.written, watch.seconds["scoring"]),
+        "reject_reasons": results.reasons,
+        "start_up": {"session": watch.seconds.get("session"), **start.seconds},
+    }  # fmt: skip
+    document = None
+    if qrels is not None:
+        with watch.part("measuring"):
+            candidates = all_candidates(config.ranking, done, store, results)
+            candidates = without_partial_first_stage(candidates)
+            judged = Table(_RERANKED, candidates, record, pairs.rows if plan.examples else None)
+            document = evaluate(
+                plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
+            )
+    return {**record, "timings": watch.timings(), **evaluation_record(document)}, document
+
+
+def judge(
+    config: Config, record: dict[str, Any], document: dict[str, Any] | None
+) -> tuple[int, str]:
+    """Return the exit code, and what speaks against publishing the results."""
+    rate, limit = record["rates"]["reject_rate"], config.input.max_reject_rate
+    if rate > limit:
+        return TOO_MANY_REJECTS, (
+            f"{rate:.2%} of the rows were rejected, input.max_reject_rate allows {limit:.2%}; "
+            "see the rejects, or raise the limit"
+        )
+    gate = (document or {}).get("gate")
+    if gate and not gate["passed"]:
+        return GATE_NOT_PASSED, "a rule of evaluation.gate did not hold"
+    if not record["counts"]["ranked"]:
+        return DONE, "no row was ranked"
+    return DONE, ""
+
+
+@contextmanager
+def counting_kept(store: ScoreStore) -> Iterator[None]:
+    """Note on an error how many scores are kept, counted without Spark, which may be gone."""
+    try:
+        yield
+    except Exception as error:
+        kept = "the scores of finished tasks"
+        with suppress(OSError, ValueError):
+            files = Path(store.folder.removeprefix("file:")).glob("attempt=*/*.parquet")
+            kept = f"{sum(pq.read_metadata(file).num_rows for file in files):,} scored pairs"
+        error.add_note(f"{kept} are kept in {store.folder}")
+        raise
 
 
 def dry_run(config: Config, ready: Rerank) -> int:
@@ -145,14 +187,18 @@ def dry_run(config: Config, ready: Rerank) -> int:
     wanted, workers = wanted_precision(config.model), ready.workers
     with probing(spark, draft, wanted, profile, load=False, after=workers) as probed:
         spec = replace(draft, precision=probed.result().precision, doc_template=pairs.doc_template)
-    path = config.store.path or f"{config.output.path}/scores"
+    path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())
     _, missing = store.missing(distinct_keys(done.rows), done.counts["distinct"], dry_run=True)
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}
-    lengths = sample_lengths(pairs, checkpoint.path, spec)
-    sys.stdout.write(
-        dry_run_summary(counts, lengths, config.model.max_length, spec.fingerprint()) + "\n"
-    )
+    max_length, lengths = config.model.max_length, None
+    if (sample := sample_lengths(pairs, checkpoint.path, spec)) is not None:
+        cut = sample.cut_at(max_length)
+        lengths = {
+            "sampled": len(sample.whole), "mean": cut.mean, "cut": cut.share,
+            "percentiles": {p: sample.percentile(p) for p in (50, 95, 99)},
+        }  # fmt: skip
+    sys.stdout.write(dry_run_summary(counts, lengths, max_length, spec.fingerprint()) + "\n")
     return DONE
 
 

@@ -17,3 +17,19 @@ class OutputConfig(Section):
     partitions: Annotated[int, Field(ge=0)] = Field(
         0, description="files of the ranked table (0: from its size) [files]"
     )
+    partition_by: list[str] = Field(
+        [],
+        description="column, such as a date, that splits the ranked table and the rejects into "
+        "folders, may be repeated; a run replaces only the partitions that its input has",
+    )
+    publish: Literal["always", "if_passed"] = Field(
+        "if_passed",
+        description="if_passed: a run that ends with exit code 3 or 4, or ranks no row, leaves "
+        "what is published as it was and keeps its own results, until the next such run, in "
+        "OUT/unpublished/RUN_ID; always: they are published, too",
+    )
+    overwrite: bool = Field(
+        False,
+        description="write to a folder that holds something else, results of another date, or "
+        "results partitioned otherwise",
+    )

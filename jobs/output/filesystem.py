@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
+
+_GLOB: Final = re.compile(r"([\\{}\[\]*?])")
+
+
+def literal(path: str) -> str:
+    """Return a path for Spark's readers, which take `[`, `{`, `*` and `?` as patterns."""
+    return _GLOB.sub(r"\\\1", path)
+
+
+def local_path(path: str) -> Path | None:
+    """Return an absolute path with its scheme as one of this machine, None if it is elsewhere."""
+    scheme = "file:"
+    return Path("/" + path.removeprefix(scheme).lstrip("/")) if path.startswith(scheme) else None
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Entry:
 
 
 class Files:
-    """Hadoop's FileSystem, with the few verbs the job needs.
+    """Hadoop's FileSystem, with the few operations the job needs.
 
     Args:
         spark: a classic session; its Hadoop configuration holds the credentials.
@@ -38,28 +52,26 @@ class Files:
         """Keep the gateway to the JVM."""
         gateway: Any = spark.sparkContext._gateway
         self._gateway = gateway
-        self._jvm: Any = gateway.jvm
+        self._hadoop: Any = gateway.jvm.org.apache.hadoop.fs
+        self._to_string: Any = gateway.jvm.org.apache.commons.io.IOUtils.toString
         self._conf: Any = spark._jsc.hadoopConfiguration()
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or folder."""
+        """Return whether there is a file or folder."""
         return bool(self._system(path).exists(self._path(path)))
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder."""
+        """Return whether there is a folder."""
         return self.exists(path) and bool(
             self._system(path).getFileStatus(self._path(path)).isDirectory()
         )
 
     def children(self, path: str) -> list[str]:
-        """Names in a folder, sorted; empty where there is none."""
-        if not self.exists(path):
-            return []
-        statuses = self._system(path).listStatus(self._path(path))
-        return sorted(status.getPath().getName() for status in statuses)
+        """Return the names in a folder, sorted; none where there is no folder."""
+        return [entry.name for entry in self.entries(path)]
 
     def entries(self, path: str) -> list[Entry]:
-        """What is in a folder, sorted by name; empty where there is none."""
+        """Return what is in a folder, sorted by name; nothing where there is none."""
         if not self.exists(path):
             return []
         found = [
@@ -74,19 +86,21 @@ class Files:
         return sorted(found, key=lambda entry: entry.path)
 
     def tree(self, path: str) -> list[Entry]:
-        """Everything below a folder."""
+        """Return everything below a folder."""
         found = []
         for entry in self.entries(path):
             found += [entry, *(self.tree(entry.path) if entry.is_folder else [])]
         return found
 
     def rename(self, source: str, target: str) -> None:
-        """Move a file or folder to a name that is free.
+        """Move a file or folder to a free name, making the folder above it.
 
         Raises:
             OSError: if the file system refuses.
         """
-        if not self._system(source).rename(self._path(source), self._path(target)):
+        system = self._system(source)
+        system.mkdirs(self._path(target).getParent())
+        if not system.rename(self._path(source), self._path(target)):
             raise OSError(f"cannot rename {source} to {target}")
 
     def delete(self, path: str) -> None:
@@ -103,12 +117,12 @@ class Files:
             raise OSError(f"cannot make the folder {path}")
 
     def delete_if_empty(self, path: str) -> None:
-        """Remove a folder in which another run has not begun anything meanwhile."""
-        with suppress(Py4JJavaError):  # it holds something
+        """Remove a folder unless it holds something."""
+        with suppress(Py4JJavaError):
             self._system(path).delete(self._path(path), False)
 
     def create(self, path: str) -> bool:
-        """Make an empty file, and say whether it was not there before.
+        """Make an empty file and return whether it was not there before.
 
         One of many callers gets True, where the file system creates files atomically (HDFS does;
         Hadoop's view of a local disk does not).
@@ -121,7 +135,7 @@ class Files:
             raise
 
     def modified(self, path: str) -> float | None:
-        """When a file or folder last changed, by the file system's clock [s]; None without one."""
+        """Return when a file or folder last changed [s], by the file system's clock."""
         try:
             status = self._system(path).getFileStatus(self._path(path))
         except Py4JJavaError as error:
@@ -134,40 +148,34 @@ class Files:
         """Write a small file into a folder and remove it, with every folder made for it.
 
         Raises:
-            OSError: with what the file system said.
+            OSError: with the message of the file system.
         """
         made = []
         above = folder.rstrip("/")
+        file = f"{above}/.tried-{uuid.uuid4().hex}"
         try:
             while above and not self.exists(above):
                 made.append(above)
                 parent = self._path(above).getParent()
                 above = str(parent.toString()) if parent is not None else ""
-            file = self._path(f"{folder.rstrip('/')}/.tried-{uuid.uuid4().hex}")
             try:
-                stream = self._system(folder).create(file, True)
-                stream.write(bytearray(b"written to see whether it can be"))
-                stream.close()
+                self._write(file, "written to see whether it can be")
             finally:
-                self._system(folder).delete(file, False)
+                self.delete(file)
                 for path in made:
-                    # Another run may have put something there by now.
-                    if not self.children(path):
-                        self._system(path).delete(self._path(path), False)
+                    self.delete_if_empty(path)
         except Py4JJavaError as error:
-            said = error.java_exception
-            raise OSError(f"{said.getClass().getSimpleName()}: {said.getMessage()}") from None
+            cause = error.java_exception
+            raise OSError(f"{cause.getClass().getSimpleName()}: {cause.getMessage()}") from None
 
     def write_text(self, path: str, text: str) -> None:
         """Write a small UTF-8 file whole: beside its place first, then moved over."""
         beside = f"{path}.{uuid.uuid4().hex}.tmp"
-        stream = self._system(path).create(self._path(beside), True)
-        stream.write(bytearray(text.encode()))
-        stream.close()
-        self._replace(beside, path)
+        self._write(beside, text)
+        self._replace(self._path(self.absolute(beside)), self._path(self.absolute(path)))
 
     def read_text(self, path: str) -> str:
-        """A small UTF-8 file.
+        """Return the content of a small UTF-8 file.
 
         Raises:
             FileNotFoundError: where there is none.
@@ -177,32 +185,45 @@ class Files:
         stream = self._system(path).open(self._path(path))
         try:
             # readAllBytes would do, but Hadoop's stream wrapper hides it from reflection.
-            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+            return str(self._to_string(stream, "UTF-8"))
         finally:
             stream.close()
 
     def copy_to_local(self, path: str, target: Path) -> None:
         """Copy a file or folder to this machine, replacing what is there."""
-        local = self._path(target.absolute().as_uri())
-        self.delete(target.absolute().as_uri())
-        self._system(path).copyToLocalFile(False, self._path(path), local, True)
+        local = target.absolute().as_uri()
+        self.delete(local)
+        self._system(path).copyToLocalFile(False, self._path(path), self._path(local), True)
 
     def absolute(self, path: str) -> str:
-        """The path with its scheme, as Spark would resolve it."""
+        """Return the path with its scheme, as Spark would resolve it."""
         return str(self._system(path).makeQualified(self._path(path)).toString())
 
-    def _replace(self, source: str, target: str) -> None:
+    def matches(self, pattern: str, name: str) -> bool:
+        """Return whether a part of a path is one of those that a Hadoop pattern names."""
+        return bool(self._hadoop.GlobPattern(pattern).matches(name))
+
+    def _write(self, path: str, text: str) -> None:
+        stream = self._system(path).create(self._path(path), True)
+        stream.write(bytearray(text.encode()))
+        stream.close()
+
+    def _replace(self, source: Any, target: Any) -> None:
         """Rename over a file, in one step where the file system has one."""
-        mode: Any = getattr(self._jvm.org.apache.hadoop.fs, "Options$Rename")
+        mode: Any = getattr(self._hadoop, "Options$Rename")
         modes = self._gateway.new_array(mode, 1)
         modes[0] = mode.OVERWRITE
-        context = self._jvm.org.apache.hadoop.fs.FileContext
-        path = self._path(self.absolute(source))
-        system = context.getFileContext(path.toUri(), self._conf)
-        system.rename(path, self._path(self.absolute(target)), modes)
+        try:
+            context = self._hadoop.FileContext.getFileContext(source.toUri(), self._conf)
+        except Py4JJavaError:  # a scheme without an AbstractFileSystem, such as s3, dbfs or oss
+            system = source.getFileSystem(self._conf)
+            system.delete(target, False)
+            system.rename(source, target)
+        else:
+            context.rename(source, target, modes)
 
     def _path(self, path: str) -> Any:
-        return self._jvm.org.apache.hadoop.fs.Path(path)
+        return self._hadoop.Path(path)
 
     def _system(self, path: str) -> Any:
         return self._path(path).getFileSystem(self._conf)

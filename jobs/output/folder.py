@@ -1,8 +1,8 @@
-"""The output folder: results are built beside their places and moved there when they are whole.
+"""The output folder: results are built in a workspace and published when they are whole.
 
-OUT/_work/RUN_ID/    what a run is building
-OUT/_swap.json       the run that is moving its results to their places, and their names
-OUT/.lock            held by that run
+Publishing moves every former result aside and the new one to its place, by renames under a lock.
+The record (run.json) leaves first and comes back last, so what is beside a record belongs to it.
+A note in the folder says what is being moved: the next run completes what a killed one has begun.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
+from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 
-from jobs.output.filesystem import Files
-from jobs.output.heartbeat import Pulse
+from jobs.config import OutputConfig
+from jobs.output.filesystem import Files, literal
+from jobs.output.heartbeat import Heartbeat
 from jobs.output.lock import locked
+from jobs.output.names import LOCK, PARTITIONED, PARTITIONS, RUN, SWAP, TUNING, UNPUBLISHED, WORK
 from jobs.runtime.errors import RefusedError
 
-# Names with an underscore or a dot are invisible to readers of the folder above them.
-_WORK: Final = "_work"
-_SWAP: Final = "_swap.json"
-_LOCK: Final = ".lock"
+_FORMER: Final = "_former"  # in the workspace: what is being replaced
 # What is read back has to be what was written: line breaks, blanks and quotes in ids included.
 _CSV: Final = {
     "header": "true", "multiLine": "true", "escape": '"', "emptyValue": "",
@@ -34,7 +35,7 @@ _CSV: Final = {
 
 
 def refuse_columns(schema: StructType, output_format: str) -> None:
-    """Find out before anything is scored that a column passed through cannot be written.
+    """Refuse columns that the output format cannot hold, before anything is scored.
 
     Raises:
         RefusedError: naming the columns.
@@ -48,55 +49,85 @@ def refuse_columns(schema: StructType, output_format: str) -> None:
         )
 
 
-class OutputFolder:
-    """OUT, with a workspace of this run inside it.
+def published_record(files: Files, out: str) -> dict[str, Any] | None:
+    """Return the record of the results in a folder, None if there is none of this project."""
+    for name in (RUN, TUNING):
+        with suppress(FileNotFoundError, ValueError):
+            record = json.loads(files.read_text(f"{out}/{name}"))
+            if isinstance(record, dict) and {"run_id", "kind", "config"} <= record.keys():
+                return record
+    return None
 
-    A run that fails leaves all results as they were. A run that is whole moves all of its results
-    into place, under a lock: of two runs the last one wins, with everything. The result named last
-    is taken away first and comes back last, so that where it is, everything beside it is of the
-    same run. A run killed in the middle leaves a note of what it was about, and the next run that
-    publishes carries it out first.
+
+class OutputFolder:
+    """OUT, with a workspace of this run inside it. Use it in a `with`.
+
+    A run that fails leaves all results as they were. Of two runs that publish at once the later
+    one wins, with all of its results.
+
+    Attributes:
+        path: absolute, with its scheme.
+        run_id: of this run.
     """
 
-    def __init__(self, spark: SparkSession, path: str, output_format: str) -> None:
-        """Nothing is written or mended yet; use it in a `with`."""
+    def __init__(self, spark: SparkSession, config: OutputConfig) -> None:
+        """Write nothing yet."""
         self._spark = spark
         self._files = Files(spark)
-        self._format = output_format
-        self.path = self._files.absolute(path)
+        self._format = config.format
+        self._partition_by = list(config.partition_by)
+        self.path = self._files.absolute(str(config.path))
         self.run_id = uuid.uuid4().hex
+        self._results = self.path
         self._work = self._workspace(self.run_id)
-        self._pulse = Pulse(self._files, self._work)
-        self._open = False
-        self._moving = False
+        self._heartbeat = Heartbeat(self._files, self._work)
+        self._started = False
+        self._swapping = False
 
     def place(self, name: str) -> str:
-        """Where a result will be."""
-        return f"{self.path}/{name}"
+        """Return where a result is, or will be."""
+        return f"{self._results}/{name}"
 
     def __enter__(self) -> OutputFolder:
-        """Write nothing yet: the workspace begins with what is staged, so a refusal leaves none."""
+        """Complete what a killed run was publishing."""
+        if self._files.exists(f"{self.path}/{SWAP}"):
+            with locked(self._files, f"{self.path}/{LOCK}"):
+                self._swap()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Remove this run's workspace, unless results in it are still to be moved by the next."""
-        if self._open:
-            self._pulse.stop()
-            if not self._moving:
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        """Remove the workspace, unless the next run needs it to complete a swap."""
+        if not self._started:
+            return
+        try:
+            self._heartbeat.stop()
+            if not self._swapping:
                 self._files.delete(self._work)
-            self._files.delete_if_empty(f"{self.path}/{_WORK}")
+            self._files.delete_if_empty(f"{self.path}/{WORK}")
+        except (Py4JError, OSError):  # there is no JVM any more, or no disk
+            if error is not None:
+                error.add_note(f"a later run removes {self._work}")
 
     def stage(self, name: str, table: DataFrame, output_format: str | None = None) -> DataFrame:
         """Write a table into the workspace and read it back, so that it is computed once."""
-        self._make_workspace()
+        self._start()
         path, kind = f"{self._work}/{name}", output_format or self._format
         options = _CSV if kind == "csv" else {}
-        table.write.format(kind).options(**options).save(path)
-        return self._spark.read.format(kind).options(**options).schema(table.schema).load(path)
+        by = self._partition_by if name in (*PARTITIONED, PARTITIONS) else []
+        names = [f"`{column.replace('`', '``')}`" for column in table.columns]
+        if by:
+            order = [c for c in ("query_id", "rank") if c in table.columns]
+            ordered = [n for n, c in zip(names, table.columns, strict=True) if c in by]
+            table = table.sortWithinPartitions(*ordered, *order)
+        table.write.format(kind).options(**options).partitionBy(*by).save(path)
+        reader = self._spark.read.format(kind).options(**options).schema(table.schema)
+        return reader.load(literal(path)).select(*names)
 
     def stage_text(self, name: str, text: str) -> None:
         """Write a small text into the workspace."""
-        self._make_workspace()
+        self._start()
         self._files.write_text(f"{self._work}/{name}", text)
 
     def stage_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -107,68 +138,122 @@ class OutputFolder:
         """Move staged results to their places, each replacing the former one.
 
         Args:
-            names: what was staged. The last one is the sign that the others are in place.
+            names: what was staged; the record is the last one.
             gone: results of an earlier run that this run has none of.
 
         Raises:
-            LockedError: if another run does not come to an end with the same.
+            LockedError: if another run does not stop publishing.
         """
-        note = {"run_id": self.run_id, "names": list(names), "gone": sorted(gone)}
-        with locked(self._files, self.place(_LOCK)):
-            if self._files.exists(self.place(_SWAP)):
-                self._carry_out()
+        with locked(self._files, f"{self.path}/{LOCK}"):
+            self._swap()
             self._sweep()
-            self._moving = True
-            self._files.write_text(self.place(_SWAP), _json(note))
-            self._carry_out()
-            self._moving = False
+            moves, removed = self._by_partition(names, set(gone))
+            note = {"run_id": self.run_id, "names": moves, "gone": sorted(removed)}
+            self._swapping = True
+            self._files.write_text(f"{self.path}/{SWAP}", _json(note))
+            self._swap()
+            self._swapping = False
+
+    def keep_unpublished(self, names: Sequence[str]) -> None:
+        """Keep staged results beside the published ones, instead of the last that were kept.
+
+        Raises:
+            LockedError: if another run does not stop publishing.
+        """
+        kept = f"{self.path}/{UNPUBLISHED}"
+        with locked(self._files, f"{self.path}/{LOCK}"):
+            self._swap()
+            self._sweep()
+            self._heartbeat.stop()
+            first = {name.partition("/")[0] for name in names}
+            for name in self._files.children(self._work):
+                if name not in first:
+                    self._files.delete(f"{self._work}/{name}")
+            for run in self._files.children(kept):
+                self._files.delete(f"{kept}/{run}")
+            self._files.rename(self._work, f"{kept}/{self.run_id}")
+        self._results = f"{kept}/{self.run_id}"
 
     def update_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a published JSON file again, unless another run has replaced it by its own."""
-        with locked(self._files, self.place(_LOCK)), suppress(FileNotFoundError):
+        """Write a JSON result again, unless another run has replaced it by its own."""
+        with locked(self._files, f"{self.path}/{LOCK}"), suppress(FileNotFoundError):
             if json.loads(self._files.read_text(self.place(name)))["run_id"] == self.run_id:
                 self._files.write_text(self.place(name), _json(content))
 
-    def has(self, name: str) -> bool:
-        """Whether a result is in its place."""
-        return self._files.exists(self.place(name))
-
     def copy_to_local(self, name: str, target: Path) -> None:
-        """A result, file or folder, as a copy on this machine."""
-        self._files.copy_to_local(self.place(name), target)
+        """Copy a result, file or folder, to this machine if it is there."""
+        if self._files.exists(self.place(name)):
+            self._files.copy_to_local(self.place(name), target)
 
-    def _carry_out(self) -> None:
+    def _swap(self) -> None:
         """Do what the note says, or what is left of it. The lock is held.
 
-        Every step can be done again: what is no longer in the workspace is in its place.
+        Every step can be repeated: what is no longer in the workspace is in its place.
         """
-        note = json.loads(self._files.read_text(self.place(_SWAP)))
+        note_at = f"{self.path}/{SWAP}"
+        if not self._files.exists(note_at):
+            return
+        note = json.loads(self._files.read_text(note_at))
         work = self._workspace(note["run_id"])
-        *_, sign = note["names"]
-        if self._files.exists(f"{work}/{sign}"):
-            for name in (sign, *note["gone"]):
-                self._files.delete(self.place(name))
+        record = note["names"][-1]
+        if self._files.exists(f"{work}/{record}"):
+            for name in (record, *note["gone"]):
+                self._set_aside(work, name)
             for name in note["names"]:
                 if self._files.exists(f"{work}/{name}"):
-                    self._files.delete(self.place(name))
-                    self._files.rename(f"{work}/{name}", self.place(name))
-        self._files.delete(self.place(_SWAP))
+                    self._move_in(work, name)
+        self._files.delete(note_at)
         if work != self._work:
             self._files.delete(work)
 
-    def _make_workspace(self) -> None:
-        if not self._open:
-            self._open = True
-            self._pulse.start()
+    def _move_in(self, work: str, name: str) -> None:
+        self._set_aside(work, name)
+        self._files.rename(f"{work}/{name}", f"{self.path}/{name}")
+
+    def _set_aside(self, work: str, name: str) -> None:
+        """Rename a former result: deleting it in its place would show readers a part of it."""
+        if self._files.exists(f"{self.path}/{name}"):
+            self._files.rename(f"{self.path}/{name}", f"{work}/{_FORMER}/{uuid.uuid4().hex}")
+
+    def _by_partition(self, names: Sequence[str], gone: set[str]) -> tuple[list[str], set[str]]:
+        """Replace only the partitions this run has processed, if the published ones are alike."""
+        published = published_record(self._files, self.path) or {}
+        before = published.get("config", {}).get("output", {}).get("partition_by")
+        if not self._partition_by or before != self._partition_by:
+            return list(names), gone
+        staged = {table: self._partitions(table) for table in PARTITIONED if table in names}
+        processed = set().union(self._partitions(PARTITIONS), *staged.values())
+        moves: list[str] = []
+        for name in names:
+            parts = staged.get(name)
+            moves += [name] if parts is None else [f"{name}/{part}" for part in sorted(parts)]
+        return moves, gone | {f"{t}/{p}" for t, parts in staged.items() for p in processed - parts}
+
+    def _partitions(self, table: str) -> set[str]:
+        """Return the folders of a staged table's partitions: `date=2026-01-01/lang=en`."""
+        found = [""]
+        for _ in self._partition_by:
+            found = [
+                f"{above}/{name}"
+                for above in found
+                for name in self._files.children(f"{self._work}/{table}{above}")
+                if "=" in name
+            ]
+        return {path.lstrip("/") for path in found}
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            self._heartbeat.start()
 
     def _sweep(self) -> None:
         """Remove the workspaces of dead runs. The lock is held and no note is left."""
-        for run in self._files.children(f"{self.path}/{_WORK}"):
-            if self._pulse.outlived(self._workspace(run)):
+        for run in self._files.children(f"{self.path}/{WORK}"):
+            if self._heartbeat.is_stale(self._workspace(run)):
                 self._files.delete(self._workspace(run))
 
     def _workspace(self, run_id: str) -> str:
-        return f"{self.path}/{_WORK}/{run_id}"
+        return f"{self.path}/{WORK}/{run_id}"
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -1,91 +1,64 @@
-"""Where results may go: apart from what is read, apart from each other, and writable."""
+"""Check where results go: apart from what is read, into a folder of ours, and writable."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Final
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
-from jobs.output.filesystem import Files
+from jobs.config import OutputConfig
+from jobs.output.filesystem import Files, local_path
+from jobs.output.folder import published_record
+from jobs.output.names import REPLACED, SCORES, SWAP, UNPUBLISHED, WORK
 from jobs.runtime.errors import RefusedError
 
-# Children of OUT that a run replaces or removes, with all they hold.
-_REPLACED: Final = (
-    "ranked", "rejects", "per_query", "metrics.json", "report.html", "run.json",
-    "_work", "_swap.json", ".lock",
-)  # fmt: skip
 
-
-def refuse_overlap(
-    spark: SparkSession, sources: Iterable[str | None], targets: Mapping[str, str | None]
+def refuse_locations(
+    spark: SparkSession,
+    config: OutputConfig,
+    sources: Iterable[str | None] = (),
+    store: str | None = None,
+    source: str | None = None,
 ) -> None:
-    """Keep results out of the input: a later run would read them, or replace the input by them.
+    """Keep results out of the input, and what is not ours from being replaced.
 
     Args:
         spark: the session.
-        sources: what is read [paths, URIs or globs]; None is left out.
-        targets: where results go, by configuration key; None is left out.
+        config: `path`, `partition_by`, and `overwrite`, which allows to replace anything.
+        sources: what is read [paths, URIs or patterns]; None is left out.
+        store: the score store, None if it is OUT/scores.
+        source: the input as run.json names it; None: results of any input are replaced.
 
     Raises:
-        RefusedError: for each source and target of which one lies in the other.
+        RefusedError: with all that is wrong.
     """
-    files = Files(spark)
-    given = {key: path for key, path in targets.items() if path}
-    findings = [
-        f"{key}={target} and the input {source} lie in one another; choose another"
-        for source in filter(None, sources)
-        for key, target in given.items()
-        if _meet(_parts(files, source), _parts(files, target))
+    files, out = Files(spark), str(config.path)
+    targets = {"output.path": out, **({"store.path": store} if store else {})}
+    errors = [
+        f"{key}={target} and the input {path} lie in one another; choose another"
+        for path in filter(None, sources)
+        for key, target in targets.items()
+        if _overlap(files, path, target)
     ]
-    if findings:
-        raise RefusedError(findings)
-
-
-def refuse_store_in_results(spark: SparkSession, out: str, store: str | None) -> None:
-    """Keep the score store where no run deletes it: beside OUT, or under a name of its own in OUT.
-
-    Raises:
-        RefusedError: if it is OUT, holds OUT, or lies in a folder of OUT that runs replace.
-    """
-    if not store:
-        return
-    files = Files(spark)
-    above, below = _parts(files, out), _parts(files, store)
-    if not _meet(above, below):
-        return
-    inside = below[len(above) :]
-    if not inside or inside[0] in _REPLACED:
-        raise RefusedError(
-            f"store.path={store} would mix with the results in output.path={out}; choose a folder "
-            "beside it, or a new name in it"
-        )
-
-
-def refuse_unwritable(spark: SparkSession, targets: Mapping[str, str | None]) -> None:
-    """Try each target by writing a small file and removing it, with the folders made for it.
-
-    Raises:
-        RefusedError: with what the file system said.
-    """
-    files = Files(spark)
-    findings = []
+    errors += _store_in_results(files, out, store)
     for key, target in targets.items():
-        if target:
-            try:
-                files.try_write(target)
-            except OSError as error:
-                findings.append(f"{key}={target} cannot be written ({error}); check the path")
-    if findings:
-        raise RefusedError(findings)
+        try:
+            files.try_write(target)
+        except OSError as error:
+            errors.append(f"{key}={target} cannot be written ({error}); check the path")
+    if not config.overwrite:
+        with suppress(Py4JError):  # no such file system
+            errors += _not_ours(files, config, store, source)
+    if errors:
+        raise RefusedError(errors)
 
 
 def table_folders(spark: SparkSession, table: str | None) -> list[str]:
-    """Folders of a catalog table's files; none where it has no files, or is not there."""
+    """Return the folders of a catalog table's files; none where it has none, or is not there."""
     if not table:
         return []
     try:
@@ -95,20 +68,80 @@ def table_folders(spark: SparkSession, table: str | None) -> list[str]:
     return sorted({file.rpartition("/")[0] for file in found})
 
 
+def _store_in_results(files: Files, out: str, store: str | None) -> Iterator[str]:
+    """Keep the store where no run deletes it: beside OUT, or under a name of its own in OUT."""
+    above, below = _parts(files, out), _parts(files, store or f"{out}/{SCORES}")
+    inside = below[len(above) :]
+    if all(a == b for a, b in zip(above, below, strict=False)) and (
+        not inside or inside[0] in REPLACED
+    ):
+        yield (
+            f"store.path={store} would mix with the results in output.path={out}; choose a folder "
+            "beside it, or a new name in it"
+        )
+
+
+def _not_ours(
+    files: Files, config: OutputConfig, store: str | None, source: str | None
+) -> Iterator[str]:
+    """Keep what somebody else put into OUT, and the results of another date."""
+    out = files.absolute(str(config.path))
+    names = [name for name in files.children(out) if not name.startswith(".")]
+    record = published_record(files, out)
+    if record is None and not (SWAP in names or _only_ours(files, out, store, names)):
+        yield (
+            f"output.path={config.path} is not empty and not ours: it holds "
+            f"{', '.join(names[:3])}{', ...' if names[3:] else ''} and no run.json of this "
+            "project; choose another folder, or set output.overwrite"
+        )
+    if record is None or source is None or record["kind"] != "rerank":
+        return
+    remedy = "set output.partition_by, another output.path or output.overwrite"
+    given: Mapping[str, str] = record["config"].get("input", {})
+    before = given.get("path") or given.get("run") or given.get("table") or ""
+    by, wanted = record["config"].get("output", {}).get("partition_by", []), config.partition_by
+    if by != wanted:
+        yield (
+            f"output.path={config.path} holds results partitioned by {', '.join(by) or 'nothing'}, "
+            f"not by {', '.join(wanted) or 'nothing'}; {remedy}"
+        )
+    elif not by and before != source and _undated(before) == _undated(source):
+        yield f"output.path={config.path} holds results of {before}; {remedy}"
+
+
+def _only_ours(files: Files, out: str, store: str | None, names: Sequence[str]) -> bool:
+    """Return whether a folder holds no more than a first run that was killed, or not published."""
+    above, below = _parts(files, out), _parts(files, store or f"{out}/{SCORES}")
+    own = {WORK, UNPUBLISHED, *(below[len(above) :][:1] if below[: len(above)] == above else ())}
+    scores = files.children(f"{out}/{SCORES}") if SCORES in names and not store else []
+    return own >= set(names) and all(name.startswith(("fingerprint=", ".", "_")) for name in scores)
+
+
+def _undated(path: str) -> str:
+    """Return a path without the values in `key=value` and without digits."""
+    return re.sub(r"\d+", "0", re.sub(r"=[^/]*", "=", path))
+
+
 def _parts(files: Files, path: str) -> list[str]:
-    """Scheme and names from the root down; links of the local file system are followed."""
+    """Return scheme and names from the root down; links of the local file system are followed."""
     try:
         whole = files.absolute(path)
     except Py4JError:  # no such file system: whoever reads or writes there says so
         return [path]
-    if whole.startswith("file:"):
-        whole = "file:" + str(Path(whole.removeprefix("file:")).resolve())
-    return [part for part in whole.split("/") if part]
+    local = local_path(whole)
+    return [part for part in (f"file:{local.resolve()}" if local else whole).split("/") if part]
 
 
-def _meet(one: list[str], other: list[str]) -> bool:
-    """Whether one path is the other, or above it. Names may be patterns."""
-    return all(
-        a == b or fnmatchcase(b, a) or fnmatchcase(a, b) or "{" in a + b
-        for a, b in zip(one, other, strict=False)
-    )
+def _overlap(files: Files, source: str, target: str) -> bool:
+    """Return whether one path is the other, or above it. A source that exists is no pattern."""
+    is_pattern = False
+    with suppress(Py4JError):
+        is_pattern = not files.exists(source)
+
+    def meet(part: str, name: str) -> bool:
+        with suppress(Py4JError):  # no pattern either
+            return part == name or (is_pattern and files.matches(part, name))
+        return False
+
+    pairs = zip(_parts(files, source), _parts(files, target), strict=False)
+    return all(meet(part, name) for part, name in pairs)

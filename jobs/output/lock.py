@@ -1,4 +1,4 @@
-"""One run at a time in a folder's critical moment."""
+"""Let one run at a time publish into a folder."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from jobs.output.filesystem import Files
+from jobs.output.filesystem import Files, local_path
 from jobs.runtime.errors import LockedError
 
-_LOCAL: Final = "file:"
-_PAUSE: Final = 0.2  # s
-_PATIENCE: Final = 120.0  # s; what is locked takes a few renames
+_POLL: Final = 0.2  # s
+_TIMEOUT: Final = 120.0  # s; what is locked takes a few renames
 
 
 @contextmanager
 def locked(files: Files, path: str) -> Iterator[None]:
-    """Hold the lock file `path` for the body of the `with`; wait for whoever holds it.
+    """Hold the lock file `path` for the body of the `with`, waiting for its present holder.
 
-    On a file system of this machine the kernel keeps the lock and drops it when its holder dies,
-    however it dies; the empty file stays. Elsewhere the lock is that the file exists, and one that
-    a killed run has left has to be deleted by hand: nobody else can tell it from a slow run's.
+    On a local file system the kernel holds the lock and drops it when the process ends, however it
+    ends; the empty file stays. Elsewhere the lock is that the file exists: one that a killed run
+    has left must be deleted by hand, as nobody can tell it from the lock of a slow run.
 
     Args:
         files: the file system.
         path: absolute, with its scheme, in a folder that exists.
 
     Raises:
-        LockedError: if another run holds it for longer than its work can take.
+        LockedError: if another run holds it for longer than publishing can take.
     """
-    hold = _kernel_lock if path.startswith(_LOCAL) else _lock_by_name
-    deadline = time.monotonic() + _PATIENCE
-    with hold(files, path, deadline):
+    local = local_path(path)
+    with _kernel_lock(local, path) if local else _lock_by_name(files, path):
         yield
 
 
 @contextmanager
-def _kernel_lock(_: Files, path: str, deadline: float) -> Iterator[None]:
-    with Path(path.removeprefix("file://").removeprefix(_LOCAL)).open("a") as file:
+def _kernel_lock(local: Path, path: str) -> Iterator[None]:
+    deadline = time.monotonic() + _TIMEOUT
+    with local.open("a") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,7 +50,8 @@ def _kernel_lock(_: Files, path: str, deadline: float) -> Iterator[None]:
 
 
 @contextmanager
-def _lock_by_name(files: Files, path: str, deadline: float) -> Iterator[None]:
+def _lock_by_name(files: Files, path: str) -> Iterator[None]:
+    deadline = time.monotonic() + _TIMEOUT
     while not files.create(path):
         _wait(path, deadline)
     try:
@@ -63,8 +63,8 @@ def _lock_by_name(files: Files, path: str, deadline: float) -> Iterator[None]:
 def _wait(path: str, deadline: float) -> None:
     if time.monotonic() > deadline:
         raise LockedError(
-            f"another run holds {path} for more than {_PATIENCE:.0f} s, which moving results into "
-            "place does not take; if none is under way, delete that file. Scores are kept: start "
-            "the same command again"
+            f"another run holds {path} for more than {_TIMEOUT:.0f} s, which publishing does not "
+            "take; if no run is under way, delete that file. Scores are kept: run the same command "
+            "again"
         )
-    time.sleep(_PAUSE)
+    time.sleep(_POLL)

@@ -1,109 +1,91 @@
-"""The end of a run: what it found is written, shown, logged, and turned into an exit code."""
+"""Publish the results of a run, or keep them beside the published ones, and log the run."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Config
-from jobs.evaluation.result import PER_QUERY
+from jobs.config import MlflowConfig
+from jobs.output.filesystem import local_path
 from jobs.output.folder import OutputFolder
-from jobs.output.tracking.client import Client, TrackingError, replay_command
+from jobs.output.names import METRICS, OPTIONAL, PLOTS, REPORT, RUN
+from jobs.output.tracking.client import TrackingError, replay_command, track
 from jobs.output.tracking.runs import artifacts_of
 from jobs.runtime.cache import cache
-from jobs.runtime.errors import DONE, GATE_NOT_PASSED, NOT_TRACKED
+from jobs.runtime.errors import DONE, NOT_TRACKED
+from jobs.runtime.redaction import masked
 
-METRICS = "metrics.json"
-REPORT = "report.html"
-PLOTS = "plots"
-RUN = "run.json"
-TUNING = "tune.json"
-TUNING_PAGE = "tune.html"
-RECOMMENDED = "recommended.yaml"
+
+def result_files(
+    record: Mapping[str, Any],
+    document: Mapping[str, Any] | None,
+    report: tuple[str, Mapping[str, str]] | None,
+) -> dict[str, Any]:
+    """Return the contents of the files of jobs.rerank and jobs.evaluate by name, the record last.
+
+    Args:
+        record: content of run.json.
+        document: the evaluation, None where there was nothing to measure by.
+        report: its HTML page, and its plots as SVG by name.
+    """
+    files: dict[str, Any] = {}
+    if document is not None:
+        files[METRICS] = {key: value for key, value in document.items() if key != "examples"}
+    if report is not None:
+        files[REPORT] = report[0]
+        files |= {f"{PLOTS}/{name}.svg": drawing for name, drawing in report[1].items()}
+    return {**files, RUN: record}
 
 
 def publish(
     out: OutputFolder,
     tables: Sequence[str],
-    record: Mapping[str, Any],
-    document: Mapping[str, Any] | None,
-    report: tuple[str, Mapping[str, str]] | None = None,
+    files: Mapping[str, Any],
+    *,
+    gone: Collection[str] = OPTIONAL,
+    hold_back: bool = False,
 ) -> dict[str, str]:
-    """Write metrics, report and record, and move them and the tables to their places.
-
-    The record is named last: it says that a run is whole.
+    """Write files and move them and the staged tables to their places.
 
     Args:
         out: the output folder.
         tables: what was staged so far.
-        record: content of run.json.
-        document: the evaluation, None where there was nothing to measure by. Measures of an
-            earlier run are removed then.
-        report: its HTML page, and its plots as SVG by name.
+        files: text or JSON object by name, the record last: it says that a run is whole.
+        gone: results of an earlier run, removed unless this run has them too.
+        hold_back: leave what is published as it was and keep the results beside it.
 
     Returns:
         Path by name, without endings.
     """
-    files = [RUN]
-    if document is not None:
-        kept = {key: value for key, value in document.items() if key != "examples"}
-        out.stage_json(METRICS, kept)
-        files = [METRICS, RUN]
-    if report is not None:
-        page, plots = report
-        out.stage_text(REPORT, page)
-        for name, drawing in plots.items():
-            out.stage_text(f"{PLOTS}/{name}.svg", drawing)
-        files = [REPORT, *([PLOTS] if plots else []), *files]
-    out.stage_json(RUN, record)
-    names = [*tables, *files]
-    out.publish(names, gone={PER_QUERY, METRICS, REPORT, PLOTS} - set(names))
+    for name, content in files.items():
+        stage = out.stage_text if isinstance(content, str) else out.stage_json
+        stage(name, content)
+    names = list(dict.fromkeys([*tables, *(name.partition("/")[0] for name in files)]))
+    if hold_back:
+        out.keep_unpublished(names)
+    else:
+        out.publish(names, gone=set(gone) - set(names))
     return {Path(name).stem: out.place(name) for name in names}
 
 
-def publish_tuning(out: OutputFolder, document: Mapping[str, Any], page: str) -> dict[str, str]:
-    """Write what jobs.tune found and move it to its place: the record is named last.
-
-    Returns:
-        Path by name.
-    """
-    from jobs.tune.document import recommended_yaml
-
-    files = {"page": TUNING_PAGE, "record": TUNING}
-    if document["recommended"]:
-        files = {"recommended": RECOMMENDED, **files}
-        out.stage_text(RECOMMENDED, recommended_yaml(document))
-    out.stage_text(TUNING_PAGE, page)
-    out.stage_json(TUNING, document)
-    out.publish(list(files.values()), gone={RECOMMENDED} - set(files.values()))
-    return {name: out.place(file) for name, file in files.items()}
-
-
-def exit_code(document: Mapping[str, Any] | None, tracked: int) -> int:
-    """A gate that was not passed outweighs a server that was not reached."""
-    gate = (document or {}).get("gate")
-    return GATE_NOT_PASSED if gate and not gate["passed"] else tracked
-
-
-def mlflow_client(config: Config) -> Client:
-    """What `track_run` needs."""
-    return Client(config.mlflow.tracking_uri, config.mlflow.timeout)
+def not_published(out: OutputFolder) -> str:
+    """Return where the results are that were kept beside the published ones."""
+    return (
+        f"not published: {masked(out.path)} serves what it did before; the results of this run are "
+        f"in {masked(out.place(''))} until another run is not published "
+        "(output.publish=always publishes them all the same)"
+    )
 
 
 def track_run(
-    client: Client,
-    config: Config,
-    out: OutputFolder,
-    record: Mapping[str, Any],
-    name: str = RUN,
+    config: MlflowConfig, out: OutputFolder, record: Mapping[str, Any], name: str = RUN
 ) -> int:
     """Log the run, after everything is written. A server that is down costs time, not data.
 
     Args:
-        client: asks MLflow.
-        config: `mlflow`.
+        config: of MLflow.
         out: the output folder.
         record: content of the record.
         name: of the record's file.
@@ -111,32 +93,28 @@ def track_run(
     Returns:
         An exit code.
     """
-    if not config.mlflow.enabled:
+    if not config.enabled:
         return DONE
-    run_json, is_local = _local_record(out, name, artifacts_of(record))
+    place = out.place(name)
+    run_json = local_path(place) or _copy_results(out, (name, *artifacts_of(record)))
     try:
-        run_id = client.ask(str(run_json))
+        run_id = track(run_json, config)
     except TrackingError as error:
-        again = replay_command(str(run_json), config.mlflow.tracking_uri)
         sys.stderr.write(
             f"the data is complete, but MLflow could not be reached: {error}\n"
-            f"log this run later with: {again}\n"
+            f"log this run later with: {replay_command(str(run_json), config.tracking_uri)}\n"
         )
         return NOT_TRACKED
-    if not is_local:
+    if not local_path(place):
         out.update_json(name, {**record, "mlflow_run_id": run_id})
     sys.stdout.write(f"{'mlflow':<10} run {run_id}\n")
     return DONE
 
 
-def _local_record(out: OutputFolder, name: str, artifacts: Sequence[str]) -> tuple[Path, bool]:
-    """The record as a file of this machine: the written one, or a copy of a remote one."""
-    place = out.place(name)
-    if place.startswith("file:"):
-        return Path(place.removeprefix("file://").removeprefix("file:")), True
+def _copy_results(out: OutputFolder, names: Sequence[str]) -> Path:
+    """Copy a remote record and what is logged with it to this machine; return the record's file."""
     folder = cache() / "runs" / out.run_id
     folder.mkdir(parents=True, exist_ok=True)
-    for found in (name, *artifacts):
-        if out.has(found):
-            out.copy_to_local(found, folder / found)
-    return folder / name, False
+    for name in names:
+        out.copy_to_local(name, folder / name)
+    return folder / names[0]

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
 
 from jobs.config import Config
-from jobs.input.validation import ValidatedInput
-from jobs.output.tracking.uris import resolve_uri
-from jobs.ranking.results import Results
-from jobs.runtime.redaction import known_secrets, masked, masked_tree
-from jobs.scoring.fill import ScoringStats
-from udfs.checkpoint import Checkpoint
-from udfs.memory import Peak
-from udfs.spec import ScorerSpec
+from jobs.output.tracking.client import resolve_uri
+from jobs.runtime.redaction import known_secrets, masked_tree
 
 _PACKAGES: Final = (
     "spark-rerank", "pyspark", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "mlflow",
 )  # fmt: skip
-
-
 _MEASURED: Final = ("first_stage", "reranked", "delta", "ceiling", "first_stage_order")
 
 
@@ -48,91 +41,77 @@ class Stopwatch:
             self.seconds[name] = round(spent, 3)
 
     def timings(self) -> dict[str, float]:
-        """Seconds of each part, and `total` since the start."""
+        """Return the seconds of each part, and `total` since the start."""
         return {**self.seconds, "total": round(time.perf_counter() - self._start, 3)}
 
 
 def make_record(
-    *,
-    run_id: str,
-    config: Config,
-    checkpoint: Checkpoint,
-    spec: ScorerSpec,
-    done: ValidatedInput,
-    stored: ScoringStats,
-    results: Results,
-    watch: Stopwatch,
-    start_up: Mapping[str, float | None],
-    spark_version: str,
+    kind: str, *, run_id: str, config: Config, watch: Stopwatch, spark_version: str
 ) -> dict[str, Any]:
-    """The content of run.json. Holds ids, counts and settings, never a text."""
-    scoring = watch.seconds.get("scoring", 0.0)
-    counts = {
-        "input": done.counts["input"],
-        "collapsed": done.counts["collapsed"],
-        "distinct": done.counts["distinct"],
-        "from_store": stored.from_store,
-        "scored": stored.scored,
-        **results.counts,
-    }
+    """Return what the records of all commands have. Holds ids and settings, never a text."""
     return {
         "run_id": run_id,
-        "kind": "rerank",
+        "kind": kind,
         "started": watch.started.isoformat(timespec="seconds"),
         "config": public_config(config),
-        "fingerprint": spec.fingerprint(),
-        "model": {
-            "name": masked(str(config.model.name)),
-            "revision": config.model.revision,
-            "digest": checkpoint.digest,
-            "architecture": checkpoint.architecture,
-            "parameters": checkpoint.parameters,
-            "precision": spec.precision,
-        },
-        "counts": counts,
-        "reject_reasons": results.reasons,
+        "timings": watch.timings(),
+        "versions": {**versions(), "spark": spark_version},
+        "metrics": None,
+        "mlflow_run_id": None,
+        # The run of `mlflow run`, a Databricks job or Airflow that this one is part of.
+        "mlflow_parent_run_id": os.environ.get("MLFLOW_RUN_ID"),
+    }
+
+
+def scoring_record(
+    counts: Mapping[str, int],
+    scoring: Mapping[str, Any],
+    written: Mapping[str, int],
+    seconds: float,
+) -> dict[str, Any]:
+    """Return what jobs.rerank adds: counts, rates, times and memory.
+
+    Args:
+        counts: of rows and pairs.
+        scoring: `scored`, `tokens`, `padding`, `device_ms` and `memory` of scoring.
+        written: `top1_changed` of `top1_compared` queries.
+        seconds: that scoring took.
+    """
+    tokens, padding, memory = scoring["tokens"], scoring["padding"], scoring["memory"]
+    peaks = None
+    if memory is not None:
+        on_device = None if memory.device_mb is None else round(memory.device_mb, 1)
+        peaks = {"process_mb": round(memory.process_mb, 1), "device_mb": on_device}
+    return {
+        "counts": dict(counts),
         "rates": {
-            "top1_change_rate": _share(
-                results.written["top1_changed"], results.written["top1_compared"]
-            ),
+            "top1_change_rate": _share(written["top1_changed"], written["top1_compared"]),
             "reject_rate": _share(counts["rejected"], counts["input"]) or 0.0,
             "truncated_rate": _share(counts["truncated"], counts["ranked"]) or 0.0,
             "from_store_rate": _share(counts["from_store"], counts["distinct"]) or 0.0,
-            "pairs_per_s": _share(stored.scored, scoring),
-            "tokens_per_s": _share(stored.tokens, scoring),
-            "padding_share": _share(stored.padding, stored.tokens + stored.padding),
+            "pairs_per_s": _share(scoring["scored"], seconds),
+            "tokens_per_s": _share(tokens, seconds),
+            "padding_share": _share(padding, tokens + padding),
         },
-        "device_ms": stored.device_ms,
-        "memory": _peaks(stored.memory),
-        "tokens": {"scored": stored.tokens, "padding": stored.padding},
-        "timings": watch.timings(),
-        "start_up": {"session": watch.seconds.get("session"), **start_up},
-        "metrics": None,
-        "versions": {**versions(), "spark": spark_version},
-        "mlflow_run_id": None,
+        "device_ms": scoring["device_ms"],
+        # The most memory [MB, 2^20 bytes] of one process that scored, and of tensors on one GPU.
+        "memory": peaks,
+        "tokens": {"scored": tokens, "padding": padding},
     }
 
 
-def about_scores(config: Config, spec: ScorerSpec) -> dict[str, Any]:
-    """What the scores of a fingerprint are of, for people who look into a store."""
-    name = masked(str(config.model.name), known_secrets(config))
-    return {"model": name, "revision": config.model.revision, **spec.scoring()}
-
-
-def with_evaluation(
-    record: Mapping[str, Any], document: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The record with what was measured: means, what moved, the gate. No values per query."""
+def evaluation_record(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what an evaluation adds: means, rank changes, the gate. No values per query."""
     if document is None:
-        return dict(record)
+        return {}
     moved = document.get("moved") or {}
     return {
-        **record,
         "metrics": {
             key: value
             for key, value in document.items()
             if key in _MEASURED or key.startswith("queries")
-        },
+        }
+        or None,
         "moved": {
             "top1_change_rate": moved.get("top1_change_rate"),
             "kendall_tau": (moved.get("kendall_tau") or {}).get("mean"),
@@ -142,32 +121,8 @@ def with_evaluation(
     }
 
 
-def make_evaluation_record(
-    *,
-    run_id: str,
-    config: Config,
-    document: Mapping[str, Any],
-    watch: Stopwatch,
-    spark_version: str,
-) -> dict[str, Any]:
-    """The content of run.json of an evaluation alone."""
-    operations = document.get("operations") or {}
-    record = {
-        "run_id": run_id,
-        "kind": "evaluate",
-        "started": watch.started.isoformat(timespec="seconds"),
-        "config": public_config(config),
-        "model": operations.get("model") or None,
-        "device_ms": operations.get("ms_per_pair"),
-        "timings": watch.timings(),
-        "versions": {**versions(), "spark": spark_version},
-        "mlflow_run_id": None,
-    }
-    return with_evaluation(record, document)
-
-
 def public_config(config: Config) -> dict[str, Any]:
-    """The resolved configuration without secrets.
+    """Return the resolved configuration without secrets.
 
     Of Spark settings and reader options, where keys of storage accounts are given, only the names
     are kept: no list of suspicious names is complete.
@@ -181,22 +136,12 @@ def public_config(config: Config) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that take part."""
+    """Return the versions of the libraries that take part."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
-
-
-def _peaks(memory: Peak | None) -> dict[str, float | None] | None:
-    """The most memory [MB, 2^20 bytes] of one process that scored, and of tensors on one GPU."""
-    if memory is None:
-        return None
-    on_device = None if memory.device_mb is None else round(memory.device_mb, 1)
-    return {"process_mb": round(memory.process_mb, 1), "device_mb": on_device}
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -3,49 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from jobs.evaluation.significance import SIGNIFICANT
 from jobs.runtime.redaction import masked
-from jobs.scoring.token_lengths import SampledLengths
+
+_SIGNIFICANT: Final = 0.05  # of p after Holm's correction
 
 
 def closing_summary(
     record: Mapping[str, Any], document: Mapping[str, Any] | None, places: Mapping[str, str]
 ) -> str:
-    """Counts, rates and where the files are, in a dozen lines."""
+    """Return counts, rates and where the files are, in a dozen lines."""
     counts, rates = record["counts"], record["rates"]
+    max_length = record["config"]["model"]["max_length"]
+    reasons = ", ".join(f"{count:,} {why}" for why, count in record["reject_reasons"].items())
+    speed = f", {rates['pairs_per_s']:,.1f} pairs/s" if rates["pairs_per_s"] else ""
     lines = [
-        f"input      {counts['input']:>12,} rows",
-        f"ranked     {counts['ranked']:>12,} rows of {counts['queries']:,} queries",
-        *_some(counts["cut"], "cut", "rows, by top_k or min_score"),
-        *_some(counts["collapsed"], "collapsed", "rows, equal to another"),
-        *_some(counts["rejected"], "rejected", f"rows, {_reasons(record['reject_reasons'])}"),
-        f"distinct   {counts['distinct']:>12,} pairs",
-        f"from store {counts['from_store']:>12,} pairs",
-        f"scored     {counts['scored']:>12,} pairs{_speed(record)}",
+        _line("input", counts["input"], "rows"),
+        _line("ranked", counts["ranked"], f"rows of {counts['queries']:,} queries"),
+        *_some("cut", counts["cut"], "rows, by top_k or min_score"),
+        *_some("collapsed", counts["collapsed"], "rows, equal to another"),
+        *_some("rejected", counts["rejected"], f"rows, {reasons}"),
+        _line("distinct", counts["distinct"], "pairs"),
+        _line("from store", counts["from_store"], "pairs"),
+        _line("scored", counts["scored"], f"pairs{speed}"),
         *_memory(record.get("memory") or {}),
-        *_some(counts["truncated"], "truncated", f"pairs, cut at {_max_length(record)} tokens"),
+        *_some("truncated", counts["truncated"], f"pairs, cut at {max_length:,} tokens"),
     ]
     if rates["top1_change_rate"] is not None:
         lines.append(
             f"top-1      {rates['top1_change_rate']:>12.1%} of queries have a new first document"
         )
-    if document:
-        lines += ["", *metrics_table(document), *systems_table(document), *gate_lines(document)]
-    lines += ["", *(f"{name:<10} {masked(path)}" for name, path in places.items())]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *_evaluation(document)] if document else []), *_files(places)])
 
 
 def evaluation_summary(document: Mapping[str, Any], places: Mapping[str, str]) -> str:
-    """What `jobs.evaluate` shows: measures, comparison, gate, and where the files are."""
-    lines = [*metrics_table(document), *systems_table(document), *gate_lines(document)]
-    lines += ["", *(f"{name:<10} {masked(path)}" for name, path in places.items())]
-    return "\n".join(lines)
+    """Return what `jobs.evaluate` shows: measures, comparison, gate, and where the files are."""
+    return "\n".join([*_evaluation(document), *_files(places)])
 
 
-def metrics_table(document: Mapping[str, Any]) -> list[str]:
-    """First stage and reranked side by side, with Holm's p and what the candidates allow."""
+def dry_run_summary(
+    counts: Mapping[str, int], lengths: Mapping[str, Any] | None, max_length: int, fingerprint: str
+) -> str:
+    """Return what a run would do.
+
+    Args:
+        counts: `input`, `collapsed`, `rejected`, `distinct` and `from_store`.
+        lengths: of `sampled` pairs: `percentiles` [tokens], the `mean` after the cut [tokens] and
+            the share `cut`.
+        max_length: where they are cut [tokens].
+        fingerprint: of the scores.
+    """
+    missing = counts["distinct"] - counts["from_store"]
+    share = counts["from_store"] / counts["distinct"] if counts["distinct"] else 0.0
+    lines = [
+        _line("input", counts["input"], "rows"),
+        *_some("collapsed", counts["collapsed"], "rows, equal to another"),
+        *_some("rejected", counts["rejected"], "rows"),
+        _line("distinct", counts["distinct"], "pairs"),
+        _line("from store", counts["from_store"], f"pairs ({share:.1%})"),
+        _line("to score", missing, "pairs"),
+    ]
+    if lengths is not None:
+        percentiles = "   ".join(f"p{p} {n:,.0f}" for p, n in lengths["percentiles"].items())
+        lines += [
+            _line("tokens", round(lengths["mean"] * missing), "to score, estimated"),
+            "",
+            f"lengths of {lengths['sampled']:,} sampled pairs [tokens]:",
+            f"  {percentiles}",
+            f"  {lengths['cut']:.1%} would be cut at model.max_length={max_length}",
+        ]
+    return "\n".join(
+        [*lines, "", f"fingerprint {fingerprint}", "nothing was scored or written (--dry-run)"]
+    )
+
+
+def _evaluation(document: Mapping[str, Any]) -> list[str]:
+    lines = [*_measures(document), *_systems(document), *_gate(document)]
+    return lines + [f"warning: {sentence}" for sentence in document.get("warnings") or []]
+
+
+def _measures(document: Mapping[str, Any]) -> list[str]:
+    """Return first stage and reranked side by side, with Holm's p and what the candidates allow."""
+    if not document.get("reranked"):
+        return []
     title = f"over {document['queries']:,} queries"
     ceiling = document["ceiling"]
     if document["first_stage"] is None:
@@ -62,32 +103,31 @@ def metrics_table(document: Mapping[str, Any]) -> list[str]:
                "queries_without_relevant": "without a relevant document, counted 0",
                "queries_only_in_run": "without a judgement, left out"}  # fmt: skip
     lines += [f"  {document[k]:,} queries {what}" for k, what in counted.items() if document.get(k)]
-    return lines + [f"  note: {note}" for note in document.get("notes", [])]
+    return lines + [f"  note: {note}" for note in document.get("notes") or []]
 
 
-def systems_table(document: Mapping[str, Any]) -> list[str]:
-    """Models x measures, where there are more than the two orders of one table."""
-    systems = document["systems"]
+def _systems(document: Mapping[str, Any]) -> list[str]:
+    """Return models x measures, where there are more than the two orders of one table."""
+    systems = document.get("systems") or []
     if len(systems) < 3:
         return []
     names = document["measures"]
-    wide = max(len(row["name"]) for row in systems)
-    lines = ["", " " * wide + "".join(f"  {name:>14}" for name in names)]
+    width = max(len(row["name"]) for row in systems)
+    lines = ["", " " * width + "".join(f"  {name:>14}" for name in names)]
     for row in systems:
         cells = []
         for name in names:
             versus = (row["versus"] or {}).get(name)
-            star = "*" if versus and versus["p_holm"] < SIGNIFICANT else " "
+            star = "*" if versus and versus["p_holm"] < _SIGNIFICANT else " "
             value = f"{row['values'][name]:.4f}" if name in row["values"] else "-"
             cells.append(f"  {value + star:>14}")
         mark = "" if row["versus"] is not None else "  (baseline)"
-        lines.append(f"{row['name']:<{wide}}{''.join(cells)}{mark}")
-    lines.append(f"* differs from the baseline, p < {SIGNIFICANT} after Holm")
-    return lines
+        lines.append(f"{row['name']:<{width}}{''.join(cells)}{mark}")
+    return [*lines, f"* differs from the baseline, p < {_SIGNIFICANT} after Holm"]
 
 
-def gate_lines(document: Mapping[str, Any]) -> list[str]:
-    """Each rule with its numbers."""
+def _gate(document: Mapping[str, Any]) -> list[str]:
+    """Return each rule with its numbers."""
     gate = document.get("gate")
     if not gate:
         return []
@@ -99,55 +139,21 @@ def gate_lines(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def dry_run_summary(
-    counts: Mapping[str, int], lengths: SampledLengths | None, max_length: int, fingerprint: str
-) -> str:
-    """What a run would do: pairs, what the store holds, tokens and lengths."""
-    missing = counts["distinct"] - counts["from_store"]
-    share = counts["from_store"] / counts["distinct"] if counts["distinct"] else 0.0
-    lines = [
-        f"input      {counts['input']:>12,} rows",
-        *_some(counts["collapsed"], "collapsed", "rows, equal to another"),
-        *_some(counts["rejected"], "rejected", "rows"),
-        f"distinct   {counts['distinct']:>12,} pairs",
-        f"from store {counts['from_store']:>12,} pairs ({share:.1%})",
-        f"to score   {missing:>12,} pairs",
-    ]
-    if lengths is not None:
-        cut = lengths.cut_at(max_length)
-        percentiles = "   ".join(f"p{p} {lengths.percentile(p):,.0f}" for p in (50, 95, 99))
-        lines += [
-            f"tokens     {cut.mean * missing:>12,.0f} to score, estimated",
-            "",
-            f"lengths of {len(lengths.whole):,} sampled pairs [tokens]:",
-            f"  {percentiles}",
-            f"  {cut.share:.1%} would be cut at model.max_length={max_length}",
-        ]
-    lines += ["", f"fingerprint {fingerprint}", "nothing was scored or written (--dry-run)"]
-    return "\n".join(lines)
-
-
-def _some(count: int, name: str, what: str) -> list[str]:
-    return [f"{name:<10} {count:>12,} {what}"] if count else []
-
-
-def _reasons(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-
-
-def _speed(record: Mapping[str, Any]) -> str:
-    rate = record["rates"]["pairs_per_s"]
-    return f", {rate:,.1f} pairs/s" if rate else ""
-
-
-def _memory(found: Mapping[str, Any]) -> list[str]:
-    """The most that one process took while it scored, and what tensors took on a GPU."""
-    if not found:
+def _memory(peaks: Mapping[str, Any]) -> list[str]:
+    """Return the most that one process took while it scored, and what tensors took on a GPU."""
+    if not peaks:
         return []
-    device = found["device_mb"]
-    on_device = "" if device is None else f", {device:,.0f} MB on a GPU"
-    return [f"memory     {found['process_mb']:>12,.0f} MB, largest process that scored{on_device}"]
+    device = "" if peaks["device_mb"] is None else f", {peaks['device_mb']:,.0f} MB on a GPU"
+    return [_line("memory", round(peaks["process_mb"]), f"MB, largest process that scored{device}")]
 
 
-def _max_length(record: Mapping[str, Any]) -> str:
-    return f"{record['config']['model']['max_length']:,}"
+def _files(places: Mapping[str, str]) -> list[str]:
+    return ["", *(f"{name:<10} {masked(path)}" for name, path in places.items())]
+
+
+def _line(name: str, count: int, what: str) -> str:
+    return f"{name:<10} {count:>12,} {what}"
+
+
+def _some(name: str, count: int, what: str) -> list[str]:
+    return [_line(name, count, what)] if count else []

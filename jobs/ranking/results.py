@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.config import RankingConfig
+from jobs.config import OutputConfig, RankingConfig
+from jobs.input.layouts import PASS_THROUGH
+from jobs.input.readers import quoted
 from jobs.input.validation import REJECTED, ValidatedInput
 from jobs.output.folder import OutputFolder
+from jobs.output.names import PARTITIONS, RANKED, REJECTS
 from jobs.ranking.order import count_cut, count_ranked, ranked
 from jobs.runtime.errors import BookkeepingError
 from jobs.store import ScoreStore
 from udfs.scores import OK
 
 _ROWS_PER_FILE: Final = 100_000
+_ROW: Final = "(row)"  # a table of nothing but partition columns cannot be written
 Counts = dict[str, int]
 
 
@@ -35,27 +39,40 @@ class Results:
 def write_ranked(
     out: OutputFolder,
     config: RankingConfig,
-    partitions: int,
+    output: OutputConfig,
     has_label: bool,
     done: ValidatedInput,
     store: ScoreStore,
 ) -> Results:
     """Write the ranked table and the rejects into the workspace.
 
+    Args:
+        out: the output folder.
+        config: what is cut, and how ties are broken.
+        output: `partitions` and `partition_by`.
+        has_label: whether the input has labels.
+        done: the validated input.
+        store: the scores.
+
     Raises:
         BookkeepingError: if a row of the input is in neither, or in both.
     """
     scores = store.read()
     scored = _scored(done, scores)
-    files = partitions or math.ceil(max(1, done.counts["valid"]) / _ROWS_PER_FILE)
+    by = output.partition_by
+    if by:
+        # A partition whose rows were all cut is empty now, and its former rows have to go.
+        found = done.rows.select(_passed(by)).distinct()
+        out.stage(PARTITIONS, found.withColumn(_ROW, F.lit(1)), "parquet")
+    files = output.partitions or math.ceil(max(1, done.counts["valid"]) / _ROWS_PER_FILE)
     # Spread by query before ranking: the windows need that anyway, and it names the files.
     spread = scored.repartition(files, "query_id")
     table = ranked(spread, config, label=has_label, placed=not done.tally.without_rank)
-    written = out.stage("ranked", table)
+    written = out.stage(RANKED, table)
     written_counts = count_ranked(written)
     kept, cut = written_counts["ranked"], count_cut(scored, config)
     lost = done.counts["valid"] - kept - cut
-    rejects = out.stage("rejects", _rejects(done, scores if lost else None))
+    rejects = out.stage(REJECTS, _rejects(done, scores if lost else None, by))
     reasons = _by(rejects, "reason")
     counts = {
         "ranked": kept,
@@ -83,13 +100,13 @@ def _scored(done: ValidatedInput, scores: DataFrame) -> DataFrame:
     return done.valid.join(scores.where(F.col("status") == OK).drop("status"), on="pair_key")
 
 
-def _rejects(done: ValidatedInput, scores: DataFrame | None) -> DataFrame:
-    """query_id, doc_id, reason, detail: rows that failed the checks, then pairs without a score.
+def _rejects(done: ValidatedInput, scores: DataFrame | None, by: Sequence[str]) -> DataFrame:
+    """Rows that failed the checks, then pairs without a score.
 
     `scores` is None if every valid pair has one.
     """
     columns = ("query_id", "doc_id", "reason", "detail")
-    early = done.rows.where(F.col("status") == REJECTED).select(*columns)
+    early = done.rows.where(F.col("status") == REJECTED).select(*columns, *_passed(by))
     files = math.ceil(max(1, done.counts["rejected"]) / _ROWS_PER_FILE)
     if scores is None:
         return early.repartition(files)
@@ -106,8 +123,14 @@ def _rejects(done: ValidatedInput, scores: DataFrame | None) -> DataFrame:
         F.when(F.isnotnull("status"), F.format_string("tokens: %d", "n_tokens"))
         .otherwise("the text was no longer there when it was read to be scored")
         .alias("detail"),
+        *_passed(by),
     )
     return early.unionByName(late).repartition(files)
+
+
+def _passed(names: Sequence[str]) -> list[Column]:
+    """Columns passed through, under their own names."""
+    return [quoted(PASS_THROUGH + name).alias(name) for name in names]
 
 
 def _by(rows: DataFrame, column: str) -> Counts:

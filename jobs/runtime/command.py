@@ -1,18 +1,51 @@
-"""The frame of every command: configuration in, exit code out, and no secret in what it says."""
+"""The frame of every command: configuration in, exit code out, one sentence for what went wrong."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import shutil
+import signal
+import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from py4j.protocol import Py4JError
+from pyspark import SparkContext
 
 from jobs.config import Config
 from jobs.runtime.cli import help_text, load_config
-from jobs.runtime.errors import DONE, REFUSED, RefusedError
+from jobs.runtime.errors import (
+    DONE,
+    REFUSED,
+    UNEXPECTED,
+    BookkeepingError,
+    LockedError,
+    RefusedError,
+)
 from jobs.runtime.redaction import known_secrets, masked, secrets_of
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_GRACE: Final = 20.0  # s for a run to clean up after a signal
+_NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "File too large")
+_FULL: Final = 16 * 2**20  # bytes free, below which a disk is named as full
+_JAVA_FRAMES: Final = re.compile(r"^\s+(at .*\)|\.\.\. \d+ more)\n", re.MULTILINE)
+# Spark quotes a value that it cannot cast, which may be a text.
+_QUOTED_VALUE: Final = re.compile(r"(?s)(?<=The value ').*?(?=' of the type)")
+
+
+class _StoppedError(Exception):
+    """The process got SIGINT or SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +66,15 @@ class Command:
     sections: str = ""
     config: type[Config] = Config
 
-    def run(self, argv: Sequence[str] | None, story: Callable[[Config], int]) -> int:
-        """Resolve the configuration and tell the story; what it refuses is printed, all at once.
+    def run(self, argv: Sequence[str] | None, action: Callable[[Config], int]) -> int:
+        """Resolve the configuration and run an action; report all errors of a refusal at once.
 
         Args:
             argv: arguments without the program's name; None takes the process's own.
-            story: what the command does; it returns the exit code.
+            action: what the command does; it returns the exit code.
 
         Returns:
-            One of the exit codes of `jobs.runtime.errors`.
+            One of the exit codes of `jobs.runtime.errors`, or 128 and the number of a signal.
         """
         words = sys.argv[1:] if argv is None else list(argv)
         if {"-h", "--help", "--help-all"}.intersection(words):
@@ -50,21 +83,114 @@ class Command:
             sys.stdout.write(help_text(self.name, self.about, self.config, shown))
             return DONE
         known = secrets_of(os.environ)
+        config = Config()
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # stacks of a JVM that is gone
         try:
             config = load_config(words, self.require, self.config)
             known = known_secrets(config)
-            _mask_tracebacks(known)
-            return story(config)
+            return _run_stoppable(partial(action, config))
         except RefusedError as error:
-            sys.stderr.write("refused, nothing was written:\n")
-            sys.stderr.writelines(f"  - {masked(finding, known)}\n" for finding in error.messages)
-            return REFUSED
+            lines, code = [f"  - {message}" for message in error.messages], REFUSED
+            lines = ["refused, nothing was written:", *lines]
+        except _StoppedError as error:
+            number = signal.Signals(error.args[0])
+            again = "run the same command again to go on"
+            lines, code = ["; ".join([f"stopped by {number.name}", *_notes(error), again])], 128
+            code += number
+        except Exception as error:
+            lines, code = [_explain(error, config)], UNEXPECTED
+        sys.stderr.writelines(f"{masked(line, known)}\n" for line in lines)
+        return code
 
 
-def _mask_tracebacks(known: tuple[str, ...]) -> None:
-    """An unexpected error may quote an address with its password."""
+def _run_stoppable(action: Callable[[], int]) -> int:
+    """Run an action in a thread: a signal then finds the main thread free to cancel Spark's jobs.
 
-    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace)), known))
+    A call of the JVM that a signal breaks off leaves its answer in the socket for the next call.
 
-    sys.excepthook = show
+    Raises:
+        _StoppedError: on SIGINT and SIGTERM, when the action has cleaned up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return action()
+    outcome: Future[int] = Future()
+    received: list[int] = []
+
+    def work() -> None:
+        try:
+            outcome.set_result(action())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    former = {number: signal.signal(number, receive) for number in _SIGNALS}
+    try:
+        threading.Thread(target=work, daemon=True).start()
+        while not outcome.done() and not received:
+            wait([outcome], 0.2)
+        if received:
+            _cancel_jobs(outcome)
+            error = outcome.exception() if outcome.done() else None
+            if error is not None or not outcome.done():
+                stopped = _StoppedError(received[0])
+                for note in _notes(error) if error else ():
+                    stopped.add_note(note)
+                raise stopped
+        return outcome.result()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _cancel_jobs(outcome: Future[int]) -> None:
+    """Cancel Spark's jobs, again and again, until the action has ended."""
+    for _ in range(int(_GRACE / 0.5)):
+        context: Any = SparkContext._active_spark_context
+        with suppress(Py4JError, OSError):
+            if context is not None:
+                context.setLogLevel("OFF")  # the stacks of cancelled tasks
+                context.cancelAllJobs()
+        wait([outcome], 0.5)
+        if outcome.done():
+            return
+
+
+def _explain(error: Exception, config: Config) -> str:
+    """Return one sentence where the cause is known, else the traceback without Java's frames."""
+    if isinstance(error, LockedError | BookkeepingError):
+        return str(error)
+    said = "".join(traceback.format_exception(error))
+    sentence = _no_space(said, config) or _no_jvm()
+    if sentence:
+        return "; ".join([sentence, *_notes(error), "run the same command again to go on"])
+    return _QUOTED_VALUE.sub("***", _JAVA_FRAMES.sub("", said)).rstrip()
+
+
+def _no_space(said: str, config: Config) -> str | None:
+    """Name the places that are full, if a full disk is the cause."""
+    cause = next((mark for mark in _NO_SPACE if mark in said), None)
+    if cause is None:
+        return None
+    temporary = os.environ.get("TMPDIR", "/tmp")
+    local = config.spark.settings.get("spark.local.dir", temporary).split(",")
+    given = [config.output.path, config.store.path, *local, temporary]
+    places = [path for path in dict.fromkeys(given) if path and Path(path).exists()]
+    full = [path for path in places if shutil.disk_usage(path).free < _FULL]
+    return f"{cause}: free some in {' or '.join(full or places)}"
+
+
+def _no_jvm() -> str | None:
+    """Say so if Spark's JVM is gone, or never started."""
+    process = getattr(SparkContext._gateway, "proc", None)
+    if process is None:
+        return None
+    with suppress(subprocess.TimeoutExpired):
+        code = process.wait(1.0)
+        return f"Spark's JVM has ended (code {code}): it was killed, or had too little memory"
+    return None
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", []))

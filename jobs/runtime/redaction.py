@@ -1,10 +1,7 @@
-"""What must stay secret, masked in whatever leaves the process: files, MLflow, terminal, errors.
+"""Mask secrets in everything that leaves the process.
 
-Three things are looked for: the user in front of a URI's host and the query
-behind it, a value beside a name that sounds like a secret (`password=...`), and values that are
-known to be secret (`secrets_of` the environment and free settings), wherever they appear.
-
-It errs on the side of masking: `s3://bucket:x/a@b` may lose more than it had to.
+A secret is known by its shape (the user part or the query of a URI), by the name beside it
+(`password=...`), or by its value, if a variable or setting of a telling name holds it.
 """
 
 from __future__ import annotations
@@ -12,74 +9,73 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from jobs.config import Config
+from jobs.config import Config
 
 MASK: Final = "***"
-#: A name whose value is a secret. Spark's own `spark.redaction.regex` knows the first four words
-#: only. Also valid in Java, for that setting. A plural of token is a number of them.
+#: Name of a setting that holds a secret. Also valid in Java, for `spark.redaction.regex`, which by
+#: itself knows the first words only. A plural such as max_tokens is a number.
 SECRET_NAME: Final = (
-    r"(?i)secret|passw|passphrase|access[._-]?key|token(?![a-z])|pwd(?![a-z])|account[._-]?key"
-    r"|private[._-]?key|api[._-]?key|credential|signature|authorization"
-    r"|(?<![a-z])(sas|sig|dsn)(?![a-z])"
+    r"(?i)secret|passw(or)?d|passphrase|credential|token(?![a-z])|[a-z0-9][._-]key(?![a-z])"
+    r"|(access|account|api|private|shared)key(?![a-z])"
+    r"|(?<![a-z])(pwd|sas|sig|signature|dsn|authorization)(?![a-z])"
 )
 #: The user part of a URI, for `spark.sql.redaction.string.regex`.
 USER_IN_URI: Final = r"(?<=://)[^\s/@\"']+:[^\s@\"']+(?=@)"
 
 _SECRET_NAME: Final = re.compile(SECRET_NAME)
+# The shell's working directories.
+_HARMLESS: Final = ("PWD", "OLDPWD")
+# A path says where a secret is kept and not what it is.
+_PATH_NAME: Final = re.compile(r"(?i)(file|path|dir|folder|home)$")
+_MIN_LENGTH: Final = 8  # characters; a shorter value would mask words such as `true`
 _URI: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s\"'<>]*)")
-# `jdbc:sqlserver://host;password=x`, `?sig=x&...`, `"api_key": "x"`; a value ends at what could
-# not be part of one.
+# `jdbc:sqlserver://host;password=x`, `?sig=x&...`, `"api_key": "x"`
 _NAMED: Final = re.compile(
     r"(?P<name>[\w.-]+)(?P<sign>[\"']?\s*[=:]\s*[\"']?)(?P<value>((bearer|basic)\s+)?[^\s\"'&;,)\]}]+)",
     re.IGNORECASE,
 )
 # In these the part before the @ names a container and not a user.
-_PLACES: Final = ("abfs", "abfss", "wasb", "wasbs")
-# Where a secret is kept, and not what it is: masking it would blot out paths everywhere.
-_WHERE: Final = re.compile(r"(?i)(file|path|dir|folder)$")
-# A shorter value would blot out words such as `true`.
-_SHORTEST: Final = 8
+_CONTAINER_SCHEMES: Final = ("abfs", "abfss", "wasb", "wasbs")
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting of this name holds a secret."""
-    return _SECRET_NAME.search(name) is not None
+    """Return whether a setting of this name holds a secret."""
+    return _SECRET_NAME.search(name) is not None and name not in _HARMLESS
 
 
 def secrets_of(*settings: Mapping[str, str]) -> tuple[str, ...]:
-    """Values of settings whose names say that they are secret, the longest first."""
+    """Return the values of settings whose names say that they are secret, the longest first."""
     found = {
         value
         for part in settings
         for name, value in part.items()
-        if is_secret(name) and not _WHERE.search(name) and len(value) >= _SHORTEST
+        if is_secret(name) and len(value) >= _MIN_LENGTH and not _is_path(name, value)
     }
     return tuple(sorted(found, key=lambda value: (-len(value), value)))
 
 
 def known_secrets(config: Config) -> tuple[str, ...]:
-    """Values that the environment, Spark settings and reader options name as secrets."""
+    """Return values that the environment, Spark settings and reader options name as secrets."""
     return secrets_of(os.environ, config.spark.settings, config.input.options)
 
 
 def masked(text: str, known: tuple[str, ...] = ()) -> str:
-    """A text, or a URI, without its secrets. Masking twice is masking once.
+    """Return a text, or a URI, without its secrets. Masking twice is masking once.
 
     Args:
         text: anything that leaves the process.
-        known: values to be masked wherever they are, see `secrets_of`.
+        known: values to mask wherever they are, see `secrets_of`.
     """
     for secret in known:
         text = text.replace(secret, MASK)
-    text = _URI.sub(_uri, text)
-    return _NAMED.sub(_named, text)
+    return _NAMED.sub(_mask_named, _URI.sub(_mask_uri, text))
 
 
 def masked_tree(content: Any, known: tuple[str, ...] = ()) -> Any:
-    """The same for every string in nested dicts and lists; keys stay as they are."""
+    """Mask every string in nested dicts and lists; keys stay as they are."""
     if isinstance(content, Mapping):
         return {key: masked_tree(value, known) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -87,13 +83,20 @@ def masked_tree(content: Any, known: tuple[str, ...] = ()) -> Any:
     return masked(content, known) if isinstance(content, str) else content
 
 
-def _uri(match: re.Match[str]) -> str:
+def _is_path(name: str, value: str) -> bool:
+    """Return whether a value is a path: by its name, or as its first folder exists here."""
+    if _PATH_NAME.search(name) or value.startswith(("~/", "./", "../")):
+        return True
+    return value.startswith("/") and Path("/", *Path(value).parts[1:2]).is_dir()
+
+
+def _mask_uri(match: re.Match[str]) -> str:
     scheme, rest = match["scheme"], match["rest"]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     # A raw password may hold slashes (those of AWS do), so behind a colon the last @ counts.
     if "@" in rest and ":" in authority:
         rest = f"{MASK}@{rest.rpartition('@')[2]}"
-    elif "@" in authority and scheme.lower() not in _PLACES:
+    elif "@" in authority and scheme.lower() not in _CONTAINER_SCHEMES:
         rest = f"{MASK}@{rest.partition('@')[2]}"
     head, mark, query = rest.partition("?")
     # `part-?.parquet` is a pattern of files; a query has an equals sign, or goes to a web server.
@@ -102,7 +105,7 @@ def _uri(match: re.Match[str]) -> str:
     return f"{scheme}://{rest}"
 
 
-def _named(match: re.Match[str]) -> str:
+def _mask_named(match: re.Match[str]) -> str:
     # `scheme://` is no name with a value.
     if not is_secret(match["name"]) or match["value"].startswith("//"):
         return match[0]

@@ -43,6 +43,8 @@ _LOCAL: Final = {
     "spark.executor.heartbeatInterval": "2s",
     "spark.driver.host": "localhost",
     "spark.driver.bindAddress": "127.0.0.1",
+    # There is no network to be cut off by: a machine that was suspended goes on when it wakes up.
+    "spark.network.timeout": "30d",
 }
 # Workers that start with torch in memory, for a machine without a GPU (see `udfs.daemon`).
 _DAEMON: Final = ("spark.python.daemon.module", "udfs.daemon")
@@ -108,8 +110,9 @@ def open_session(config: Config) -> SparkSession:
     for key, value in _SQL.items():
         if key not in given:
             spark.conf.set(key, value)
-    # Spark's own warnings would bury the job's few lines; its errors stay visible.
-    spark.sparkContext.setLogLevel("ERROR")
+    # Warnings would bury the few lines of the job. Errors of a cluster stay visible; those of
+    # a local session reach the job, which says what ended it.
+    spark.sparkContext.setLogLevel("FATAL" if is_local(given["spark.master"]) else "ERROR")
     # pyspark would print every analysis error twice, once as JSON with the whole Java stack.
     logging.getLogger("DataFrameQueryContextLogger").disabled = True
     return spark

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from jobs.input.layouts import InputTable
 from jobs.input.validation import ValidatedInput
+from jobs.output.filesystem import literal
 from jobs.scoring.stage import distinct_keys, score_missing
 from jobs.store import SCHEMA, ScoreStore
 from udfs.memory import Peak
@@ -102,7 +103,7 @@ def scoring_stats(spark: SparkSession, filled: FilledStore) -> ScoringStats:
     time = F.col("device_ms").cast("double")
     row = (
         spark.read.schema(SCHEMA)
-        .parquet(filled.attempt)
+        .parquet(literal(filled.attempt))
         .agg(
             F.count_if(F.col("status") == OK).alias("scored"),
             F.coalesce(F.sum("n_tokens"), F.lit(0)).alias("tokens"),

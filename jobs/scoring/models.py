@@ -58,7 +58,7 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
         checkpoint = inspect_checkpoint(folder, trust_remote_code=config.trust_remote_code)
     except CheckpointError as error:
         raise RefusedError(
-            [f"model.name={name}: {message}" for message in error.messages]
+            [f"model.name={name}: {finding}" for finding in error.findings]
         ) from None
     if checkpoint.positions is not None and config.max_length > checkpoint.positions:
         raise RefusedError(

@@ -23,10 +23,9 @@ from typing import Any, Final
 from jobs.runtime.cache import cache
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.onnx_parity import compare, described
-from udfs.checkpoint import Checkpoint, scoring_files
+from udfs.checkpoint import Checkpoint, scoring_files, weight_files
 from udfs.forward.onnx import REMEDY, graph_file, version
 from udfs.spec import Precision
-from udfs.weights import weight_files
 
 PARITY: Final = "parity.json"
 # Raise it whenever the graphs made here change.

@@ -87,7 +87,5 @@ def sample_lengths(pairs: InputTable, folder: Path, spec: ScorerSpec) -> Sampled
     if not rows:
         return None
     encoder = PairEncoder.load(folder, spec)
-    queries, docs = encoder.count_tokens(
-        [row["query"] for row in rows], [row["doc"] for row in rows]
-    )
-    return SampledLengths(queries, docs, encoder.special.count, spec.truncation)
+    queries, docs = encoder.counts([row["query"] for row in rows], [row["doc"] for row in rows])
+    return SampledLengths(queries, docs, encoder.frame.size, spec.truncation)

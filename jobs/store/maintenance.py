@@ -14,7 +14,7 @@ from typing import Any, Final
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from jobs.output.filesystem import Entry, Files
+from jobs.output.filesystem import Entry, Files, literal
 from jobs.runtime.errors import BookkeepingError
 from jobs.store import scores
 from jobs.store.scores import deduplicated, read_files
@@ -166,7 +166,7 @@ def merge(spark: SparkSession, fingerprint: Fingerprint) -> str:
     # The ordinary commit: this attempt is there as a whole or not at all.
     deduplicated(before).repartition(count, "pair_key").write.parquet(target)
     pairs = before.select("pair_key").distinct().count()
-    held = spark.read.parquet(target).select("pair_key").distinct().count()
+    held = spark.read.parquet(literal(target)).select("pair_key").distinct().count()
     if held != pairs:
         files.delete(target)
         raise BookkeepingError(

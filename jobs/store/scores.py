@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from jobs.output.filesystem import Entry, Files
+from jobs.output.filesystem import Entry, Files, literal
 from jobs.runtime.redaction import masked
 from udfs.scores import OK
 
@@ -52,7 +52,7 @@ def is_new(spark: SparkSession, path: str) -> bool:
 
 def read_files(spark: SparkSession, paths: Sequence[str], **options: str) -> DataFrame:
     """Return all rows of files or attempts: `SCHEMA` and `ORIGIN`, the attempt of each row."""
-    rows = spark.read.options(**_READ, **options).schema(_FILES).parquet(*paths)
+    rows = spark.read.options(**_READ, **options).schema(_FILES).parquet(*map(literal, paths))
     attempt = F.regexp_extract(F.input_file_name(), rf"{ATTEMPT}(\w+)", 1)
     return rows.withColumn(ORIGIN, F.coalesce(ORIGIN, attempt))
 
@@ -212,7 +212,7 @@ def _is_at_fault(spark: SparkSession, path: str) -> bool:
     storage or the cluster fails, and the file may be whole.
     """
     try:
-        content = spark.read.format("binaryFile").load(path).select(F.length("content"))
+        content = spark.read.format("binaryFile").load(literal(path)).select(F.length("content"))
         return bool(content.collect())
     except READ_ERRORS as error:
         return "ChecksumException" in str(error)

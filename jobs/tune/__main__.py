@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from pyspark.sql import functions as F
 
@@ -17,8 +18,9 @@ from jobs.config import Config
 from jobs.evaluation.report import render_tuning
 from jobs.evaluation.result import labels_of
 from jobs.input.validation import with_pair_keys
-from jobs.output import publish as finish
 from jobs.output.folder import OutputFolder
+from jobs.output.names import RECOMMENDED, TUNING, TUNING_PAGE
+from jobs.output.publish import publish, track_run
 from jobs.output.record import Stopwatch
 from jobs.preflight import Tune, check_tune
 from jobs.runtime.command import Command
@@ -27,7 +29,7 @@ from jobs.runtime.session import task_slots
 from jobs.scoring.onnx_export import missing_packages
 from jobs.scoring.stage import make_spec
 from jobs.scoring.token_lengths import sample_lengths
-from jobs.tune.document import make_document
+from jobs.tune.document import make_document, recommended_yaml
 from jobs.tune.executors import Executors, device_of
 from jobs.tune.recommend import choose
 from jobs.tune.sample import draw_sample
@@ -57,7 +59,7 @@ def run(config: Config) -> int:
 def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
     """Sample, measure, recommend, write, track."""
     spark, checkpoint, pairs = ready.spark, ready.checkpoint, ready.pairs
-    out = OutputFolder(spark, str(config.output.path), config.output.format)
+    out = OutputFolder(spark, config.output)
     draft = make_spec(config, checkpoint)
     with watch.part("sampling"):
         device = device_of(spark, draft)
@@ -90,10 +92,14 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
         watch=watch, spark_version=spark.version,
     )  # fmt: skip
     with out:
-        places = finish.publish_tuning(out, document, render_tuning(document))
+        recommended = recommended_yaml(document) if document["recommended"] else None
+        files: dict[str, Any] = {RECOMMENDED: recommended} if recommended else {}
+        files |= {TUNING_PAGE: render_tuning(document), TUNING: document}
+        publish(out, [], files, gone={RECOMMENDED})
+    names = {"recommended": RECOMMENDED, "page": TUNING_PAGE, "record": TUNING}
+    places = {key: out.place(name) for key, name in names.items() if name in files}
     sys.stdout.write(closing_summary(document, places) + "\n")
-    with finish.mlflow_client(config) as client:
-        return finish.track_run(client, config, out, document, finish.TUNING)
+    return track_run(config.mlflow, out, document, TUNING)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,6 @@ def after(owner: Any, name: str, then: Callable[[], None]) -> None:
 def arrange(driver: Driver) -> None:
     """Put the chosen points into place."""
     from jobs import preflight, rerank
-    from jobs.output.filesystem import Files
     from jobs.output.folder import OutputFolder
     from jobs.store import ScoreStore
 
@@ -75,7 +74,7 @@ def arrange(driver: Driver) -> None:
     elif point == "ranked":
         after(rerank, "write_ranked", die)
     elif point == "moved":
-        after(Files, "rename", _on_call(int(number)))
+        after(OutputFolder, "_move_in", _on_call(int(number)))
     elif point == "published":
         after(OutputFolder, "publish", die)
     elif point == "tasks":

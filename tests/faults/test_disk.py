@@ -46,7 +46,8 @@ def test_a_full_disk_costs_the_run_and_nothing_else(
         file.write(bytes(free - 45 * 4096))
     ended = job.run(out)
     assert ended.code == UNEXPECTED
-    assert "No space left on device" in ended.err
+    assert f"No space left on device: free some in {out}" in ended.err
+    assert "\tat " not in ended.err
     assert contents(out) == before
 
     ballast.unlink()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config import MlflowConfig
 from jobs.output.tracking.client import TrackingError, track
 from jobs.runtime.errors import DONE
 from tests.conftest import ROOT
@@ -33,7 +34,7 @@ def test_http_500_costs_less_than_the_limit(
     with servers.failing() as address:
         start = time.monotonic()
         with pytest.raises(TrackingError, match="500"):
-            track(finished / "run.json", address, timeout=40.0)
+            track(finished / "run.json", MlflowConfig(tracking_uri=address, timeout=40.0))
         assert time.monotonic() - start < 42
     assert (finished / "run.json").read_bytes() == before
     oracle.check(finished, undisturbed, rows=pairs[1], same_batches=True)
@@ -48,7 +49,7 @@ def test_a_server_killed_in_the_middle_has_one_whole_run_after_the_replay(
     with servers.dying(tmp_path, requests) as (address, answered):
         start = time.monotonic()
         with pytest.raises(TrackingError):
-            track(finished / "run.json", address, timeout=60.0)
+            track(finished / "run.json", MlflowConfig(tracking_uri=address, timeout=60.0))
         assert time.monotonic() - start < 62
     assert len(answered) == requests
     oracle.check(finished, undisturbed, rows=pairs[1], same_batches=True)

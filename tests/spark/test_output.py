@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from jobs.config import OutputConfig
 from jobs.output import lock
 from jobs.output.filesystem import Files
 from jobs.output.folder import OutputFolder
@@ -25,7 +26,7 @@ NAMES = ["ranked", "rejects", "run.json"]
 
 def publish(spark: SparkSession, path: Path) -> str:
     """A run whose every result holds the run's id."""
-    with OutputFolder(spark, str(path), "parquet") as out:
+    with OutputFolder(spark, OutputConfig(path=str(path))) as out:
         for name in NAMES[:-1]:
             out.stage_text(name, out.run_id)
         out.stage_json("run.json", {"run_id": out.run_id})
@@ -94,10 +95,10 @@ def test_a_lock_by_name_is_exclusive_and_says_how_to_get_rid_of_it(
 ) -> None:
     """For file systems without locks of the kernel's."""
     files, path = Files(spark), f"file:{tmp_path}/.lock"
-    with lock._lock_by_name(files, path, time.monotonic()):
+    with lock._lock_by_name(files, path):
         with (
             pytest.raises(LockedError, match=r"\.lock for more than.*delete that file"),
-            lock._lock_by_name(files, path, time.monotonic()),
+            lock._lock_by_name(files, path),
         ):
             pass
         assert (tmp_path / ".lock").exists()
@@ -130,10 +131,10 @@ def test_workspaces_of_dead_runs_go_and_those_of_living_ones_stay(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     for name, age in (("dead", 1000), ("living", 30)):
-        pulse = tmp_path / "_work" / name / "pulse"
-        pulse.parent.mkdir(parents=True)
-        pulse.touch()
-        os.utime(pulse, (time.time() - age,) * 2)
+        heartbeat = tmp_path / "_work" / name / "heartbeat"
+        heartbeat.parent.mkdir(parents=True)
+        heartbeat.touch()
+        os.utime(heartbeat, (time.time() - age,) * 2)
     older = tmp_path / "_work" / "older"  # which died before its first beat
     older.mkdir()
     os.utime(older, (time.time() - 1000,) * 2)

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs import evaluate, preflight
+from jobs import evaluate
+from jobs.config import OutputConfig
 from jobs.output.filesystem import Files
+from jobs.output.locations import refuse_locations
 from jobs.runtime.errors import DONE, REFUSED, ErrorCollector
 from tests.conftest import ROOT, SENTENCES
 from tests.sample import SAMPLE
@@ -93,10 +95,9 @@ def test_places_are_tried_and_left_as_they_were(spark: SparkSession, tmp_path: P
 def test_a_store_where_runs_would_delete_it_is_refused(
     store: str, refused: bool, spark: SparkSession, tmp_path: Path
 ) -> None:
+    config, at = OutputConfig(path=str(tmp_path / "out")), str(tmp_path / store)
     errors = ErrorCollector()
-    errors.run(
-        preflight.refuse_store_in_results, spark, str(tmp_path / "out"), str(tmp_path / store)
-    )
+    errors.run(refuse_locations, spark, config, [], at)
     assert bool(errors) == refused
 
 
@@ -105,17 +106,19 @@ def test_a_store_where_runs_would_delete_it_is_refused(
     [
         ("in", "in/../in/out", True), ("in/../in", "in", True), ("link", "in/out", True),
         ("*", "in/out", True), ("i[n]", "in", True), ("*.parquet", "in", False),
+        ("{in,x}", "in", True), ("{x,y}", "in", False), ("o[1]", "o1", False),
+        ("in", "i[n]", False),
         ("in", "in-2", False), ("in/day=1", "in/day=2", False),
     ],
 )  # fmt: skip
 def test_overlaps_are_seen_through_dots_links_and_patterns(
     source: str, out: str, refused: bool, spark: SparkSession, tmp_path: Path
 ) -> None:
-    (tmp_path / "in").mkdir()
+    for name in ("in", "o[1]"):
+        (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    errors = ErrorCollector()
-    target = {"output.path": f"{tmp_path}/{out}"}
-    errors.run(preflight.refuse_overlap, spark, [f"{tmp_path}/{source}"], target)
+    config, errors = OutputConfig(path=f"{tmp_path}/{out}"), ErrorCollector()
+    errors.run(refuse_locations, spark, config, [f"{tmp_path}/{source}"])
     assert bool(errors) == refused
 
 

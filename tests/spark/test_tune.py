@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from jobs import rerank
 from jobs import tune as command
-from jobs.config import Config, TuneConfig
+from jobs.config import Config, MlflowConfig, TuneConfig
 from jobs.evaluation.qrels import from_labels
 from jobs.input.layouts import read_input
 from jobs.output.tracking.client import track
@@ -111,7 +111,7 @@ def test_every_setting_is_a_run_below_the_tunings(tuned: tuple[Path, dict[str, o
     assert best.data.params["precision"] == document["recommended"]["model"]["precision"]
     # Logged again, nothing is doubled.
     uri = f"sqlite:///{folder}/mlflow.db"
-    assert track(folder / "out" / "tune.json", uri, 60.0) == parent.info.run_id
+    assert track(folder / "out" / "tune.json", MlflowConfig(tracking_uri=uri)) == parent.info.run_id
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert names == {"tune.json", "tune.html", "recommended.yaml"}

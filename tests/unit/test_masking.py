@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import string
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def test_names_that_are_secret() -> None:
     secret = (
         "spark.hadoop.fs.s3a.access.key", "fs.azure.account.key.x", "AWS_SECRET_ACCESS_KEY",
         "password", "DB_PASSWD", "github_token", "sas", "SENTRY_DSN", "client.credentials",
+        "DB_PWD", "apiKey", "clientSecret", "STRIPE_KEY",
     )  # fmt: skip
     harmless = (
         "batching.max_tokens", "n_tokens", "tokenizer", "spark.sql.shuffle.partitions", "sassy",
@@ -104,17 +106,24 @@ def test_names_that_are_secret() -> None:
     assert all(map(is_secret, secret))
     assert not any(map(is_secret, harmless))
     # Paths and short words would take half of a message along.
-    assert secrets_of({"AWS_TOKEN_FILE": "/var/run/token-of-x", "USE_TOKEN": "true"}) == ()
+    harmless_values = {
+        "PWD": "/home/you/work", "OLDPWD": "/srv/not-here/x", "AWS_TOKEN_FILE": "/var/run/x-of-x",
+        "API_TOKEN": "/tmp/a/b/c", "SECRETS": "~/secrets", "USE_TOKEN": "true", "MY_KEY": "short",
+        "MONKEY": "a-long-value", "KEYBOARD": "a-long-value", "TOKENIZERS_PARALLELISM": "a-value-1",
+        "SASL_MECHANISM": "SCRAM-SHA-256", "COMPASS": "north-north-east",
+    }  # fmt: skip
+    assert secrets_of(harmless_values) == ()
+    assert secrets_of({"GOOGLE_API_KEY": "/k7Yw9+zz"}) == ("/k7Yw9+zz",)
 
 
 def test_a_refusal_and_a_traceback_are_masked() -> None:
     code = (
         "from jobs.runtime.command import Command\n"
         "from jobs.runtime.errors import RefusedError\n"
-        "def story(config):\n"
+        "def action(config):\n"
         "    said = 'https://u:hush-hush@h/x and hush-of-spark'\n"
         "    raise (RefusedError if config.dry_run else OSError)(said)\n"
-        "raise SystemExit(Command('c', 'a', ()).run(None, story))\n"
+        "raise SystemExit(Command('c', 'a', ()).run(None, action))\n"
     )
     words = ["--spark.settings", "fs.s3a.secret.key=hush-of-spark"]
     for further, code_wanted in ((["--dry-run"], 2), ([], 1)):
@@ -132,3 +141,48 @@ def test_patterns_are_plain_enough_for_java() -> None:
     for pattern in (SECRET_NAME, USER_IN_URI):
         assert "(?P" not in pattern
         assert re.compile(pattern)
+
+
+def test_an_unexpected_error_shows_no_frames_of_java_and_no_quoted_value() -> None:
+    stack = (
+        "[CAST_INVALID_INPUT] The value 'a text\nof a user' of the type \"STRING\" cannot be cast"
+    )
+    stack += "\n\tat org.apache.spark.Some.call(Some.scala:7)\n\t... 12 more\nCaused by: x"
+    code = (
+        "from jobs.runtime.command import Command\n"
+        "def action(config):\n"
+        f"    raise ValueError({stack!r})\n"
+        "raise SystemExit(Command('c', 'a', ()).run([], action))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert ended.returncode == 1
+    assert "Caused by: x" in ended.stderr and "[CAST]" in ended.stderr
+    assert "of a user" not in ended.stderr and "Some.scala" not in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_in_one_line(number: signal.Signals) -> None:
+    code = (
+        "import time\n"
+        "from jobs.runtime.command import Command\n"
+        "def action(config):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(1)\n"
+        "    error = ValueError('a job was cancelled')\n"
+        "    error.add_note('7 pairs are kept')\n"
+        "    raise error\n"
+        "raise SystemExit(Command('c', 'a', ()).run([], action))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said == (
+        f"stopped by {number.name}; 7 pairs are kept; run the same command again to go on\n"
+    )

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Config
+from jobs.config import Config, MlflowConfig
 from jobs.output.record import public_config
 from jobs.output.tracking.__main__ import main
-from jobs.output.tracking.client import SERVER, WAIT, Client, TrackingError, replay_command, track
+from jobs.output.tracking.client import TrackingError, refuse_tracking, replay_command, track
 from jobs.output.tracking.runs import fetch_model
 from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from jobs.runtime.redaction import masked
-from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -58,39 +56,15 @@ def test_a_server_that_never_answers_costs_at_most_the_time_limit(
 ) -> None:
     start = time.monotonic()
     with pytest.raises(TrackingError):
-        track(run_json, black_hole, timeout=12.0)
+        track(run_json, MlflowConfig(tracking_uri=black_hole, timeout=12.0))
     assert time.monotonic() - start < 14
 
 
 def test_a_closed_port_costs_seconds(run_json: Path) -> None:
     start = time.monotonic()
     with pytest.raises(TrackingError, match=r"\*\*\*@127\.0\.0\.1:9.*ConnectionRefused"):
-        track(run_json, "http://user:secret@127.0.0.1:9", timeout=30.0)
+        track(run_json, MlflowConfig(tracking_uri="http://user:secret@127.0.0.1:9"))
     assert time.monotonic() - start < 20
-
-
-def test_a_process_that_waits_touches_nothing_and_ends_with_the_one_that_started_it(
-    tmp_path: Path,
-) -> None:
-    """With its end a driver closes the pipe that the question would have come through."""
-    database = tmp_path / "runs.db"
-    ended = subprocess.run(
-        [sys.executable, "-m", "jobs.output.tracking", WAIT],
-        stdin=subprocess.DEVNULL, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), SERVER: f"sqlite:///{database}"},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert (ended.returncode, ended.stdout) == (DONE, "")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_client_that_was_started_ahead_is_asked_like_any_other(
-    run_json: Path, tmp_path: Path
-) -> None:
-    with Client(f"sqlite:///{tmp_path}/runs.db", 30.0) as client:
-        client.start()
-        run_id = client.ask(str(run_json))
-    assert json.loads(run_json.read_text())["mlflow_run_id"] == run_id
 
 
 def test_no_password_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +107,54 @@ def test_a_replay_asks_for_the_password_that_the_record_does_not_hold(
     )  # fmt: skip
     assert ended.returncode == DONE, ended.stderr
     assert json.loads(run_json.read_text())["mlflow_run_id"] == ended.stdout.strip()
+
+
+def test_a_run_inside_another_is_nested_in_it_and_artifacts_are_beside_the_database(
+    run_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLFLOW_RUN_ID is set inside `mlflow run`, Databricks jobs and Airflow."""
+    from mlflow.tracking import MlflowClient
+
+    folder, elsewhere = tmp_path / "server", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = MlflowConfig(tracking_uri=f"sqlite:///{folder}/runs.db")
+    client = MlflowClient(config.tracking_uri)
+    experiment = client.create_experiment("pipeline", (folder / "files").as_uri())
+    parent = client.create_run(experiment).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+    record = json.loads(run_json.read_text())
+    run_json.write_text(json.dumps({**record, "mlflow_parent_run_id": parent}))
+    nested = client.get_run(track(run_json, config))
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    assert track(run_json, config) == nested.info.run_id  # again, from another shell
+    assert nested.info.experiment_id == experiment
+    assert nested.data.tags["mlflow.parentRunId"] == parent
+    assert client.get_run(parent).info.status == "RUNNING"
+    # A run that the server does not know is of another server.
+    run_json.write_text(json.dumps({**record, "run_id": "r2", "mlflow_parent_run_id": "0" * 32}))
+    alone = client.get_run(track(run_json, config))
+    assert alone.info.experiment_id != experiment
+    assert [file.path for file in client.list_artifacts(alone.info.run_id)] == ["run.json"]
+    assert (folder / "mlruns" / alone.info.run_id).is_dir()
+    assert not list(elsewhere.iterdir())
+
+
+def test_an_experiment_that_cannot_be_logged_to_is_refused(tmp_path: Path, black_hole: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    refuse_tracking(MlflowConfig(tracking_uri=f"sqlite:///{tmp_path}/new.db"))
+    assert not list(tmp_path.iterdir())
+    refuse_tracking(MlflowConfig(tracking_uri=black_hole, timeout=6.0))  # it may be up again later
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("nightly"))
+    refuse_tracking(MlflowConfig(tracking_uri=uri, experiment="weekly"))
+    with pytest.raises(RefusedError, match=r"mlflow\.experiment=nightly was deleted; restore it"):
+        refuse_tracking(MlflowConfig(tracking_uri=uri, experiment="nightly"))
+    with pytest.raises(RefusedError, match=r"filesystem tracking backend.*sqlite:"):
+        refuse_tracking(MlflowConfig(tracking_uri=str(tmp_path / "mlruns")))
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["/no/such/run.json"]])

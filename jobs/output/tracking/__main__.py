@@ -1,7 +1,8 @@
-"""`python -m jobs.output.tracking OUT/run.json` (or OUT/tune.json): log a finished run.
+"""`python -m jobs.output.tracking OUT/run.json` (or OUT/tune.json): log a finished run, also again.
 
-`python -m jobs.output.tracking --baseline EXPERIMENT FOLDER` fetches the table per query of the
-experiment's latest passing run.
+Of a running job:
+    --baseline EXPERIMENT FOLDER    fetch the table per query of the latest passing run
+    --check EXPERIMENT              find out whether runs can be logged to it
 """
 
 from __future__ import annotations
@@ -15,17 +16,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from jobs.output.tracking.client import NOTHING, SERVER, WAIT
-from jobs.output.tracking.runs import artifacts_of, find_baseline, import_ahead, log_run
-from jobs.output.tracking.uris import resolve_uri
-from jobs.runtime.errors import DONE, NOT_TRACKED, REFUSED
+from jobs.output.tracking.client import NOTHING, SERVER, resolve_uri
+from jobs.output.tracking.runs import check_experiment, find_baseline, log_run
+from jobs.runtime.errors import DONE, NOT_TRACKED, REFUSED, RefusedError
 from jobs.runtime.redaction import MASK, masked, secrets_of
 
-_CONNECT_LIMIT: Final = 5.0  # s
-# Characters; urllib3 names the cause last, behind the address and the path it tried.
-_LONGEST_MESSAGE: Final = 1000
+_CONNECT_TIMEOUT: Final = 5.0  # s
+_LONGEST_MESSAGE: Final = 1000  # characters; urllib3 names the cause last, behind the address
 # MLflow retries HTTP for minutes by default.
-_PATIENCE: Final = {
+_LIMITS: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -33,43 +32,15 @@ _PATIENCE: Final = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Log a finished run, or log it again; or fetch a baseline."""
-    os.environ.update({key: os.environ.get(key, value) for key, value in _PATIENCE.items()})
-    if list(argv) == [WAIT]:
-        import_ahead(os.environ[SERVER])
-        question = sys.stdin.read()
-        return main(json.loads(question)) if question else DONE
-    fetching = len(argv) == 3 and argv[0] == "--baseline"
-    if not fetching and (len(argv) != 1 or argv[0].startswith("-")):
-        sys.stderr.write("usage: python -m jobs.output.tracking OUT/run.json\n")
-        return REFUSED
-    record: dict[str, Any] = {}
-    run_json = Path(argv[0])
-    if not fetching:
-        try:
-            record = json.loads(run_json.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            sys.stderr.write(
-                f"{run_json} is not a run's record; name the run.json of a finished run\n"
-            )
-            return REFUSED
-    if SERVER not in os.environ:
-        recorded = record.get("config", {}).get("mlflow", {}).get("tracking_uri")
-        if MASK in (recorded or ""):
-            sys.stderr.write(
-                f"{run_json} holds the server's address without its password ({recorded}); set "
-                f"{SERVER} to the whole address\n"
-            )
-            return REFUSED
-        os.environ[SERVER] = resolve_uri(recorded)
-    beside = [run_json.with_name(name) for name in artifacts_of(record)]
+    """Log a finished run, check an experiment, or fetch a baseline; return the exit code."""
+    os.environ.update({key: os.environ.get(key, value) for key, value in _LIMITS.items()})
+    # MLflow would take the run of whoever called the job for its own; the record names it.
+    os.environ.pop("MLFLOW_RUN_ID", None)
     try:
-        if os.environ[SERVER].startswith(("http://", "https://")):
-            _connect(os.environ[SERVER])
-        if fetching:
-            said = str(find_baseline(argv[1], Path(argv[2])) or NOTHING)
-        else:
-            said = log_run(record, [file for file in beside if file.exists()], run_json)
+        said = _run(argv)
+    except RefusedError as error:
+        sys.stderr.write(f"{error}\n")
+        return REFUSED
     except Exception as error:  # the client raises many kinds; none may pass unreported
         said = masked(f"{type(error).__name__}: {error}", secrets_of(os.environ))
         sys.stderr.write(f"MLflow: {said.splitlines()[0][:_LONGEST_MESSAGE]}\n")
@@ -78,15 +49,49 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _connect(uri: str) -> None:
+def _run(argv: Sequence[str]) -> str:
+    match list(argv):
+        case ["--baseline", experiment, folder]:
+            _connect()
+            return str(find_baseline(experiment, Path(folder)) or NOTHING)
+        case ["--check", experiment]:
+            _connect()
+            return check_experiment(experiment)
+        case [path] if not path.startswith("-"):
+            record = _read(Path(path))
+            _connect()
+            return log_run(record, Path(path))
+    raise RefusedError("usage: python -m jobs.output.tracking OUT/run.json")
+
+
+def _read(run_json: Path) -> dict[str, Any]:
+    """Return a record, with the server it names in the environment unless one is there."""
+    try:
+        record: dict[str, Any] = json.loads(run_json.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RefusedError(
+            f"{run_json} is not a run's record; name the run.json of a finished run"
+        ) from None
+    recorded = record.get("config", {}).get("mlflow", {}).get("tracking_uri") or ""
+    if SERVER not in os.environ and MASK in recorded:
+        raise RefusedError(
+            f"{run_json} holds the server's address without its password ({recorded}); set "
+            f"{SERVER} to the whole address"
+        )
+    os.environ.setdefault(SERVER, resolve_uri(recorded))
+    return record
+
+
+def _connect() -> None:
     """Find out within seconds that nobody listens.
 
     Raises:
         OSError: if there is no connection.
     """
-    parts = urlsplit(uri)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_LIMIT).close()
+    parts = urlsplit(os.environ[SERVER])
+    if parts.scheme in ("http", "https"):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_TIMEOUT).close()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Asking MLflow from a process of its own, with a time limit."""
+"""Ask MLflow from a process of its own, with a time limit."""
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import shlex
 import shutil
@@ -15,22 +14,33 @@ from pathlib import Path
 from typing import Final
 
 from jobs.config import MlflowConfig
-from jobs.output.tracking.uris import is_local, resolve_uri
-from jobs.runtime.errors import DONE, RefusedError
+from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from jobs.runtime.redaction import MASK, masked
 
 SERVER: Final = "MLFLOW_TRACKING_URI"  # the variable that names the server to MLflow
-WAIT: Final = "--wait"  # for a question, which comes as JSON and with the end of stdin
+DATABASE: Final = "sqlite:///"
 NOTHING: Final = "none"  # printed where an experiment has no passing run
-_LOCAL_LIMIT: Final = 300.0  # s; a new sqlite database takes its time on a busy machine
+_DEFAULT_URI: Final = f"{DATABASE}mlflow.db"
+_LOCAL_TIMEOUT: Final = 300.0  # s; a new sqlite database takes its time on a busy machine
+_CHECK_TIMEOUT: Final = 10.0  # s
 
 
 class TrackingError(Exception):
     """The run could not be logged; the data is whole."""
 
 
+def resolve_uri(tracking_uri: str | None) -> str:
+    """Return where runs go: as configured, else MLFLOW_TRACKING_URI, else a database here.
+
+    The path of a database is made absolute, so that a replay from another folder finds it.
+    """
+    uri = tracking_uri or os.environ.get(SERVER) or _DEFAULT_URI
+    path = uri.removeprefix(DATABASE)
+    return uri if path == uri or path.startswith("/") else f"{DATABASE}{Path(path).absolute()}"
+
+
 def replay_command(run_json: str, tracking_uri: str | None) -> str:
-    """The command that logs a finished run again, and what has to be set for it.
+    """Return the command that logs a finished run again, and what has to be set for it.
 
     run.json holds no password, so the address of a server that needs one has to be given anew.
     """
@@ -41,26 +51,21 @@ def replay_command(run_json: str, tracking_uri: str | None) -> str:
     return f"{command}\n(with the server's whole address, password included, in {SERVER})"
 
 
-def track(run_json: Path, tracking_uri: str | None, timeout: float) -> str:
-    """Log a finished run in a process of its own.
+def track(run_json: Path, config: MlflowConfig) -> str:
+    """Log a finished run and return MLflow's id of it.
 
     Args:
         run_json: local file with the run's record.
-        tracking_uri: as configured.
-        timeout: longest to wait for a server [s]; a local database may take longer.
-
-    Returns:
-        MLflow's run id.
+        config: `tracking_uri` and `timeout`, the longest to wait for a server [s].
 
     Raises:
         TrackingError: if the server could not be reached in time, or refused.
     """
-    with Client(tracking_uri, timeout) as client:
-        return client.ask(str(run_json))
+    return _ask(config, config.timeout, str(run_json))
 
 
 def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
-    """The table per query of an experiment's latest passing run, as a local folder.
+    """Return the table per query of an experiment's latest passing run, as a local folder.
 
     Returns:
         None if the experiment has no passing run yet, which only the one that this run will be
@@ -72,8 +77,7 @@ def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
     folder = tempfile.mkdtemp(prefix="spark-rerank-baseline-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
-        with Client(config.tracking_uri, config.timeout) as client:
-            said = client.ask("--baseline", experiment, folder)
+        said = _ask(config, config.timeout, "--baseline", experiment, folder)
     except TrackingError as error:
         raise RefusedError(f"evaluation.baseline mlflow:{experiment}: {error}") from None
     if said != NOTHING:
@@ -86,68 +90,47 @@ def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
     return None
 
 
-class Client:
-    """A process that asks MLflow one thing. Use it in a `with`, which ends the process.
+def refuse_tracking(config: MlflowConfig) -> None:
+    """Refuse an experiment that MLflow cannot log to. A server that does not answer is no reason.
 
-    Args:
-        tracking_uri: as configured.
-        timeout: longest to wait for a server [s]; a local database may take longer.
+    Raises:
+        RefusedError: with what MLflow says of it.
     """
+    uri = resolve_uri(config.tracking_uri)
+    database = uri.removeprefix(DATABASE)
+    if not config.enabled or (database != uri and not Path(database).exists()):
+        return
+    with suppress(TrackingError):
+        _ask(config, min(config.timeout, _CHECK_TIMEOUT), "--check", config.experiment)
 
-    def __init__(self, tracking_uri: str | None, timeout: float) -> None:
-        """Nothing is started yet."""
-        self._uri = resolve_uri(tracking_uri)
-        self._timeout = timeout
-        self._process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        """Start the process ahead: it imports MLflow, and reaches for nothing before it is asked.
+def _ask(config: MlflowConfig, timeout: float, *arguments: str) -> str:
+    """Return what `python -m jobs.output.tracking ARGUMENTS` prints last.
 
-        What goes wrong here is for `ask` to report.
-        """
-        environment = {**os.environ, SERVER: self._uri}
-        environment["PYTHONPATH"] = os.pathsep.join([_package_root(), *sys.path])
-        with suppress(OSError):
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.output.tracking", WAIT],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-
-    def ask(self, *arguments: str) -> str:
-        """What `python -m jobs.output.tracking ARGUMENTS` prints last; the process ends with it.
-
-        Raises:
-            TrackingError: if the server could not be reached in time, or refused.
-        """
-        if self._process is None:
-            self.start()
-        name = masked(self._uri)
-        if self._process is None:
-            raise TrackingError(f"{name}: no process could be started")
-        local = is_local(self._uri)
-        limit = max(self._timeout, _LOCAL_LIMIT) if local else max(1.0, self._timeout - 1.0)
-        try:
-            said, errors = self._process.communicate(json.dumps(arguments), limit)
-        except subprocess.TimeoutExpired:
-            raise TrackingError(f"{name}: no answer in {self._timeout:.0f} s") from None
-        if self._process.returncode != DONE:
-            lines = errors.strip().splitlines()
-            raise TrackingError(f"{name}: {lines[-1] if lines else 'the client failed'}")
-        return said.strip().splitlines()[-1]
-
-    def __enter__(self) -> Client:
-        """Start nothing."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process, whatever it is doing."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+    Raises:
+        TrackingError: if the server could not be reached in time, or refused.
+        RefusedError: if the configuration has to be changed.
+    """
+    uri = resolve_uri(config.tracking_uri)
+    local = uri.startswith((DATABASE, "file:", "/", "."))
+    environment = {**os.environ, SERVER: uri}
+    environment["PYTHONPATH"] = os.pathsep.join([_package_root(), *sys.path])
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "jobs.output.tracking", *arguments],
+            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            timeout=max(timeout, _LOCAL_TIMEOUT) if local else max(1.0, timeout - 1.0),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise TrackingError(f"{masked(uri)}: no answer in {timeout:.0f} s") from None
+    except OSError as error:
+        raise TrackingError(f"no process could be started ({error.strerror})") from None
+    errors = ended.stderr.strip().splitlines() or ["the client failed"]
+    if ended.returncode == REFUSED:
+        raise RefusedError(f"mlflow.tracking_uri={masked(uri)}: {errors[-1]}")
+    if ended.returncode != DONE:
+        raise TrackingError(f"{masked(uri)}: {errors[-1]}")
+    return ended.stdout.strip().splitlines()[-1]
 
 
 def _package_root() -> str:
