@@ -31,9 +31,8 @@ from jobs.ranking.order import COLUMNS, refuse_slices
 from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session, start_workers
-from jobs.scoring.backends import for_backend, refuse_backend
+from jobs.scoring.backends import for_backend, refuse_missing_packages
 from jobs.scoring.models import resolve_model
-from jobs.scoring.onnx_export import refuse_missing_packages
 from jobs.scoring.resources import refuse_scoring
 from jobs.scoring.stage import to_share
 from udfs.checkpoint import Checkpoint
@@ -72,7 +71,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     plan = errors.run(make_plan, config.evaluation, config.report)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = errors.run(resolve_model, config.model, fetch)
-    errors.run(refuse_backend, config.model)
+    errors.run(refuse_missing_packages, config.model.backend)
     with watch.part("session"), _checking_tracking(errors, config.mlflow):
         spark = errors.run(open_session, config)
     if spark is None:
@@ -137,7 +136,7 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = errors.run(resolve_model, config.model, fetch)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
-        errors.run(refuse_missing_packages)
+        errors.run(refuse_missing_packages, "onnxruntime")
     with watch.part("session"), _checking_tracking(errors, config.mlflow):
         spark = errors.run(open_session, config)
     if spark is None:

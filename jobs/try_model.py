@@ -16,7 +16,7 @@ from jobs.config import Config
 from jobs.output.tracking.runs import fetch_model
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, RefusedError
-from jobs.scoring.backends import for_backend, refuse_backend
+from jobs.scoring.backends import for_backend, refuse_missing_packages
 from jobs.scoring.models import resolve_model
 from jobs.scoring.stage import make_spec, wanted_precision
 from udfs.devices import common_precision, describe, process_slot
@@ -53,7 +53,7 @@ def show(texts: Sequence[str], config: Config) -> int:
         )
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     original = resolve_model(config.model, fetch)
-    refuse_backend(config.model)
+    refuse_missing_packages(config.model.backend)
     checkpoint = for_backend(config.model, original)
     slot = process_slot()
     wanted = wanted_precision(config.model)

@@ -1,38 +1,58 @@
-"""What a model folder holds, found out without running or unpickling anything in it.
+"""Inspect a model folder without running or unpickling anything in it.
 
-Standard library only: the driver looks at a checkpoint before torch is imported.
+Imports no torch: the driver checks a checkpoint before it starts Spark.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-# Readers of these formats unpickle, and unpickling can run code (CVE-2025-32434).
-_PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-# Files that take part in a score. Anything else (cards, images, ONNX exports) does not.
+from udfs.weights import read_shapes, weight_files
+
+# Files that decide a score, in the order in which they are hashed. A new name goes to
+# `_MORE_SCORING_FILES`, so that the digests of folders without it stay what they are.
 _SCORING_FILES: Final = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
     "spiece.model", "tokenizer.model", "model.safetensors.index.json",
 )  # fmt: skip
-_LARGEST_HEADER: Final = 100_000_000  # bytes; the limit of the safetensors format
-# The first positions of RoBERTa's table belong to padding: fairseq counts from pad_token_id + 1.
-_OFFSET_POSITIONS: Final = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+# transformers takes any *.model for a vocabulary, and a versioned tokenizer.json before the plain.
+_MORE_SCORING_FILES: Final = (
+    "*.model", "*.tiktoken", "tekken.json", "tokenizer.*.json", "entity_vocab.json",
+    "normalizer.json",
+)  # fmt: skip
+# The model's own code can read any of these beside it.
+_READ_BY_CODE: Final = ("*.json", "*.txt")
+_VOCABULARIES: Final = (*_MORE_SCORING_FILES[:4], "tokenizer.json", "vocab.txt", "vocab.json")
+# Names of the position table's length: BERT's, GPT-2's, MPT's, LED's.
+_POSITIONS: Final = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_encoder_position_embeddings"
+)  # fmt: skip
+# These count positions from pad_token_id + 1, as fairseq does: the first ones belong to padding.
+_OFFSET_POSITIONS: Final = (
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
+    "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+_SEQUENCE_CLASSIFIER: Final = "ForSequenceClassification"
 
 
 class CheckpointError(ValueError):
-    """A model folder that must not or cannot be scored with; `findings` has every reason."""
+    """A model folder that cannot or must not be used for scoring.
 
-    def __init__(self, findings: list[str]) -> None:
-        """Keep the findings as a list."""
-        self.findings = findings
-        super().__init__("; ".join(findings))
+    Args:
+        messages: every reason, with its remedy.
+    """
+
+    def __init__(self, messages: list[str]) -> None:
+        """Keep the messages as a list."""
+        self.messages = messages
+        super().__init__("; ".join(messages))
 
 
 @dataclass(frozen=True)
@@ -41,12 +61,12 @@ class Checkpoint:
 
     Attributes:
         path: its folder.
-        digest: SHA-256 [64 hex digits] over names and contents of the files that take part in a
-            score.
+        digest: SHA-256 [64 hex digits] over names and contents of the files that decide a score.
         architecture: class named in config.json.
-        positions: longest input the position table holds [tokens], or None if it has no limit.
-        parameters: numbers in the weight files.
-        runtime: where `path` is a backend's own copy of the model: what made it and runs it.
+        positions: longest input the position table holds [tokens]; None if it has no limit.
+        parameters: number of weights.
+        runtime: for a backend's own copy of the model, what made and what runs it; else empty.
+        prompt: text that sentence-transformers puts before every query; empty if none.
     """
 
     path: Path
@@ -55,68 +75,153 @@ class Checkpoint:
     positions: int | None
     parameters: int
     runtime: str = ""
+    prompt: str = ""
 
 
 def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Check a folder and read what a job has to know about it.
+    """Check a model folder and read what a job needs to know about it.
 
     Raises:
         CheckpointError: with every reason why this folder cannot be used.
     """
     if not path.is_dir():
         raise CheckpointError([f"model folder {path} does not exist; check model.name"])
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError
-    except OSError:
-        raise CheckpointError([f"{path} has no config.json; name a Hugging Face folder"]) from None
-    except ValueError:
-        raise CheckpointError([f"{path}/config.json is not a JSON object; copy it anew"]) from None
-    findings = _check_config(config, trust_remote_code) + _check_beside(path, trust_remote_code)
-    tensors, weight_findings = _read_weights(path)
-    findings += weight_findings
-    if tensors and not weight_findings:
-        findings += _check_head(tensors)
-    if not any((path / name).is_file() for name in _SCORING_FILES[1:-1]):
-        findings.append(f"{path} has no tokenizer files; save the tokenizer beside the model")
+    errors: list[str] = []
+    config = _read_json(path / "config.json", errors)
+    if not config and not errors:
+        errors = [f"{path} has no config.json; name a Hugging Face folder"]
+    if errors:
+        raise CheckpointError(errors)
+    shapes, weight_errors = read_shapes(path)
+    code_errors = [] if trust_remote_code else _check_code(path)
+    errors = _check_kind(path, config, shapes) + weight_errors + code_errors
+    positions = _positions(config, errors)
+    if not any(True for _ in _matching(path, _VOCABULARIES)):
+        errors.append(f"{path} has no tokenizer files; save the tokenizer beside the model")
+    sentence_transformers = _read_json(path / "config_sentence_transformers.json", errors)
     try:
         digest = digest_of(path)
     except OSError as error:
-        findings.append(f"{path} cannot be read whole ({error.strerror}); copy it anew")
-    if findings:
-        raise CheckpointError(findings)
+        errors.append(f"{path} cannot be read whole ({error.strerror}); copy it anew")
+    if errors:
+        raise CheckpointError(errors)
     return Checkpoint(
         path=path,
         digest=digest,
         architecture=str(config["architectures"][0]),
-        positions=_positions(config),
-        parameters=sum(_size(shape) for shape in tensors.values()),
+        positions=positions,
+        parameters=sum(map(prod, shapes.values())),
+        prompt=_default_prompt(sentence_transformers),
     )
 
 
-def _check_config(config: dict[str, Any], trust_remote_code: bool) -> list[str]:
-    findings = []
-    architectures = config.get("architectures") or ["none"]
-    if not str(architectures[0]).endswith("ForSequenceClassification"):
-        findings.append(
-            f"config.json names the architecture {architectures[0]}; a cross-encoder is a "
-            "...ForSequenceClassification with one label"
-        )
-    labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 [64 hex digits] over the names and contents of the scoring files."""
+    digest = hashlib.sha256()
+    for file in scoring_files(path):
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def scoring_files(path: Path) -> Iterator[Path]:
+    """List the files that decide a score, in a fixed order; chat templates and cards do not."""
+    known = [path / name for name in _SCORING_FILES]
+    yield from (file for file in known if file.is_file())
+    code = sorted(path.glob("*.py"))
+    patterns = (*_MORE_SCORING_FILES, *_READ_BY_CODE) if code else _MORE_SCORING_FILES
+    yield from sorted(set(_matching(path, patterns)) - set(known))
+    yield from code
+    yield from weight_files(path)
+
+
+def _matching(path: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    return (file for pattern in patterns for file in path.glob(pattern) if file.is_file())
+
+
+def _read_json(file: Path, errors: list[str]) -> dict[str, Any]:
+    """Return a JSON object; {} if there is no such file, or if it holds no object (an error)."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        return content
+    errors.append(f"{file} is not a JSON object; copy it anew")
+    return {}
+
+
+def _check_kind(path: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> list[str]:
+    """Refuse what is no cross-encoder, for one reason: those that follow from it say nothing new.
+
+    transformers fills a head that is missing with random numbers and scores at random, with one
+    line of warning (FlagEmbedding#798). A head ends in a matrix with one row for each label.
+    """
+    architecture = str((config.get("architectures") or ["none"])[0])
+    if modules := _unsupported_modules(path, architecture):
+        return [
+            f"modules.json of {path} adds {' and '.join(modules)} to the transformer, which is not "
+            f"supported; name a model whose ...{_SEQUENCE_CLASSIFIER} computes the logit"
+        ]
+    if not architecture.endswith(_SEQUENCE_CLASSIFIER):
+        return [
+            f"config.json names the architecture {architecture}; a cross-encoder is a "
+            f"...{_SEQUENCE_CLASSIFIER} with one label; name such a model"
+        ]
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if labels != 1:
-        findings.append(f"the model has {labels} labels; a cross-encoder has one logit")
-    asked = sorted(set(_code_keys(config)))
-    if asked and not trust_remote_code:
-        findings.append(
-            f"config.json asks for code of its own ({', '.join(asked)}); choose another "
-            "checkpoint, or read the code and set model.trust_remote_code"
-        )
-    return findings
+        return [f"the model has {labels} labels, a cross-encoder has one; name such a model"]
+    heads = (s[0] == 1 for name, s in shapes.items() if len(s) == 2 and "embed" not in name)
+    if shapes and not any(heads):
+        return [
+            "the weights have no classification head with one logit (this is an encoder, not a "
+            "cross-encoder); name a reranker checkpoint"
+        ]
+    return []
+
+
+def _unsupported_modules(path: Path, architecture: str) -> list[str]:
+    """Return the modules that sentence-transformers' CrossEncoder would run after the transformer.
+
+    It ignores modules.json of other models, such as bi-encoders, where the transformer has a head.
+    """
+    try:
+        modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
+        names = [str(module["type"]).rpartition(".")[2] for module in modules]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    saved = _read_json(path / "config_sentence_transformers.json", [])
+    ignored = (
+        architecture.endswith(_SEQUENCE_CLASSIFIER) and saved.get("model_type") != "CrossEncoder"
+    )
+    return [] if ignored else [name for name in names if name != "Transformer"]
+
+
+def _default_prompt(saved: dict[str, Any]) -> str:
+    """Return the prompt of config_sentence_transformers.json that applies by default."""
+    prompts, name = saved.get("prompts"), saved.get("default_prompt_name")
+    if saved.get("model_type", "CrossEncoder") != "CrossEncoder" or not isinstance(prompts, dict):
+        return ""
+    return str(prompts.get(name) or "")
+
+
+def _check_code(path: Path) -> list[str]:
+    """Refuse files beside the weights that bring in code, or weights that nobody has checked."""
+    errors: list[str] = []
+    for name in ("config.json", "tokenizer_config.json"):
+        if keys := sorted(set(_code_keys(_read_json(path / name, errors)))):
+            errors.append(
+                f"{name} asks for code of its own ({', '.join(keys)}); choose another checkpoint, "
+                "or read the code and set model.trust_remote_code"
+            )
+    return errors
 
 
 def _code_keys(content: Any) -> Iterator[str]:
-    """Keys, at any depth, that make transformers fetch or run code (CVE-2026-4372)."""
+    """Yield keys, at any depth, that make transformers fetch or run code (CVE-2026-4372)."""
     if isinstance(content, dict):
         for key, value in content.items():
             if key == "auto_map" or (key.startswith("_") and key.endswith("_internal")):
@@ -127,142 +232,20 @@ def _code_keys(content: Any) -> Iterator[str]:
             yield from _code_keys(value)
 
 
-def _check_beside(path: Path, trust_remote_code: bool) -> list[str]:
-    """Files beside config.json that would bring in code, or weights nobody has checked."""
-    findings = []
-    if (path / "adapter_config.json").exists():
-        findings.append(
-            f"{path} holds adapter_config.json, which has weights loaded from another place; merge "
-            "the adapter into its model and save that"
-        )
-    try:
-        content = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except OSError:
-        return findings
-    except ValueError:
-        return [*findings, f"{path}/tokenizer_config.json is not JSON; copy it anew"]
-    if (asked := sorted(set(_code_keys(content)))) and not trust_remote_code:
-        findings.append(
-            f"tokenizer_config.json asks for code of its own ({', '.join(asked)}); choose another "
-            "checkpoint, or read the code and set model.trust_remote_code"
-        )
-    return findings
-
-
-def _read_weights(path: Path) -> tuple[dict[str, list[int]], list[str]]:
-    """Names and shapes of all tensors, from the headers of the safetensors files."""
-    files = weight_files(path)
-    if not files:
-        pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
-        if pickles:
-            remedy = f"only {', '.join(pickles)}, which can run code; convert them to safetensors"
-            return {}, [f"{path} holds {remedy}"]
-        return {}, [f"{path} has no *.safetensors weights; name the folder that has them"]
-    tensors: dict[str, list[int]] = {}
-    findings = []
-    for file in files:
-        try:
-            tensors |= _read_header(file)
-        except (OSError, ValueError) as error:
-            findings.append(f"{file} cannot be read as safetensors ({error}); copy it anew")
-    if not findings:
-        findings += _check_index(path, {file.name for file in files}, set(tensors))
-    return tensors, findings
-
-
-def _check_index(path: Path, files: set[str], tensors: set[str]) -> list[str]:
-    """The index of shards is followed when loading: it may only name what was checked here."""
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    try:
-        wanted = {str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [f"{index} is no index of weights; copy it anew"]
-    findings = []
-    if outside := sorted(set(wanted.values()) - files):
-        findings.append(
-            f"{index} names {', '.join(outside[:3])}, which is none of this folder's weight files; "
-            "copy the folder anew"
-        )
-    if missing := len(set(wanted) - tensors):
-        findings.append(f"{missing} tensors of {index} are in no file; copy the folder anew")
-    return findings
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The weight files that are loaded: the whole model, or else its shards."""
-    whole = path / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(path.glob("model-*-of-*.safetensors"))
-
-
-def _read_header(file: Path) -> dict[str, list[int]]:
-    """Shapes by name. Checks that the file is as long as its header says."""
-    total = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if len(start) < 8:
-            raise ValueError(f"it has {total} bytes")
-        (length,) = struct.unpack("<Q", start)
-        if length > min(total, _LARGEST_HEADER):
-            raise ValueError(f"its header claims {length} bytes of {total}")
-        header = json.loads(stream.read(length))
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    if 8 + length + end != total:
-        raise ValueError(f"it has {total} bytes, its header says {8 + length + end}")
-    return {name: entry["shape"] for name, entry in tensors.items()}
-
-
-def _check_head(tensors: dict[str, list[int]]) -> list[str]:
-    """Refuse an encoder without its classification head.
-
-    transformers would fill the missing head with random numbers and score at random, with one
-    line of warning (FlagEmbedding#798). A head ends in a matrix with one row, the one logit;
-    type embeddings may have one row as well.
-    """
-    heads = [
-        name
-        for name, shape in tensors.items()
-        if len(shape) == 2 and shape[0] == 1 and "embed" not in name
-    ]
-    if heads:
-        return []
-    return [
-        "the weights have no classification head with one logit (this is an encoder, not a "
-        "cross-encoder); name a reranker checkpoint"
-    ]
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 [64 hex digits] over names and contents of the files that take part in a score."""
-    digest = hashlib.sha256()
-    for file in scoring_files(path):
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def scoring_files(path: Path) -> Iterator[Path]:
-    """What takes part in a score, in a fixed order."""
-    named = (path / name for name in _SCORING_FILES)
-    yield from (file for file in named if file.is_file())
-    yield from sorted(path.glob("*.py"))  # read only where trust_remote_code was asked for
-    yield from weight_files(path)
-
-
-def _positions(config: dict[str, Any]) -> int | None:
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int) or positions < 1:
+def _positions(config: dict[str, Any], errors: list[str]) -> int | None:
+    """Return the longest input [tokens] that the position table holds; None if it has no limit."""
+    kind = str(config.get("model_type"))
+    found = (config.get(name) for name in _POSITIONS)
+    positions = next((n for n in found if isinstance(n, int) and n > 0), None)
+    if positions is None or kind.endswith("t5"):  # whose n_positions bounds nothing
         return None
-    if config.get("model_type") in _OFFSET_POSITIONS:
-        return positions - int(config.get("pad_token_id", 1)) - 1
-    return positions
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
+    if kind not in _OFFSET_POSITIONS:
+        return positions
+    padding = config.get("pad_token_id", 1)
+    if not isinstance(padding, int):
+        errors.append(
+            f"config.json has pad_token_id={json.dumps(padding)}, from which {kind} counts "
+            "positions; set it to the id of the tokenizer's padding token, mostly 1"
+        )
+        return None
+    return positions - padding - 1

@@ -1,4 +1,4 @@
-"""A model's name -> a local folder that was checked, before Spark starts.
+"""Resolve a model's name to a local folder that was checked, before Spark starts.
 
 Runs on the driver, once. Executors read the folder (or an archive of it) and never the network.
 """
@@ -6,6 +6,7 @@ Runs on the driver, once. Executors read the folder (or an archive of it) and ne
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import re
 import shutil
@@ -19,24 +20,19 @@ import jobs.demo
 from jobs.config import ModelConfig
 from jobs.runtime.cache import cache
 from jobs.runtime.errors import RefusedError
-from udfs.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    digest_of,
-    inspect_checkpoint,
-)
+from udfs.checkpoint import Checkpoint, CheckpointError, digest_of, inspect_checkpoint
 
 EMBEDDED: Final = "embedded"
 REGISTRY: Final = "models:/"
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What a score needs of a hub repository, and nothing that could run.
-_WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken"]
 _UNWANTED: Final = ["onnx/*", "openvino/*", "*/onnx/*"]
 
 
 def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) -> Checkpoint:
-    """Find, fetch if need be, and check the model.
+    """Find the model, fetch it if need be, and check it.
 
     Args:
         config: `name` is a local folder, a hub id with `revision`, `models:/...` or `embedded`.
@@ -57,19 +53,27 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
     try:
         checkpoint = inspect_checkpoint(folder, trust_remote_code=config.trust_remote_code)
     except CheckpointError as error:
-        raise RefusedError(
-            [f"model.name={name}: {finding}" for finding in error.findings]
-        ) from None
+        raise RefusedError([f"model.name={name}: {said}" for said in error.messages]) from None
+    errors = []
     if checkpoint.positions is not None and config.max_length > checkpoint.positions:
-        raise RefusedError(
+        errors.append(
             f"model.max_length={config.max_length} exceeds the {checkpoint.positions} positions of "
             f"{name}; lower it"
         )
+    chosen = config.query_instruction or "query_instruction" in config.model_fields_set
+    if checkpoint.prompt and not chosen:
+        errors.append(
+            f"model.name={name}: sentence-transformers puts a prompt before every query; set "
+            f"model.query_instruction={json.dumps(checkpoint.prompt, ensure_ascii=False)}, or to "
+            "an empty text to score without it"
+        )
+    if errors:
+        raise RefusedError(errors)
     return checkpoint
 
 
 def embedded_model() -> Path:
-    """The folder of the small model that comes with the package.
+    """Return the folder of the small model that comes with the package.
 
     When the package is imported from a zip (`--py-files`), the model is unpacked into the cache:
     weights are read from real files only.
@@ -129,8 +133,9 @@ def _from_hub(name: str, revision: str | None, with_code: bool) -> Path:
         raise RefusedError(f"model.name={name} is neither a folder nor a hub id; check it")
     if not _COMMIT.fullmatch(revision or ""):
         raise RefusedError(
-            f"model.revision={revision} of {name} is no commit; give its 40 hex digits (a branch "
-            "or tag can change between two runs), or name a local folder if that was meant"
+            f"model.revision={revision} of {name} is no commit; give the 40 hex digits that `git "
+            f"ls-remote https://huggingface.co/{name} HEAD` prints (a branch or tag can change "
+            "between two runs), or name a local folder if that was meant"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -152,7 +157,7 @@ def _from_hub(name: str, revision: str | None, with_code: bool) -> Path:
 
 
 def _assembled(folder: Path) -> Path:
-    """The checkpoint inside an MLflow model: as logged by hand, or by the transformers flavour.
+    """Return the checkpoint in an MLflow model, logged by hand or by the transformers flavour.
 
     The flavour keeps weights in `model/` and the tokenizer in `components/tokenizer/`; both are
     put into one folder.

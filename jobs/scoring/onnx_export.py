@@ -1,4 +1,4 @@
-"""A checkpoint -> its ONNX copy, made once on the driver and kept in the cache.
+"""Export a checkpoint to its ONNX copy, once on the driver, and keep it in the cache.
 
 The copy is a folder that takes the checkpoint's place: the tokenizer's files, a graph for each
 precision, and `parity.json`, which says how far its scores are from torch's.
@@ -22,16 +22,17 @@ from typing import Any, Final
 
 from jobs.runtime.cache import cache
 from jobs.runtime.errors import RefusedError
-from jobs.scoring.onnx_parity import compare, described
-from udfs.checkpoint import Checkpoint, scoring_files, weight_files
-from udfs.forward.onnx import REMEDY, graph_file, version
+from jobs.scoring.onnx_parity import compare, format_parity
+from udfs.checkpoint import Checkpoint, scoring_files
+from udfs.forward.onnx import graph_file, version
 from udfs.spec import Precision
+from udfs.weights import weight_files
 
 PARITY: Final = "parity.json"
 # Raise it whenever the graphs made here change.
 _EXPORTER: Final = 1
 _PACKAGES: Final = ("onnxruntime", "onnx")
-# Versions that decide what a graph looks like and how it is computed.
+# Packages whose versions decide what a graph looks like and how it is computed.
 _DECIDING: Final = ("torch", "transformers", "onnx", "onnxruntime")
 _OPSET: Final = 17
 _LARGEST_FILE: Final = 1_500_000_000  # bytes; protobuf ends at 2 GB, beyond it weights lie beside
@@ -40,25 +41,12 @@ _LARGEST_DIFFERENCE: Final = 1e-3
 
 
 def missing_packages() -> list[str]:
-    """Packages of the pip extra that are not installed."""
+    """Return the packages of the pip extra that are not installed."""
     return [name for name in _PACKAGES if _version(name) is None]
 
 
-def refuse_missing_packages() -> None:
-    """Say what to install.
-
-    Raises:
-        RefusedError: naming the packages and the pip extra.
-    """
-    if missing := missing_packages():
-        raise RefusedError(
-            f"backend onnxruntime needs {' and '.join(missing)}, which {_is(missing)} not "
-            f"installed; {REMEDY}"
-        )
-
-
 def export(checkpoint: Checkpoint, precision: Precision) -> Checkpoint:
-    """The copy of a checkpoint, made if it is not in the cache.
+    """Return the copy of a checkpoint, made if it is not in the cache.
 
     Raises:
         RefusedError: if the model cannot be exported faithfully.
@@ -78,28 +66,29 @@ def export(checkpoint: Checkpoint, precision: Precision) -> Checkpoint:
 
 
 def copied_files(folder: Path) -> Iterable[Path]:
-    """The files of a copy that executors need."""
+    """List the files of a copy that executors need."""
     return sorted(file for file in folder.iterdir() if file.is_file() and file.name != PARITY)
 
 
 def _make(checkpoint: Checkpoint, precision: Precision, folder: Path, runtime: str) -> None:
-    """Fill a folder with the copy, compare it with torch, and print what was found."""
+    """Fill a folder with the copy, compare it with torch, and print the comparison."""
     start = time.perf_counter()
-    weights = set(weight_files(checkpoint.path))
-    for file in set(scoring_files(checkpoint.path)) - weights:
+    for file in set(scoring_files(checkpoint.path)) - set(weight_files(checkpoint.path)):
         shutil.copy2(file, folder)
     try:
         _trace(checkpoint, graph_file(folder, "fp32"))
-    except Exception as error:  # the exporter raises of every kind, depending on the model
+        if precision == "int8":
+            _quantise(graph_file(folder, "fp32"), graph_file(folder, "int8"))
+        seconds = time.perf_counter() - start
+        parity = compare(checkpoint, replace(checkpoint, path=folder, runtime=runtime), precision)
+    except Exception as error:  # exporter and model raise of every kind
         raise RefusedError(
             f"{checkpoint.architecture} cannot be exported to ONNX ({type(error).__name__}); use "
             "model.backend=torch"
         ) from error
-    if precision == "int8":
-        _quantise(graph_file(folder, "fp32"), graph_file(folder, "int8"))
-    seconds = time.perf_counter() - start
-    parity = compare(checkpoint, replace(checkpoint, path=folder, runtime=runtime), precision)
-    sys.stdout.write(f"exported   to ONNX, {precision}, in {seconds:.1f} s\n{described(parity)}\n")
+    sys.stdout.write(
+        f"exported   to ONNX, {precision}, in {seconds:.1f} s\n{format_parity(parity)}\n"
+    )
     if precision == "fp32" and not parity.max_abs_difference <= _LARGEST_DIFFERENCE:
         raise RefusedError(
             f"the ONNX copy of {checkpoint.architecture} scores by up to "
@@ -136,7 +125,7 @@ def _trace(checkpoint: Checkpoint, target: Path) -> None:
     mask[0, 9:] = 0
 
     class Named(torch.nn.Module):
-        """Takes its inputs by position, as the exporter gives them."""
+        """Take the inputs by position, as the exporter gives them."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -198,7 +187,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _is(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"

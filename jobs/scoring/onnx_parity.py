@@ -1,4 +1,4 @@
-"""How far the scores of an ONNX copy are from torch's, on the embedded sample."""
+"""Measure how far the scores of an ONNX copy are from torch's, on the embedded sample."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from ir_measures import Qrel, ScoredDoc, calc_aggregate, nDCG
 
 import jobs.demo
-from jobs.evaluation.agreement import ndcg
 from udfs.checkpoint import Checkpoint
 from udfs.devices import process_slot
-from udfs.encoding.pairs import PairEncoder
-from udfs.forward.base import load_model
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import Precision, ScorerSpec
 from udfs.templates import parse_template
@@ -44,38 +42,43 @@ def compare(original: Checkpoint, copy: Checkpoint, precision: Precision) -> Par
     """Score the embedded sample with both."""
     lines = (jobs.demo.FOLDER / "sample.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    template = parse_template("{title}\n{body}")
-    queries, docs = [row["query"] for row in rows], [template.render(row) or "" for row in rows]
-    length = min(_LENGTH, original.positions or _LENGTH)
-    slot = process_slot()
-
-    def logits(checkpoint: Checkpoint, precision: Precision, **changes: Any) -> Any:
-        spec = ScorerSpec(
-            str(checkpoint.path), checkpoint.digest, max_length=length, precision=precision,
-            runtime=checkpoint.runtime, **changes,
-        )  # fmt: skip
-        model = load_model(checkpoint.path, spec, slot, precision)
-        return Scorer(PairEncoder.load(checkpoint.path, spec), model, spec).score(queries, docs)
-
-    ids, names = [row["query_id"] for row in rows], [row["doc_id"] for row in rows]
-    grades = np.array([row["label"] for row in rows], np.float64)
-    torch_logit = logits(original, "fp32").logit
-    onnx_logit = logits(copy, precision, backend="onnxruntime").logit
-    apart = np.abs(torch_logit - onnx_logit)
+    in_torch = _logits(rows, original, precision="fp32")
+    in_onnx = _logits(rows, copy, precision=precision, backend="onnxruntime")
+    difference = np.abs(in_torch - in_onnx)
     return Parity(
         pairs=len(rows),
-        max_abs_difference=float(apart.max()),
-        mean_abs_difference=float(apart.mean()),
-        ndcg_torch=ndcg(ids, names, torch_logit, grades) or 0.0,
-        ndcg_onnx=ndcg(ids, names, onnx_logit, grades) or 0.0,
+        max_abs_difference=float(difference.max()),
+        mean_abs_difference=float(difference.mean()),
+        ndcg_torch=_ndcg(rows, in_torch),
+        ndcg_onnx=_ndcg(rows, in_onnx),
     )
 
 
-def described(parity: Parity) -> str:
-    """The comparison for a terminal."""
+def format_parity(parity: Parity) -> str:
+    """Return the comparison for a terminal."""
     return (
         f"parity     with torch fp32 on {parity.pairs} pairs: logits differ by at most "
         f"{parity.max_abs_difference:.2g}, on average {parity.mean_abs_difference:.2g}\n"
         f"           nDCG@10 {parity.ndcg_torch:.4f} in torch, {parity.ndcg_onnx:.4f} here "
         f"({parity.ndcg_onnx - parity.ndcg_torch:+.4f})"
     )
+
+
+def _logits(rows: list[dict[str, Any]], checkpoint: Checkpoint, **fields: Any) -> Any:
+    """float32[N]"""
+    template = parse_template("{title}\n{body}")
+    spec = ScorerSpec(
+        str(checkpoint.path), checkpoint.digest, runtime=checkpoint.runtime, device="cpu",
+        max_length=min(_LENGTH, checkpoint.positions or _LENGTH), **fields,
+    )  # fmt: skip
+    scorer = Scorer.load(checkpoint.path, spec, process_slot())
+    docs = [template.render(row) or "" for row in rows]
+    return scorer.score([row["query"] for row in rows], docs).logit
+
+
+def _ndcg(rows: list[dict[str, Any]], logits: Any) -> float:
+    measure = nDCG @ 10
+    ids = [(row["query_id"], row["doc_id"]) for row in rows]
+    qrels = [Qrel(*pair, int(row["label"])) for pair, row in zip(ids, rows, strict=True)]
+    run = [ScoredDoc(*pair, float(logit)) for pair, logit in zip(ids, logits, strict=True)]
+    return float(calc_aggregate([measure], qrels, run)[measure])

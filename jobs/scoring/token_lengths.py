@@ -1,4 +1,4 @@
-"""Token lengths of a sample of the input: the tokenizer is loaded, no model."""
+"""Token lengths of a sample of the input. Loads the tokenizer, but no model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIDES: Final = ("query", "doc")
 
 @dataclass(frozen=True)
 class Cut:
-    """What a max_length does to the sampled pairs.
+    """Effect of a max_length on the sampled pairs.
 
     Attributes:
         max_length: longest pair the model is given [tokens].
@@ -57,11 +57,11 @@ class SampledLengths:
         return self.queries + self.docs + self.special
 
     def percentile(self, percent: float) -> float:
-        """So many percent of the pairs are no longer [tokens]."""
+        """Return the length that so many percent of the pairs do not exceed [tokens]."""
         return float(np.percentile(self.whole, percent))
 
     def cut_at(self, max_length: int) -> Cut:
-        """The effect of a max_length."""
+        """Return the effect of a max_length."""
         policy = POLICIES[self.truncation]
         queries, docs = policy(self.queries, self.docs, max_length, self.special)
         kept = queries + docs + self.special
@@ -87,5 +87,7 @@ def sample_lengths(pairs: InputTable, folder: Path, spec: ScorerSpec) -> Sampled
     if not rows:
         return None
     encoder = PairEncoder.load(folder, spec)
-    queries, docs = encoder.counts([row["query"] for row in rows], [row["doc"] for row in rows])
-    return SampledLengths(queries, docs, encoder.frame.size, spec.truncation)
+    queries, docs = encoder.count_tokens(
+        [row["query"] for row in rows], [row["doc"] for row in rows]
+    )
+    return SampledLengths(queries, docs, encoder.special.count, spec.truncation)

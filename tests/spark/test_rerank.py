@@ -428,8 +428,8 @@ def test_a_beir_folder_with_a_trec_run(job: Job, tmp_path: Path) -> None:
     folder = Path(record(out)["config"]["model"]["name"])
     encoder = PairEncoder.load(folder, ScorerSpec(str(folder), ""))
     docs = [f"{title}\n{text}" for title, text in zip(texts["title"], texts["text"], strict=True)]
-    query_counts, doc_counts = encoder.counts(texts["text_q"].tolist(), docs)
-    lengths = query_counts + doc_counts + encoder.frame.size
+    query_counts, doc_counts = encoder.count_tokens(texts["text_q"].tolist(), docs)
+    lengths = query_counts + doc_counts + encoder.special.count
     assert (texts["truncated"].to_numpy() == (lengths > 128)).all()
     first_stage = record(out)["metrics"]["first_stage_order"]
     assert first_stage == "retrieval_score"

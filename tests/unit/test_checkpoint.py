@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from udfs.checkpoint import CheckpointError, inspect_checkpoint
+from udfs.checkpoint import CheckpointError, digest_of, inspect_checkpoint, scoring_files
 
 
 @pytest.fixture
@@ -51,7 +51,6 @@ def test_an_encoder_without_a_head_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"id2label": {"0": "no", "1": "yes"}}, "2 labels"),
         ({"architectures": ["BertModel"]}, "architecture BertModel"),
         ({"auto_map": {"AutoModel": "modeling.Model"}}, "auto_map"),
         ({"_attn_implementation_internal": "x/y"}, "_attn_implementation_internal"),
@@ -85,13 +84,13 @@ def test_a_truncated_weight_file_is_found_without_loading_it(copy: Path, keep: i
         inspect_checkpoint(copy)
 
 
-def test_all_findings_come_at_once(copy: Path) -> None:
+def test_all_errors_come_at_once(copy: Path) -> None:
     edit_config(copy, architectures=["BertModel"], auto_map={})
     (copy / "model.safetensors").unlink()
     (copy / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError) as caught:
         inspect_checkpoint(copy)
-    assert len(caught.value.findings) >= 3
+    assert len(caught.value.messages) >= 3
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -136,3 +135,109 @@ def test_an_index_may_only_name_weights_that_were_checked(
     index.write_text(json.dumps(wrong))
     with pytest.raises(CheckpointError, match=said):
         inspect_checkpoint(copy)
+
+
+def reasons(folder: Path) -> list[str]:
+    with pytest.raises(CheckpointError) as caught:
+        inspect_checkpoint(folder)
+    return caught.value.messages
+
+
+def test_a_model_with_three_labels_is_refused_for_that_reason_alone(copy: Path) -> None:
+    """Its head has three rows, so that one with a single row is missing, too."""
+    weights = load_file(copy / "model.safetensors")
+    weights["classifier.weight"] = weights["classifier.weight"].repeat(3, axis=0)
+    weights["classifier.bias"] = weights["classifier.bias"].repeat(3)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    edit_config(copy, id2label={"0": "no", "1": "maybe", "2": "yes"})
+    assert reasons(copy) == ["the model has 3 labels, a cross-encoder has one; name such a model"]
+
+
+@pytest.mark.parametrize("model_type", ["CrossEncoder", None])
+def test_modules_that_are_not_supported_are_named(copy: Path, model_type: str | None) -> None:
+    """A modular cross-encoder computes the logit behind the transformer, in a Dense module."""
+    weights = load_file(copy / "model.safetensors")
+    encoder = {name: value for name, value in weights.items() if "classifier" not in name}
+    save_file(encoder, copy / "model.safetensors", metadata={"format": "pt"})
+    edit_config(copy, architectures=["BertModel"])
+    root = "sentence_transformers.base.modules"
+    types = [f"{root}.Transformer", "sentence_transformers.models.Pooling", f"{root}.dense.Dense"]
+    (copy / "modules.json").write_text(json.dumps([{"path": "", "type": each} for each in types]))
+    if model_type:
+        settings = copy / "config_sentence_transformers.json"
+        settings.write_text(json.dumps({"model_type": model_type}))
+    (reason,) = reasons(copy)
+    assert "adds Pooling and Dense to the transformer, which is not supported" in reason
+
+
+def test_positions_are_found_under_their_other_names(copy: Path) -> None:
+    edit_config(copy, model_type="gpt2", max_position_embeddings=None, n_positions=64)
+    assert inspect_checkpoint(copy).positions == 64
+    edit_config(copy, model_type="t5")  # its n_positions is a left-over: positions are relative
+    assert inspect_checkpoint(copy).positions is None
+
+
+def test_a_roberta_needs_the_padding_token_that_positions_are_counted_from(copy: Path) -> None:
+    edit_config(copy, model_type="roberta", pad_token_id=None)
+    (reason,) = reasons(copy)
+    assert "pad_token_id=null, from which roberta counts positions; set it" in reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompt"),
+    [
+        ({"default_prompt_name": "q", "prompts": {"q": "query: "}}, "query: "),
+        ({"default_prompt_name": None, "prompts": {"q": "query: "}}, ""),
+        (
+            {
+                "model_type": "SentenceTransformer",
+                "default_prompt_name": "q",
+                "prompts": {"q": "query: "},
+            },
+            "",
+        ),
+    ],
+)
+def test_the_prompt_that_applies_by_default_is_read(
+    copy: Path, settings: dict[str, object], prompt: str
+) -> None:
+    (copy / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    assert inspect_checkpoint(copy).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "name", ["spm.model", "sentencepiece.model", "odd.model", "qwen.tiktoken", "tekken.json"]
+)
+def test_every_vocabulary_file_is_hashed_and_shipped(copy: Path, name: str) -> None:
+    before = digest_of(copy)
+    (copy / name).write_bytes(b"a vocabulary")
+    assert digest_of(copy) != before
+    assert copy / name in scoring_files(copy)
+
+
+def test_the_names_of_vocabularies_are_those_of_transformers(tmp_path: Path) -> None:
+    """A file that a tokenizer class names and no digest covers changes scores unseen."""
+    from transformers import TokenizersBackend
+    from transformers.models.auto.tokenization_auto import (
+        TOKENIZER_MAPPING_NAMES,
+        tokenizer_class_from_name,
+    )
+
+    classes = {tokenizer_class_from_name(name) for name in TOKENIZER_MAPPING_NAMES.values() if name}
+    fast = [each for each in classes if each and issubclass(each, TokenizersBackend)]
+    assert len(fast) > 40
+    names = {name for each in fast for name in each.vocab_files_names.values()}
+    for name in names:
+        (tmp_path / name).touch()
+    assert {file.name for file in scoring_files(tmp_path)} == names
+
+
+def test_files_beside_code_of_the_models_own_are_hashed(copy: Path) -> None:
+    before = digest_of(copy)
+    (copy / "words.txt").write_text("read by nothing")
+    (copy / "chat_template.jinja").write_text("")
+    assert digest_of(copy) == before
+    (copy / "modeling.py").write_text("")
+    names = {file.name for file in scoring_files(copy)}
+    assert {"words.txt", "modeling.py"} < names
+    assert "chat_template.jinja" not in names

@@ -157,7 +157,7 @@ def test_a_missing_package_is_refused_without_spark(
     }  # fmt: skip
     code = rerank.main([word for key, value in argv.items() for word in (f"--{key}", str(value))])
     assert code == REFUSED
-    assert "needs onnx, which is not installed; pip install 'spark-rerank[onnx]'" in (
+    assert "needs onnx, not installed here; pip install 'spark-rerank[onnx]'" in (
         capsys.readouterr().err
     )
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from udfs.encoding.truncation import longest_first, passage
+from udfs.encoding.truncation import longest_first, needs_longer_side, passage
 
 counts = st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, max_size=40)
 
@@ -31,6 +31,18 @@ def test_longest_first_keeps_what_hugging_face_tokenizers_keep(
     for at, (n, m) in enumerate(pairs):
         sides = words.encode("w " * n, "w " * m).sequence_ids
         assert (kept_query[at], kept_doc[at]) == (sides.count(0), sides.count(1))
+
+
+@given(pairs=counts, max_length=st.integers(8, 90), more=st.integers(1, 50))
+def test_counts_beyond_the_room_change_nothing_unless_the_longer_side_matters(
+    pairs: list[tuple[int, int]], max_length: int, more: int
+) -> None:
+    query, doc = (np.array(side) for side in zip(*pairs, strict=True))
+    free = ~needs_longer_side(query, doc, max_length, 3)
+    kept = longest_first(query, doc, max_length, 3)
+    longer = longest_first(query + more * (query >= max_length), doc, max_length, 3)
+    for before, after in zip(kept, longer, strict=True):
+        np.testing.assert_array_equal(before[free], after[free])
 
 
 def _flag_embedding(query: int, doc: int, max_length: int, special: int) -> tuple[int, int]:

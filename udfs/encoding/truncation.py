@@ -1,7 +1,7 @@
 """Truncation policies: how many tokens of each side of a pair are kept. Pure, on arrays.
 
 Each policy takes `query: int[N]` and `doc: int[N]` (token counts without special tokens), the
-limit `max_length` and `special` (special tokens a pair needs), and returns the counts to keep.
+limit `max_length` and `special` (special tokens of a pair), and returns the counts to keep.
 """
 
 from __future__ import annotations
@@ -21,23 +21,29 @@ Policy = Callable[[Counts, Counts, int, int], tuple[Counts, Counts]]
 def longest_first(
     query: Counts, doc: Counts, max_length: int, special: int
 ) -> tuple[Counts, Counts]:
-    """Cut the longer side; only if the shorter does not fit either, halve the room.
+    """Cut the longer side; where the shorter one exceeds half the room, give each side half.
 
-    The rule of Hugging Face `tokenizers`, and so of sentence-transformers' CrossEncoder: the
-    shorter side keeps all of its tokens while the room allows, and of two halves the longer side
-    gets the odd token.
+    The rule of Hugging Face `tokenizers`, and so of sentence-transformers' CrossEncoder. Of two
+    halves the longer side gets the odd token (the document where both are equal).
     """
     room = max(max_length - special, 0)
-    shorter = np.minimum(query, doc)
-    longer_kept = np.where(shorter > room, shorter, np.maximum(shorter, room - shorter))
-    halved = shorter + longer_kept > room
-    shorter_kept = np.where(halved, room // 2, shorter)
-    longer_kept = np.where(halved, room // 2 + room % 2, longer_kept)
-    swap = query > doc
+    half = room // 2
+    doc_longer = doc >= query
+    kept_query = np.where(doc_longer, np.minimum(query, half), room - np.minimum(doc, half))
+    kept_doc = np.where(doc_longer, room - np.minimum(query, half), np.minimum(doc, half))
     fits = query + doc <= room
-    kept_query = np.where(fits, query, np.where(swap, longer_kept, shorter_kept))
-    kept_doc = np.where(fits, doc, np.where(swap, shorter_kept, longer_kept))
-    return np.minimum(kept_query, query), np.minimum(kept_doc, doc)
+    return np.where(fits, query, kept_query), np.where(fits, doc, kept_doc)
+
+
+def needs_longer_side(
+    query: Counts, doc: Counts, max_length: int, special: int
+) -> NDArray[np.bool_]:
+    """Return, bool[N], where `longest_first` depends on which of two long sides is the longer.
+
+    Elsewhere any counts that exceed half the room lead to the same result.
+    """
+    room = max(max_length - special, 0)
+    return (room % 2 == 1) & (np.minimum(query, doc) > room // 2)
 
 
 def passage(query: Counts, doc: Counts, max_length: int, special: int) -> tuple[Counts, Counts]:
