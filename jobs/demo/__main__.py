@@ -25,41 +25,42 @@ Rows = list[dict[str, Any]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the job as a user would, then show what it did to one query of each language."""
+    """Rerank the sample as a user would, then show one query of each language before and after."""
     out = Path(argv[0] if argv else "out/demo").resolve()
-    code = rerank.main(
-        [
-            *("--input.path", str(FOLDER / "sample.jsonl")),
-            *("--input.doc_template", "{title}\\n{body}"),
-            *("--model.name", "embedded"),
-            *("--evaluation.slices", "kind"),
-            *("--evaluation.slices", "language"),
-            *("--output.path", str(out)),
-            *("--mlflow.tracking_uri", f"sqlite:///{out}/mlflow.db"),
-            *("--spark.master", "local[2]"),
-        ]
-    )
-    if code != DONE:
-        return code
-    sample = [json.loads(line) for line in (FOLDER / "sample.jsonl").open(encoding="utf-8")]
-    ranked = pq.read_table(out / "ranked").to_pylist()
-    sys.stdout.write("\n" + show(sample, ranked) + "\n")
-    return DONE
+    settings = {
+        "input.path": FOLDER / "sample.jsonl",
+        "input.doc_template": "{title}\\n{body}",
+        "model.name": "embedded",
+        "output.path": out,
+        "mlflow.tracking_uri": f"sqlite:///{out}/mlflow.db",
+        "spark.master": "local[2]",
+    }
+    arguments = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    arguments += ["--evaluation.slices", "kind", "--evaluation.slices", "language"]
+    code = rerank.main(arguments)
+    if code == DONE:
+        lines = (FOLDER / "sample.jsonl").read_text(encoding="utf-8").splitlines()
+        ranked = pq.read_table(out / "ranked").to_pylist()
+        sys.stdout.write("\n" + show([json.loads(line) for line in lines], ranked) + "\n")
+    return code
 
 
 def show(sample: Rows, ranked: Rows) -> str:
-    """For each language, the query whose reciprocal rank of the best documents gained most."""
-    texts = {row["doc_id"]: row for row in sample}
+    """Return both orders of the query of each language that gained most, and a summary.
+
+    The gain of a query is how much the reciprocal rank of its best document rose.
+    """
+    documents = {row["doc_id"]: row for row in sample}
     queries: dict[str, Rows] = defaultdict(list)
     for row in ranked:
         queries[row["query_id"]].append(row)
+    gains = {query: _gain(rows) for query, rows in queries.items()}
     lines = []
     for language in dict.fromkeys(row["language"] for row in sample):
-        ids = [query for query in queries if queries[query][0]["language"] == language]
-        best = max(ids, key=lambda query: (_gain(queries[query]), query))
-        lines += _before_and_after(queries[best], texts)
-    gains = [_gain(rows) for rows in queries.values()]
-    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+        ids = [query for query, rows in queries.items() if rows[0]["language"] == language]
+        best = max(ids, key=lambda query: (gains[query], query))
+        lines += _before_and_after(queries[best], documents)
+    better, worse = (sum(sign * gain > 0 for gain in gains.values()) for sign in (1, -1))
     lines.append(
         f"Shown is the query of each language that gained most. Of {len(gains)} queries {better} "
         f"found their best document earlier, {worse} later, "
@@ -69,19 +70,18 @@ def show(sample: Rows, ranked: Rows) -> str:
 
 
 def _gain(rows: Rows) -> float:
-    """By how much the reciprocal rank of the first top-graded document rose."""
     top = max(row["label"] for row in rows)
     best = [row for row in rows if row["label"] == top]
     before, after = (min(int(row[key]) for row in best) for key in ("retrieval_rank", "rank"))
     return 1 / after - 1 / before
 
 
-def _before_and_after(rows: Rows, texts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = [f"query  {texts[rows[0]['doc_id']]['query']}"]
+def _before_and_after(rows: Rows, documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"query  {documents[rows[0]['doc_id']]['query']}"]
     for title, key in (("before (BM25)", "retrieval_rank"), ("after (cross-encoder)", "rank")):
         lines.append(f"  {title}")
         for row in sorted(rows, key=lambda row: row[key])[:_SHOWN]:
-            document = texts[row["doc_id"]]
+            document = documents[row["doc_id"]]
             text = " · ".join(part for part in (document["title"], document["body"]) if part)
             score = f"{row['retrieval_score']:6.2f}" if key != "rank" else f"{row['score']:+6.2f}"
             lines.append(_fit(f"  {row[key]:>3}  grade {row['label']:.0f}  {score}  {text}"))
@@ -89,7 +89,7 @@ def _before_and_after(rows: Rows, texts: Mapping[str, Mapping[str, Any]]) -> lis
 
 
 def _fit(line: str) -> str:
-    """Cut a line to the terminal; Chinese characters take two columns."""
+    """Return the line cut to the terminal; Chinese characters are two columns wide."""
     width = 0
     for at, character in enumerate(line):
         width += 2 if ord(character) > 0x2E7F else 1
