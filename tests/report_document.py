@@ -23,28 +23,17 @@ def make_document(queries: int = 43, **changes: Any) -> dict[str, Any]:
         "run_id": "3f0c8cc590ea6943098590ac3d245e6e",
         "started": "2026-11-22T02:00:00+01:00",
         "name": "reranked",
-        "measures": list(MEASURES),
-        "queries": queries,
-        "queries_unanswered": 0,
-        "queries_without_relevant": 1,
-        "queries_only_in_run": 157,
-        "first_stage_order": "retrieval_score",
-        "first_stage": BEFORE,
-        "reranked": AFTER,
-        "delta": DELTA,
-        "ceiling": {"nDCG@10": 0.8312, "RR(rel=2)@10": 1.0, "Success@1": 1.0},
+        "measures": list(MEASURES), "queries": queries, "queries_unanswered": 0,
+        "queries_without_relevant": 1, "queries_only_in_run": 157,
+        "first_stage_order": "retrieval_score", "first_stage": BEFORE, "reranked": AFTER,
+        "delta": DELTA, "ceiling": {"nDCG@10": 0.8312, "RR(rel=2)@10": 1.0, "Success@1": 1.0},
         "intervals": {
-            "level": 0.95,
-            "first_stage": _around(BEFORE, 0.053),
-            "reranked": _around(AFTER, 0.053),
-            "delta": _around(DELTA, 0.047),
+            "level": 0.95, "first_stage": _around(BEFORE, 0.053),
+            "reranked": _around(AFTER, 0.053), "delta": _around(DELTA, 0.047),
         },
-        "tests": _tests(queries),
-        "baseline": None,
-        "systems": [],
-        "moved": _moved(queries, rng),
-        "per_query": _per_query(queries, rng),
-        "slices": [_slices("language", ["en", "zh", "de"], queries)],
+        "tests": _tests(queries), "baseline": None, "systems": [],
+        "moved": _moved(queries, rng), "per_query": _per_query(queries, rng),
+        "slices": [{"column": "language", "rows": _slices(["en", "zh", "de"], queries)}],
         "scores": _scores(),
         "lengths": {
             "edges": [16.0 * place for place in range(33)],
@@ -52,14 +41,9 @@ def make_document(queries: int = 43, **changes: Any) -> dict[str, Any]:
             "mean": 104.2, "p50": 96, "p95": 231, "p99": 360, "max": 512, "max_length": 512,
             "truncated": 12,
         },
-        "operations": _operations(queries),
-        "warnings": [],
-        "gate": None,
-        "examples": [],
-        "config": {
-            "model": {"name": "BAAI/bge-reranker-v2-m3", "max_length": 512, "device": None},
-            "input": {"path": "hdfs:///logs/2026-11/" + 12 * "part-" + "0.parquet"},
-        },
+        "operations": _operations(100 * queries),
+        "warnings": [], "gate": None, "examples": [],
+        "config": {"model": {"max_length": 512, "device": None}, "input": {"path": 50 * "part-"}},
         "versions": {"python": "3.11.2", "spark": "4.1.0"},
     }  # fmt: skip
     return document | changes
@@ -69,12 +53,9 @@ def make_full(**changes: Any) -> dict[str, Any]:
     """Return a document with every block: a failed gate, a baseline, four systems, examples."""
     values = {name: value - 0.021 for name, value in AFTER.items()}
     baseline = {
-        "name": "bge-reranker-base",
-        "queries": 117, "only_here": 3, "only_baseline": 2,
-        "values": values,
-        "delta": dict.fromkeys(values, 0.021),
+        "name": "bge-reranker-base", "queries": 117, "only_here": 3, "only_baseline": 2,
+        "values": values, "delta": dict.fromkeys(values, 0.021), "tests": _tests(117),
         "intervals": _around(dict.fromkeys(values, 0.021), 0.013),
-        "tests": _tests(117),
     }  # fmt: skip
 
     def versus(delta: float, p: float) -> dict[str, Any]:
@@ -132,20 +113,13 @@ def make_tuning(*, recommended: bool = True) -> dict[str, Any]:
         for n, cut, cost in ((128, 0.26, 0.81), (256, 0.04, 0.97), (512, 0.0, 1.0))
     ]  # fmt: skip
     return {
-        "run_id": "3f0c8cc590ea6943098590ac3d245e6e",
-        "started": "2026-11-22T01:00:00+00:00",
-        "config": {"tune": {"min_tau": 0.97, "max_loss": 0.005}},
-        "model": {"name": "BAAI/bge-reranker-v2-m3"},
-        "device": "cpu-bf16",
-        "task_slots": 4,
-        "counts": {"distinct": 1_000_000, "sampled": 1000, "measured_on": 256},
-        "queries": 16,
+        "run_id": "3f0c8cc590ea6943098590ac3d245e6e", "started": "2026-11-22T01:00:00+00:00",
+        "config": {"tune": {"min_tau": 0.97, "max_loss": 0.005}}, "versions": {"torch": "2.13.0"},
+        "model": {"name": "BAAI/bge-reranker-v2-m3"}, "device": "cpu-bf16", "task_slots": 4,
+        "counts": {"distinct": 1_000_000, "sampled": 1000, "measured_on": 256}, "queries": 16,
         "lengths": {"sampled": 1000, **percentiles, "max": 512, "cuts": cuts},
-        "reference": "fp32 at max_length 512",
-        "reference_at": 0,
-        "rows": rows,
-        "versions": {"torch": "2.13.0"},
-    }
+        "reference": "fp32 at max_length 512", "reference_at": 0, "rows": rows,
+    }  # fmt: skip
 
 
 def _around(values: dict[str, float], width: float) -> dict[str, list[float]]:
@@ -170,11 +144,8 @@ def _moved(queries: int, rng: random.Random) -> dict[str, Any]:
     former = {"1-10": 0.49, "11-20": 0.19, "21-50": 0.2, "51-100": 0.12, "beyond 100": 0.0}
     rows = [{"from": name, "count": round(10 * queries * part)} for name, part in former.items()]
     return {
-        "queries_compared": queries,
-        "top1_change_rate": 0.907,
-        "rank_change": {"mean_absolute": 18.2, "p5": -40, "p50": 0, "p95": 35,
-                        "histogram": histogram},
-        "bin_width": 10,
+        "queries_compared": queries, "top1_change_rate": 0.907, "bin_width": 10,
+        "rank_change": {"mean_absolute": 18.2, "p5": -40, "p95": 35, "histogram": histogram},
         "kendall_tau": {"mean": 0.31, "p5": -0.1, "p50": 0.3, "p95": 0.6},
         "rbo": {"mean": 0.42, "p5": 0.11, "p50": 0.4, "p95": 0.71, "persistence": 0.9},
         "flow": {"k": 10, "rows": rows},
@@ -203,22 +174,14 @@ def _per_query(queries: int, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _slices(column: str, names: list[str], queries: int) -> dict[str, Any]:
-    rows = []
-    for place, name in enumerate(names):
-        delta = dict.fromkeys(MEASURES, 0.09 - 0.06 * place)
-        rows.append(
-            {
-                "value": name,
-                "queries": queries // len(names),
-                "first_stage": BEFORE,
-                "reranked": {m: BEFORE[m] + delta[m] for m in MEASURES},
-                "delta": delta,
-                "intervals": _around(delta, 0.05),
-                "p_holm": dict.fromkeys(MEASURES, min(1.0, 0.003 * 20**place)),
-            }
-        )
-    return {"column": column, "rows": rows}
+def _slices(names: list[str], queries: int) -> list[dict[str, Any]]:
+    deltas = [dict.fromkeys(MEASURES, 0.09 - 0.06 * place) for place in range(len(names))]
+    return [
+        {"value": name, "queries": queries // len(names), "first_stage": BEFORE, "delta": delta,
+         "reranked": {m: BEFORE[m] + delta[m] for m in MEASURES}, "intervals": _around(delta, 0.05),
+         "p_holm": dict.fromkeys(MEASURES, min(1.0, 0.003 * 20**place))}
+        for place, (name, delta) in enumerate(zip(names, deltas, strict=True))
+    ]  # fmt: skip
 
 
 def _scores() -> dict[str, Any]:
@@ -240,14 +203,10 @@ def _scores() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _operations(queries: int) -> dict[str, Any]:
-    pairs = 100 * queries
+def _operations(pairs: int) -> dict[str, Any]:
     return {
-        "counts": {
-            "input": pairs + 7, "collapsed": 4, "distinct": pairs, "from_store": 0,
-            "scored": pairs, "ranked": pairs, "cut": 0, "rejected": 3, "truncated": 12,
-            "queries": queries,
-        },
+        "counts": {"input": pairs + 7, "collapsed": 4, "distinct": pairs, "from_store": 0,
+                   "scored": pairs, "ranked": pairs, "cut": 0, "rejected": 3, "truncated": 12},
         "ms_per_pair": {"mean": 9.5, "p50": 9.1, "p95": 14.0, "p99": 20.1},
         "memory": {"process_mb": 3120.4, "device_mb": 2210.0},
         "pairs_per_s": 166.1, "tokens_per_s": 17114.7, "padding_share": 0.03,

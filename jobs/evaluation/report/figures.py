@@ -174,10 +174,9 @@ def reliability(figure: Figure, document: Document) -> None:
         return
     figure.set_figheight(3.9)
     curve, sizes = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    given = [row["mean_probability"] for row in filled]
-    relevant = [row["share_relevant"] for row in filled]
+    places = ([row[key] for row in filled] for key in ("mean_probability", "share_relevant"))
     curve.plot([0, 1], [0, 1], color=LIGHT["muted"], **_DASHED)
-    curve.plot(given, relevant, color=LIGHT["bars"], linewidth=1.6, marker="o", markersize=6)
+    curve.plot(*places, color=LIGHT["bars"], linewidth=1.6, marker="o", markersize=6)
     curve.set(ylim=(-0.03, 1.03), ylabel="share relevant")
     lows, pairs = [row["low"] for row in rows], [row["pairs"] for row in rows]
     bars = sizes.bar(lows, pairs, 0.92 / len(rows), align="edge", color=LIGHT["quiet"])
@@ -215,7 +214,8 @@ def lengths(figure: Figure, document: Document) -> None:
 
 def pareto(figure: Figure, document: Document) -> None:
     """Draw throughput against agreement of the tuned settings, the best trade-offs joined."""
-    rows = [row for row in document.get("rows") or [] if known(row.get("kendall_tau"))]
+    rows = [row for row in document["rows"] if known(row.get("kendall_tau"))]
+    rows = [row for row in rows if not row.get("of_batches")]
     if not rows:
         return
     figure.set_figheight(3.3)
@@ -237,8 +237,7 @@ def pareto(figure: Figure, document: Document) -> None:
     low = min(row["kendall_tau"] for row in rows)
     if known(least) and low < least:
         axes.axhline(least, color=LIGHT["muted"], **_DASHED)
-    axes.set_ylim(top=1 + 0.06 * max(1 - low, 0.02))
-    axes.set_xlim(left=0)
+    axes.set(xlim=(0, None), ylim=(None, 1 + 0.06 * max(1 - low, 0.02)))
     axes.set(xlabel="throughput of one task slot [pairs/s]", ylabel="Kendall’s tau")
     figure.legend(loc="outside upper left", ncols=3, frameon=False, columnspacing=1.0)
 
