@@ -154,7 +154,7 @@ def stored(out: Path) -> pd.DataFrame:
 def _rows(folder: Path) -> int | None:
     """Rows of a Parquet table; None if it is not there or is being replaced."""
     try:
-        return sum(pq.ParquetFile(file).metadata.num_rows for file in folder.glob("*.parquet"))
+        return sum(pq.ParquetFile(file).metadata.num_rows for file in folder.rglob("*.parquet"))
     except FileNotFoundError:
         return None
 
