@@ -7,7 +7,6 @@ spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/tune/__main__.py --conf
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -29,13 +28,11 @@ from jobs.runtime.session import task_slots
 from jobs.scoring.onnx_export import missing_packages
 from jobs.scoring.stage import make_spec
 from jobs.scoring.token_lengths import sample_lengths
-from jobs.tune.document import make_document, recommended_yaml
-from jobs.tune.executors import Executors, device_of
+from jobs.tune.document import closing_summary, make_document, recommended_yaml
 from jobs.tune.recommend import choose
 from jobs.tune.sample import draw_sample
-from jobs.tune.settings import batch_sizes, engines, lengths_to_try, make_grid
-from jobs.tune.summary import closing_summary
-from jobs.tune.sweep import Budget, sweep
+from jobs.tune.sweep import engines, lengths_to_try, make_grid, sweep
+from jobs.tune.trials import Trials, device_of
 
 COMMAND = Command(
     name="python -m jobs.tune",
@@ -71,34 +68,27 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
         if lengths is None:
             raise RefusedError("no row of the input can be scored; see jobs.rerank --dry-run")
         sample = draw_sample(pairs, qrels, config.tune, on_gpu=device == "cuda")
-    given_engines = engines(config.tune, device, has_onnx=not missing_packages())
-    tried = lengths_to_try(config.tune, lengths, checkpoint.positions)
-    grid = make_grid(config.tune, config.batching, device, (given_engines, tried))
+    tried = engines(config.tune, device, has_onnx=not missing_packages())
+    max_lengths = lengths_to_try(config.tune, lengths, checkpoint.positions)
+    grid = make_grid(config.tune, config.batching, tried, max_lengths, on_gpu=device == "cuda")
     with watch.part("preparing"):
-        executors = Executors(spark, config, checkpoint, given_engines)
-        executors.start(grid[0], sample)
+        trials = Trials(spark, config, checkpoint, tried)
+        trials.run(grid[0], sample.first(1))  # later ones do not wait for torch to be imported
     with watch.part("measuring"):
-        found = sweep(
-            grid,
-            sample,
-            executors.measure,
-            Budget(config.tune.seconds, time.monotonic),
-            partial(choose, config.tune),
-            partial(batch_sizes, config.tune),
-        )
+        found = sweep(config.tune, grid, sample, trials.measure, partial(choose, config.tune))
     document = make_document(
         run_id=out.run_id, config=config, checkpoint=checkpoint, device=device,
         slots=task_slots(spark), pairs=number, lengths=lengths, sample=sample, found=found,
         watch=watch, spark_version=spark.version,
     )  # fmt: skip
+    files: dict[str, Any] = {TUNING_PAGE: render_tuning(document), TUNING: document}
+    if document["recommended"]:
+        files = {RECOMMENDED: recommended_yaml(document), **files}
     with out:
-        recommended = recommended_yaml(document) if document["recommended"] else None
-        files: dict[str, Any] = {RECOMMENDED: recommended} if recommended else {}
-        files |= {TUNING_PAGE: render_tuning(document), TUNING: document}
         publish(out, [], files, gone={RECOMMENDED})
-    names = {"recommended": RECOMMENDED, "page": TUNING_PAGE, "record": TUNING}
-    places = {key: out.place(name) for key, name in names.items() if name in files}
-    sys.stdout.write(closing_summary(document, places) + "\n")
+    places = {name: out.place(name) for name in files}
+    sys.stdout.write(closing_summary(document, places) + "
+")
     return track_run(config.mlflow, out, document, TUNING)
 
 

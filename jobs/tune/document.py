@@ -1,24 +1,30 @@
-"""What was found, as plain values: the content of tune.json, and the file that is recommended."""
+"""Lay out what was found: tune.json, the recommended file, and the summary for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import pandas as pd
 import yaml
 
 from jobs.config import Config
 from jobs.output.record import Stopwatch, public_config, versions
 from jobs.runtime.redaction import known_secrets, masked
 from jobs.scoring.token_lengths import SampledLengths
-from jobs.tune.recommend import acceptable, pareto, recommend
-from jobs.tune.rows import Row, make_rows
+from jobs.tune.recommend import Row, acceptable, make_row, pareto, recommend
 from jobs.tune.sample import Sample
-from jobs.tune.settings import LENGTHS, Setting
-from jobs.tune.sweep import Sweep
+from jobs.tune.sweep import LENGTHS, Sweep
 from udfs.checkpoint import Checkpoint
 
 _PERCENTILES: Final = (50, 75, 90, 95, 99)
+_RATES: Final = ("pairs_per_s", "tokens_per_s", "kendall_tau", "ndcg_delta", "memory_mb")
+_ORDER: Final = ("of_batches", "backend", "precision", "max_length", "max_tokens", "max_pairs")
+_COLUMNS: Final = [
+    "engine", "max_length", "max_tokens", "max_pairs", "runs", "pairs_per_s", "ms_per_pair.p50",
+    "ms_per_pair.p95", "memory_mb", "device_memory_mb", "kendall_tau", "ndcg", "ndcg_delta",
+    "outcome",
+]  # fmt: skip
 _HOUR: Final = 3600.0  # s
 
 
@@ -36,15 +42,15 @@ def make_document(
     watch: Stopwatch,
     spark_version: str,
 ) -> dict[str, Any]:
-    """The content of tune.json. Holds settings and numbers, never a text."""
+    """Return the content of tune.json: settings and numbers, never a text."""
     measured_on = sample.first(found.pairs)
-    rows = make_rows(found.settings, found.reference, measured_on)
-    chosen = recommend(rows, config.tune)
-    front = pareto(rows)
+    rows = [make_row(measured, found.reference, measured_on) for measured in found.settings]
+    chosen, front = next(iter(recommend(rows, config.tune)), None), pareto(rows)
     for row in rows:
         row["acceptable"] = acceptable(row, config.tune)
         row["pareto"] = row in front
         row["recommended"] = row is chosen
+    reference = found.settings[found.reference_at].setting
     return {
         "run_id": run_id,
         "kind": "tune",
@@ -64,49 +70,65 @@ def make_document(
         "queries": len(set(measured_on.query_ids)),
         "labelled": measured_on.labelled,
         "lengths": _lengths(lengths, checkpoint.positions, rows, pairs, chosen),
-        "reference": _described(found.settings[found.reference_at].setting),
+        "reference": f"{reference.engine} at max_length {reference.max_length}",
         "reference_at": found.reference_at,
         "rows": rows,
-        "recommended": chosen and recommended_keys(config, chosen),
-        "rates": chosen
-        and {
-            key: chosen[key]
-            for key in ("pairs_per_s", "tokens_per_s", "kendall_tau", "ndcg_delta", "memory_mb")
-            if chosen[key] is not None
-        },
+        "recommended": chosen and _keys(config, chosen),
+        "rates": chosen and {key: chosen[key] for key in _RATES if chosen[key] is not None},
         "timings": watch.timings(),
         "versions": {**versions(), "spark": spark_version},
         "mlflow_run_id": None,
     }
 
 
-def recommended_keys(config: Config, chosen: Row) -> dict[str, dict[str, Any]]:
-    """Sections and keys that `jobs.rerank --config` takes: what was chosen, and for which model."""
-    model = {"name": config.model.name, "revision": config.model.revision}
+def _lengths(
+    lengths: SampledLengths,
+    positions: int | None,
+    rows: Sequence[Row],
+    pairs: int,
+    best: Row | None,
+) -> dict[str, Any]:
+    """Return percentiles, and what each max_length up to the model's positions cuts and costs."""
+    limit = positions or LENGTHS[-1]
+    speed = best["tokens_per_s"] if best else None
+    whole = lengths.cut_at(limit).mean
+    tried = {row["max_length"] for row in rows} | {n for n in LENGTHS if n <= limit}
     return {
-        "model": {key: value for key, value in model.items() if value is not None}
-        | {
-            "backend": chosen["backend"],
-            "precision": chosen["precision"],
-            "max_length": chosen["max_length"],
-            "truncation": config.model.truncation,
-        },
-        "batching": {
-            "max_tokens": chosen["max_tokens"],
-            "max_pairs": chosen["max_pairs"],
-            "window": config.batching.window,
-        },
+        "sampled": len(lengths.whole),
+        "mean": round(float(lengths.whole.mean()), 1),
+        **{f"p{percent}": round(lengths.percentile(percent), 1) for percent in _PERCENTILES},
+        "max": int(lengths.whole.max()),
+        "cuts": [
+            {
+                "max_length": cut.max_length,
+                "share_cut": round(cut.share, 4),
+                "tokens_per_pair": round(cut.mean, 1),
+                "cost": round(cut.mean / whole, 4),
+                "slot_hours": round(pairs * cut.mean / speed / _HOUR, 4) if speed else None,
+            }
+            for cut in map(lengths.cut_at, sorted(tried))
+        ],
+    }
+
+
+def _keys(config: Config, chosen: Row) -> dict[str, dict[str, Any]]:
+    """Return the sections that `jobs.rerank --config` takes: model and setting."""
+    model = {"name": config.model.name, "revision": config.model.revision}
+    model |= {key: chosen[key] for key in ("backend", "precision", "max_length")}
+    model |= {"truncation": config.model.truncation}
+    batching = {key: chosen[key] for key in ("max_tokens", "max_pairs")}
+    return {
+        "model": {key: value for key, value in model.items() if value is not None},
+        "batching": {**batching, "window": config.batching.window},
     }
 
 
 def recommended_yaml(document: Mapping[str, Any]) -> str:
-    """The file, with what was measured in its head."""
+    """Return the recommended file, with what was measured in its head."""
     row = next(row for row in document["rows"] if row["recommended"])
-    agreement = (
-        [f"Kendall's tau {row['kendall_tau']:.3f}"] if row["kendall_tau"] is not None else []
-    )
-    if row["ndcg_delta"] is not None:
-        agreement.append(f"nDCG@10 {row['ndcg_delta']:+.4f}")
+    tau, delta = row["kendall_tau"], row["ndcg_delta"]
+    agreement = [] if tau is None else [f"Kendall's tau {tau:.3f}"]
+    agreement += [] if delta is None else [f"nDCG@10 {delta:+.4f}"]
     against = f" ({', '.join(agreement)} against {document['reference']})" if agreement else ""
     head = [
         f"Recommended by jobs.tune, {document['started']}, for {document['model']['name']}.",
@@ -118,34 +140,35 @@ def recommended_yaml(document: Mapping[str, Any]) -> str:
     return "".join(f"# {line}\n" for line in head) + body
 
 
-def _described(setting: Setting) -> str:
-    return f"{setting.engine} at max_length {setting.max_length}"
-
-
-def _lengths(
-    lengths: SampledLengths, positions: int | None, rows: list[Row], pairs: int, chosen: Row | None
-) -> dict[str, Any]:
-    """Percentiles, and what each max_length cuts and costs, up to what the model can read."""
-    limit = positions or LENGTHS[-1]
-    tried = {row["max_length"] for row in rows} | {n for n in LENGTHS if n <= limit}
-    speed = chosen["tokens_per_s"] if chosen else None
-    whole = lengths.cut_at(limit).mean
-    cuts = []
-    for length in sorted(tried):
-        cut = lengths.cut_at(length)
-        cuts.append(
-            {
-                "max_length": length,
-                "share_cut": round(cut.share, 4),
-                "tokens_per_pair": round(cut.mean, 1),
-                "cost": round(cut.mean / whole, 4),
-                "slot_hours": round(pairs * cut.mean / speed / _HOUR, 4) if speed else None,
-            }
-        )
-    return {
-        "sampled": len(lengths.whole),
-        "mean": round(float(lengths.whole.mean()), 1),
-        **{f"p{percent}": round(lengths.percentile(percent), 1) for percent in _PERCENTILES},
-        "max": int(lengths.whole.max()),
-        "cuts": cuts,
-    }
+def closing_summary(document: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """Return lengths, all settings, the recommended one, and where the files are."""
+    lengths, counts = document["lengths"], document["counts"]
+    percentiles = (
+        f"{key} {lengths[key]:,.0f}" for key in ("p50", "p75", "p90", "p95", "p99", "max")
+    )
+    cuts = (
+        f"  max_length {cut['max_length']:>5,}: {cut['share_cut']:6.1%} cut, "
+        f"{cut['cost']:6.1%} of the tokens"
+        for cut in lengths["cuts"]
+    )
+    recommended = [
+        f"recommended: {section}.{key} {value}"
+        for section, content in (document["recommended"] or {}).items()
+        for key, value in content.items()
+    ] or ["no setting can be recommended; see tune.min_tau and tune.max_loss"]
+    table = pd.json_normalize(document["rows"]).sort_values(list(_ORDER)).reindex(columns=_COLUMNS)
+    return "\n".join(
+        [
+            f"lengths of {lengths['sampled']:,} sampled pairs [tokens]:",
+            "  " + "   ".join(percentiles),
+            *cuts,
+            "",
+            f"measured on {counts['measured_on']:,} pairs of {document['queries']:,} queries, one "
+            f"task slot, {document['device']}; agreement with {document['reference']}:",
+            table.to_string(index=False, float_format="{:,.3f}".format, na_rep="-"),
+            "",
+            *recommended,
+            "",
+            *(f"{name:<11} {file}" for name, file in files.items()),
+        ]
+    )

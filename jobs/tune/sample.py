@@ -1,4 +1,4 @@
-"""The pairs that settings are measured on: a few candidates each of some queries."""
+"""Draw the pairs that settings are measured on: a few candidates each of some queries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.input.layouts import InputTable
 from jobs.input.validation import with_pair_keys
 
 _ON_CPU, _ON_GPU = 320, 4096  # pairs
-_ORDER = ("unanswered", "drawn", "query_id")
+_ORDER = ("unanswered", "query_hash", "query_id", "position")
 _LONGEST = 200_000  # characters of a text; more than any max_length keeps
 
 
@@ -39,17 +39,18 @@ class Sample:
 
     @property
     def labelled(self) -> bool:
-        """Whether any pair is relevant, so that an order can be judged."""
+        """Return whether any pair is relevant, so that an order can be judged."""
         return bool((np.nan_to_num(self.grades) > 0).any())
 
     def __len__(self) -> int:
-        """InputTable."""
+        """Return the number of pairs."""
         return len(self.docs)
 
     def first(self, pairs: int) -> Sample:
-        """Whole queries from the start, as many as make about so many pairs; at least one."""
-        ends = [*np.flatnonzero(np.diff(_numbered(self.query_ids))) + 1, len(self)]
-        end = int(max((end for end in ends if end <= pairs), default=ends[0]))
+        """Return whole queries from the start that have at most `pairs` pairs; at least one."""
+        starts = [at for at in range(1, len(self)) if self.query_ids[at] != self.query_ids[at - 1]]
+        ends = [*starts, len(self)]
+        end = max((end for end in ends if end <= pairs), default=ends[0])
         return Sample(
             self.query_ids[:end], self.doc_ids[:end], self.queries[:end], self.docs[:end],
             self.grades[:end],
@@ -61,8 +62,8 @@ def draw_sample(
 ) -> Sample:
     """Draw queries and their candidates by hashes of their ids, so the same ones every time.
 
-    Of a query's candidates up to half are relevant ones, where there are any: without them there
-    would be no order to judge. Queries without a relevant candidate are drawn last.
+    Up to half of a query's candidates are relevant ones, as without them there is no order to
+    judge. Queries without a relevant candidate are drawn last.
     """
     rows = with_pair_keys(pairs).where(F.isnotnull("pair_key"))
     candidates = rows.groupBy("query_id", "doc_id").agg(F.min("pair_key").alias("pair_key"))
@@ -74,48 +75,38 @@ def draw_sample(
     number = candidates.select(F.count_distinct("query_id")).collect()[0][0]
     wanted = config.pairs or (_ON_GPU if on_gpu else _ON_CPU)
     each = max(config.candidates, math.ceil(wanted / max(1, number)))
-    chosen = _drawn(candidates, each, config.seed).limit(max(wanted, each))
+    chosen = _draw(candidates, each, config.seed).orderBy(*_ORDER).limit(max(wanted, each))
     # Only the chosen ids meet the texts, which are most of the table.
     texts = [F.substring(side, 1, _LONGEST).alias(side) for side in ("query", "doc")]
     found = (
         rows.select("query_id", "doc_id", "pair_key", *texts)
-        .join(F.broadcast(chosen), on=["query_id", "doc_id", "pair_key"])
+        .join(F.broadcast(chosen), on=["query_id", "doc_id", "pair_key"], how="inner")
         .dropDuplicates(["query_id", "doc_id"])
-        .orderBy(*_ORDER, "place")
-        .collect()
+        .orderBy(*_ORDER)
+        .toPandas()
     )
     return Sample(
-        [row["query_id"] for row in found],
-        [row["doc_id"] for row in found],
-        [row["query"] for row in found],
-        [row["doc"] for row in found],
-        np.array([np.nan if row["grade"] is None else row["grade"] for row in found], np.float64),
-    )
+        found["query_id"].to_list(), found["doc_id"].to_list(), found["query"].to_list(),
+        found["doc"].to_list(), found["grade"].to_numpy(np.float64, na_value=np.nan),
+    )  # fmt: skip
 
 
-def _drawn(candidates: DataFrame, each: int, seed: int) -> DataFrame:
-    """Up to `each` candidates of every query, in an order drawn by hashes.
+def _draw(candidates: DataFrame, each: int, seed: int) -> DataFrame:
+    """Keep up to `each` candidates of every query, and say in which order they are drawn.
 
-    Columns: query_id, doc_id, pair_key, grade, unanswered (no relevant candidate), drawn (the
-    query's hash), place (the candidate's, from 1).
+    Columns: query_id, doc_id, pair_key, grade, unanswered (no relevant candidate), query_hash,
+    position (of the candidate, from 1).
     """
     relevant = F.coalesce(F.col("grade") > 0, F.lit(False))
     by_hash = F.xxhash64("query_id", "doc_id", F.lit(seed))
     query = Window.partitionBy("query_id")
-    kind = Window.partitionBy("query_id", relevant).orderBy(by_hash, "doc_id")
-    ahead = relevant & (F.row_number().over(kind) <= each // 2)
+    alike = Window.partitionBy("query_id", relevant).orderBy(by_hash, "doc_id")
     flagged = candidates.withColumns(
         {
-            "ahead": ahead,
+            "ahead": relevant & (F.row_number().over(alike) <= each // 2),
             "unanswered": ~F.max(relevant).over(query),
-            "drawn": F.xxhash64("query_id", F.lit(seed)),
+            "query_hash": F.xxhash64("query_id", F.lit(seed)),
         }
     )
-    place = F.row_number().over(query.orderBy(F.desc("ahead"), by_hash, "doc_id"))
-    placed = flagged.withColumn("place", place).where(F.col("place") <= each).drop("ahead")
-    return placed.orderBy(*_ORDER, "place")
-
-
-def _numbered(names: list[str]) -> NDArray[np.int64]:
-    places = {name: at for at, name in enumerate(dict.fromkeys(names))}
-    return np.array([places[name] for name in names], np.int64)
+    position = F.row_number().over(query.orderBy(F.desc("ahead"), by_hash, "doc_id"))
+    return flagged.withColumn("position", position).where(F.col("position") <= each).drop("ahead")

@@ -10,7 +10,6 @@ import yaml
 from pyspark.sql import SparkSession
 
 from jobs import rerank
-from jobs import tune as command
 from jobs.config import Config, MlflowConfig, TuneConfig
 from jobs.evaluation.qrels import from_labels
 from jobs.input.layouts import read_input
@@ -19,9 +18,10 @@ from jobs.runtime.errors import DONE
 from jobs.scoring.models import resolve_model
 from jobs.scoring.onnx_export import missing_packages
 from jobs.scoring.stage import make_spec
-from jobs.tune.executors import device_of
+from jobs.tune import __main__ as command
 from jobs.tune.sample import draw_sample
-from jobs.tune.settings import engines
+from jobs.tune.sweep import engines
+from jobs.tune.trials import device_of
 from tests.sample import SAMPLE
 from tests.unit.test_report import Page
 from udfs.devices import TaskSlot, describe
@@ -50,7 +50,6 @@ def tuned(
     return folder, given
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_recommended_file_is_taken_by_the_job(
     tuned: tuple[Path, dict[str, object]], spark: SparkSession

@@ -14,8 +14,7 @@ from jobs.config import Config
 from jobs.evaluation.report import render_tuning
 from jobs.output.record import Stopwatch
 from jobs.runtime.cli import load_config
-from jobs.tune.document import make_document, recommended_yaml
-from jobs.tune.summary import closing_summary
+from jobs.tune.document import closing_summary, make_document, recommended_yaml
 from tests.unit.test_tuning import LENGTHS, Machine, sample
 from udfs.checkpoint import Checkpoint
 

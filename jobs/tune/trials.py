@@ -1,0 +1,61 @@
+"""Measure a setting where the pairs will be scored: in a Spark task, on an executor's device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+
+from pyspark.sql import SparkSession
+
+from jobs.config import Config
+from jobs.scoring.onnx_export import export
+from jobs.scoring.stage import make_spec, ship_model
+from jobs.tune.sample import Sample
+from jobs.tune.sweep import Engine, Setting
+from udfs.checkpoint import Checkpoint
+from udfs.scores import OK
+from udfs.spec import Backend, ScorerSpec
+from udfs.tasks import probe_devices, run_trial
+from udfs.trial import Trial
+
+
+class Trials:
+    """Runs trials, one at a time."""
+
+    def __init__(
+        self, spark: SparkSession, config: Config, checkpoint: Checkpoint, engines: Iterable[Engine]
+    ) -> None:
+        """Export what has to be exported, and ship it."""
+        self._spark = spark
+        self._specs: dict[Backend, ScorerSpec] = {}
+        # int8 first: its copy of the model holds the float32 graph as well.
+        for backend, precision in sorted(engines, key=lambda engine: engine[1] != "int8"):
+            if backend not in self._specs:
+                copy = export(checkpoint, precision) if backend == "onnxruntime" else checkpoint
+                spec = make_spec(config, copy)
+                spec = replace(spec, backend=backend, precision="fp32", runtime=copy.runtime)
+                self._specs[backend] = ship_model(spark, copy, spec, config.model.ship)
+
+    def run(self, setting: Setting, sample: Sample) -> Trial:
+        """Run one trial, in a process of its own."""
+        spec = replace(self._specs[setting.backend], **asdict(setting))
+        task = run_trial(spec, sample.queries, sample.docs)
+        trial: Trial = self._spark.sparkContext.parallelize([0], 1).mapPartitions(task).first()
+        return trial
+
+    def measure(self, setting: Setting, sample: Sample) -> Trial:
+        """Run one trial, and print a line on stderr."""
+        trial = self.run(setting, sample)
+        speed = f"{len(sample) / trial.seconds:8.1f} pairs/s" if trial.outcome == OK else ""
+        keys = ("max_length", "max_tokens", "max_pairs")
+        values = "  ".join(f"{key} {getattr(setting, key):>6}" for key in keys)
+        sys.stderr.write(f"{setting.engine:<17} {values}  {trial.outcome:<6}{speed}\n")
+        return trial
+
+
+def device_of(spark: SparkSession, draft: ScorerSpec) -> str:
+    """Return what an executor scores on: `cuda`, `cpu-bf16` or `cpu`."""
+    probe = probe_devices(draft, None, load=False)
+    (probed,) = spark.sparkContext.parallelize([0], 1).mapPartitions(probe).collect()
+    return probed.device
