@@ -49,23 +49,19 @@ def load_config(
         errors.add(str(error))
         raise errors.error() from None
     values: dict[str, Any] = reduce(_merge, [*layers, command_line()], {})
-    for message in (*command_line.unknown(known), *_missing(values, require)):
-        errors.add(message)
+    errors.add(*command_line.unknown(known), *_missing(values, require))
     try:
         resolved = config.model_validate(values)
     except ValidationError as error:
-        for message in _describe(error, known):
-            errors.add(message)
+        errors.add(*_describe(error, known))
     errors.raise_if_any()
     return resolved
 
 
 def help_text(name: str, about: str, config: type[Config], shown: Sequence[str]) -> str:
     """Return the help of a command: the keys of the sections `shown`, with unit and default."""
-    fields: Any = {
-        key: (config.model_fields[key].annotation, config.model_fields[key]) for key in shown
-    }
-    parser = _CommandLine(create_model("Keys", **fields)).root_parser
+    fields: Any = {key: (item.annotation, item) for key, item in config.model_fields.items()}
+    parser = _CommandLine(create_model("Keys", **{key: fields[key] for key in shown})).root_parser
     parser.usage = f"{name} [--config FILE.yaml]... [--section.key VALUE]..."
     parser.description = about
     parser.epilog = (

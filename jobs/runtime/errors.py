@@ -50,14 +50,12 @@ class ErrorCollector:
         try:
             return check(*args, **kwargs)
         except RefusedError as error:
-            for message in error.messages:
-                self.add(message)
+            self.add(*error.messages)
             return None
 
-    def add(self, message: str) -> None:
-        """Keep an error, once."""
-        if message not in self.messages:
-            self.messages.append(message)
+    def add(self, *messages: str) -> None:
+        """Keep errors, each once."""
+        self.messages += [message for message in messages if message not in self.messages]
 
     def __bool__(self) -> bool:
         """Return whether there are errors."""

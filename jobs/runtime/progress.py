@@ -1,11 +1,10 @@
-"""A progress bar for one Spark job, fed by what its running tasks report as written."""
+"""Show a progress bar for one Spark job, fed by what its running tasks report as written."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import uuid
-from types import TracebackType
 from typing import Any
 
 from py4j.protocol import Py4JError
@@ -14,10 +13,10 @@ from tqdm import tqdm
 
 
 class ProgressBar:
-    """Shows pairs done, pairs/s and time left while the `with` block runs a Spark job.
+    """Show pairs done, pairs/s and time left while the `with` block runs a Spark job.
 
-    The figures are for the eye: they come from task heartbeats, every 2 s in a local run, and
-    count a retried task twice. Counts that matter are taken from written files.
+    The figures come from task heartbeats, every 2 s in a local run, and count a retried task
+    twice. Counts that matter are taken from written files.
     """
 
     def __init__(self, spark: SparkSession, total: int, *, title: str) -> None:
@@ -28,34 +27,29 @@ class ProgressBar:
         self._bar = tqdm(
             total=total,
             desc=title,
-            unit=" pairs",
             file=sys.stderr,
             # A log file gets a line now and then, a terminal a moving bar.
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
             bar_format="{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} pairs  "
             "{rate_fmt}  left {remaining}",
+            unit=" pairs",
         )
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> ProgressBar:
-        """Mark the jobs this thread starts from now on, and watch them."""
+        """Put the jobs that this thread starts from now on into a group, and watch it."""
         self._context.setJobGroup(self._group, self._bar.desc)
         self._watcher.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Fill the bar if the job ended well."""
         self._ended.set()
         self._watcher.join()
-        for mark in ("spark.jobGroup.id", "spark.job.description"):
-            self._context.setLocalProperty(mark, None)  # type: ignore[arg-type]
-        if error is None:
+        for name in ("spark.jobGroup.id", "spark.job.description"):
+            self._context.setLocalProperty(name, None)  # type: ignore[arg-type]
+        if kind is None:
             self._bar.update(self._total - self._bar.n)
         self._bar.close()
 
@@ -64,18 +58,13 @@ class ProgressBar:
             try:
                 done = min(self._written(), self._total)
             except (Py4JError, OSError):
-                continue  # the figures of a moment; the next second has new ones
+                continue  # there are new figures in a second
             self._bar.update(max(0.0, done - self._bar.n))
 
     def _written(self) -> int:
-        """Rows that the last stage of the newest job has written so far."""
+        """Return the rows that the stages of the newest job have written so far."""
         tracker = self._context.statusTracker()
         store: Any = self._context._jsc.sc().statusStore()
-        stages = [
-            stage
-            for job in tracker.getJobIdsForGroup(self._group)
-            if (info := tracker.getJobInfo(job)) is not None
-            for stage in info.stageIds
-        ]
-        written = (int(store.lastStageAttempt(stage).outputRecords()) for stage in stages)
-        return max(written, default=0)
+        infos = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(self._group)]
+        stages = [stage for info in infos if info is not None for stage in info.stageIds]
+        return max((int(store.lastStageAttempt(s).outputRecords()) for s in stages), default=0)
