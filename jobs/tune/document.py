@@ -20,11 +20,12 @@ from udfs.checkpoint import Checkpoint
 _PERCENTILES: Final = (50, 75, 90, 95, 99)
 _RATES: Final = ("pairs_per_s", "tokens_per_s", "kendall_tau", "ndcg_delta", "memory_mb")
 _ORDER: Final = ("of_batches", "backend", "precision", "max_length", "max_tokens", "max_pairs")
-_COLUMNS: Final = [
-    "engine", "max_length", "max_tokens", "max_pairs", "runs", "pairs_per_s", "ms_per_pair.p50",
-    "ms_per_pair.p95", "memory_mb", "device_memory_mb", "kendall_tau", "ndcg", "ndcg_delta",
-    "outcome",
-]  # fmt: skip
+_COLUMNS: Final = {
+    "engine": "engine", "max_length": "length", "max_tokens": "tokens", "max_pairs": "pairs",
+    "runs": "runs", "pairs_per_s": "pairs/s", "ms_per_pair.p50": "ms p50",
+    "ms_per_pair.p95": "p95", "memory_mb": "MB", "device_memory_mb": "GPU MB",
+    "kendall_tau": "tau", "ndcg": "nDCG@10", "ndcg_delta": "delta", "outcome": "",
+}  # fmt: skip
 _HOUR: Final = 3600.0  # s
 
 
@@ -156,7 +157,12 @@ def closing_summary(document: Mapping[str, Any], files: Mapping[str, str]) -> st
         for section, content in (document["recommended"] or {}).items()
         for key, value in content.items()
     ] or ["no setting can be recommended; see tune.min_tau and tune.max_loss"]
-    table = pd.json_normalize(document["rows"]).sort_values(list(_ORDER)).reindex(columns=_COLUMNS)
+    table = (
+        pd.json_normalize(document["rows"])
+        .sort_values(list(_ORDER))
+        .reindex(columns=list(_COLUMNS))
+    )
+    table = table.rename(columns=_COLUMNS).dropna(axis="columns", how="all")
     return "\n".join(
         [
             f"lengths of {lengths['sampled']:,} sampled pairs [tokens]:",
