@@ -87,8 +87,7 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
     with out:
         publish(out, [], files, gone={RECOMMENDED})
     places = {name: out.place(name) for name in files}
-    sys.stdout.write(closing_summary(document, places) + "
-")
+    sys.stdout.write(closing_summary(document, places) + "\n")
     return track_run(config.mlflow, out, document, TUNING)
 
 
