@@ -12,7 +12,7 @@ from jobs.config import Config
 from jobs.output.record import Stopwatch, public_config, versions
 from jobs.runtime.redaction import known_secrets, masked
 from jobs.scoring.token_lengths import SampledLengths
-from jobs.tune.recommend import Row, acceptable, make_row, pareto, recommend
+from jobs.tune.recommend import Row, make_row, pareto, recommend
 from jobs.tune.sample import Sample
 from jobs.tune.sweep import LENGTHS, Sweep
 from udfs.checkpoint import Checkpoint
@@ -46,11 +46,10 @@ def make_document(
     """Return the content of tune.json: settings and numbers, never a text."""
     measured_on = sample.first(found.pairs)
     rows = [make_row(measured, found.reference, measured_on) for measured in found.settings]
-    chosen, front = next(iter(recommend(rows, config.tune)), None), pareto(rows)
+    best, front = recommend(rows, config.tune), pareto(rows)
+    chosen = best[0] if best else None
     for row in rows:
-        row["acceptable"] = acceptable(row, config.tune)
-        row["pareto"] = row in front
-        row["recommended"] = row is chosen
+        row |= {"acceptable": row in best, "pareto": row in front, "recommended": row is chosen}
     reference = found.settings[found.reference_at].setting
     return {
         "run_id": run_id,

@@ -65,6 +65,9 @@ class Measured:
     of_batches: bool = False
 
 
+MeasureSetting = Callable[[Setting, Sample], Trial]
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What was measured.
@@ -144,18 +147,17 @@ def sweep(
     config: TuneConfig,
     grid: Sequence[Setting],
     sample: Sample,
-    measure: Callable[[Setting, Sample], Trial],
+    measure: MeasureSetting,
     choose: Callable[[Sequence[Measured], Trial, Sample], Sequence[Measured]],
     clock: Callable[[], float] = time.monotonic,
 ) -> Sweep:
     """Measure every setting once, then batch sizes of the best, then the best ones in turns.
 
-    In turns, as a machine that gets slower then does so for all of them. If the first setting of
-    the grid, the reference, does not work, the next that does takes its place.
+    In turns, as a machine that gets slower then does so for all of them.
 
     Args:
         config: `seconds` ends the measuring; the reference is measured in any case.
-        grid: settings.
+        grid: settings, the reference first; if it does not work, the next that does is taken.
         sample: pairs; settings get as many of them as leave time for all settings.
         measure: runs one trial.
         choose: settings that may be recommended, the best first.
@@ -165,20 +167,7 @@ def sweep(
         RefusedError: if no setting works.
     """
     start, found = clock(), [Measured(setting) for setting in grid]
-    for measured in found:
-        before = clock()
-        reference = measure(measured.setting, sample)
-        overhead = max(0.0, clock() - before - reference.seconds)
-        if reference.outcome == OK and not reference.unscored:
-            break
-        measured.trials.append(reference)
-    else:
-        outcomes = sorted({measured.trials[0].outcome for measured in found})
-        raise RefusedError(
-            f"none of {len(found)} settings could score the sample ({', '.join(outcomes)}); try a "
-            "smaller model, tune.max_lengths or tune.max_tokens, or more memory"
-        )
-    at = grid.index(measured.setting)
+    at, reference, overhead = _reference(found, sample, measure, clock)
     # Scoring gets at least as much time as the rest of a trial; fewer pairs would show little.
     given = (start + _FIRST_PASS * config.seconds - clock()) / len(grid)
     part = max(given - overhead, overhead) / max(reference.seconds, 1e-9) if given > 0 else 1.0
@@ -199,3 +188,20 @@ def sweep(
         found += batches
         run(itertools.chain(batches, itertools.cycle(best[:_FINALISTS])), 1.0)
     return Sweep(reference, at, len(pairs), found)
+
+
+def _reference(
+    found: Sequence[Measured], sample: Sample, measure: MeasureSetting, clock: Callable[[], float]
+) -> tuple[int, Trial, float]:
+    """Return the first setting that works: index, trial, time a trial takes besides scoring [s]."""
+    for at, measured in enumerate(found):
+        before = clock()
+        trial = measure(measured.setting, sample)
+        if trial.outcome == OK and not trial.unscored:
+            return at, trial, max(0.0, clock() - before - trial.seconds)
+        measured.trials.append(trial)
+    outcomes = sorted({measured.trials[0].outcome for measured in found})
+    raise RefusedError(
+        f"none of {len(found)} settings could score the sample ({', '.join(outcomes)}); try a "
+        "smaller model, tune.max_lengths or tune.max_tokens, or more memory"
+    )
