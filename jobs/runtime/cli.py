@@ -126,14 +126,9 @@ def _merge(low: Any, high: Any) -> Any:
 
 
 def _missing(values: dict[str, Any], require: Sequence[str]) -> Iterator[str]:
-    given = {
-        f"{section}.{name}"
-        for section, content in values.items()
-        for name in (content if isinstance(content, dict) else ())
-        if content[name]
-    }
     for choices in (key.split("|") for key in require):
-        if not given.intersection(choices):
+        given = ((values.get(section), key) for section, key in (c.split(".") for c in choices))
+        if not any(isinstance(section, dict) and section.get(key) for section, key in given):
             yield f"{' or '.join(choices)} is required; give --{choices[0]} or set it in a file"
 
 
@@ -150,6 +145,8 @@ def _describe(error: ValidationError, known: Sequence[str]) -> Iterator[str]:
             yield _unknown(key, known)
         elif item["type"] == "value_error":
             yield message.removeprefix("Value error, ")
+        elif item["type"] == "dict_type":
+            yield f"{key} holds no keys and values; write KEY=VALUE"
         else:
             hidden = isinstance(item["input"], dict | list) or is_secret(key)
             shown = MASK if hidden else repr(item["input"])

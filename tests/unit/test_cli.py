@@ -53,7 +53,7 @@ def test_values_are_taken_whole() -> None:
 
 def test_all_errors_of_files_and_arguments_come_together(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("model: {max_lenght: 3, precision: fp8}\nimput: {}\n")
+    file.write_text("model: {max_lenght: 3, precision: fp8}\nimput: {}\nbatching: 3\n")
     text = refused(
         "--config", str(file), "--config", "/no/such.yaml", "--model.max_length", "many",
         "--input.pth", "x", "--output.path", "o", "--input.options", "header", "stray",
@@ -63,7 +63,7 @@ def test_all_errors_of_files_and_arguments_come_together(tmp_path: Path) -> None
         "unknown key imput", "precision", "/no/such.yaml", "model.max_length='many'",
         "unknown key input.pth; did you mean input.path?", "model.name is required",
         "input.path or input.table or input.run is required", "stands alone",
-        "input.options",
+        "input.options holds no keys and values; write KEY=VALUE", "batching=3",
     ):  # fmt: skip
         assert message in text, message
 
