@@ -38,7 +38,7 @@ from jobs.runtime.redaction import known_secrets, masked, secrets_of
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _GRACE: Final = 20.0  # s for a run to clean up after a signal
 _NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "File too large")
-_FULL: Final = 16 * 2**20  # bytes free, below which a disk is named as full
+_FULL: Final = 2**20  # bytes free, below which a disk is full
 _JAVA_FRAMES: Final = re.compile(r"^\s+(at .*\)|\.\.\. \d+ more)\n", re.MULTILINE)
 # Spark quotes a value that it cannot cast, which may be a text.
 _QUOTED_VALUE: Final = re.compile(r"(?s)(?<=The value ').*?(?=' of the type)")
@@ -170,15 +170,14 @@ def _explain(error: Exception, config: Config) -> str:
 
 def _no_space(said: str, config: Config) -> str | None:
     """Name the places that are full, if a full disk is the cause."""
-    cause = next((mark for mark in _NO_SPACE if mark in said), None)
-    if cause is None:
-        return None
     temporary = os.environ.get("TMPDIR", "/tmp")
     local = config.spark.settings.get("spark.local.dir", temporary).split(",")
     given = [config.output.path, config.store.path, *local, temporary]
     places = [path for path in dict.fromkeys(given) if path and Path(path).exists()]
     full = [path for path in places if shutil.disk_usage(path).free < _FULL]
-    return f"{cause}: free some in {' or '.join(full or places)}"
+    # A native library that cannot be unpacked blames itself.
+    cause = next((mark for mark in _NO_SPACE if mark in said), _NO_SPACE[0] if full else None)
+    return cause and f"{cause}: free some in {' or '.join(full or places)}"
 
 
 def _no_jvm() -> str | None:
