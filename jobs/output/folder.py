@@ -21,12 +21,13 @@ from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 
 from jobs.config import OutputConfig
 from jobs.output.filesystem import Files, literal
-from jobs.output.heartbeat import Heartbeat
 from jobs.output.lock import locked
 from jobs.output.names import LOCK, PARTITIONED, PARTITIONS, RUN, SWAP, TUNING, UNPUBLISHED, WORK
 from jobs.runtime.errors import RefusedError
 
 _FORMER: Final = "_former"  # in the workspace: what is being replaced
+_STARTED: Final = "started"
+_STALE: Final = 48 * 3600.0  # s since a run started, longer than any run takes
 # What is read back has to be what was written: line breaks, blanks and quotes in ids included.
 _CSV: Final = {
     "header": "true", "multiLine": "true", "escape": '"', "emptyValue": "",
@@ -80,7 +81,6 @@ class OutputFolder:
         self.run_id = uuid.uuid4().hex
         self._results = self.path
         self._work = self._workspace(self.run_id)
-        self._heartbeat = Heartbeat(self._files, self._work)
         self._started = False
         self._swapping = False
 
@@ -102,7 +102,6 @@ class OutputFolder:
         if not self._started:
             return
         try:
-            self._heartbeat.stop()
             if not self._swapping:
                 self._files.delete(self._work)
             self._files.delete_if_empty(f"{self.path}/{WORK}")
@@ -164,7 +163,6 @@ class OutputFolder:
         with locked(self._files, f"{self.path}/{LOCK}"):
             self._swap()
             self._sweep()
-            self._heartbeat.stop()
             first = {name.partition("/")[0] for name in names}
             for name in self._files.children(self._work):
                 if name not in first:
@@ -244,13 +242,17 @@ class OutputFolder:
     def _start(self) -> None:
         if not self._started:
             self._started = True
-            self._heartbeat.start()
+            self._files.write_text(f"{self._work}/{_STARTED}", "")
 
     def _sweep(self) -> None:
         """Remove the workspaces of dead runs. The lock is held and no note is left."""
+        now = self._files.modified(f"{self._work}/{_STARTED}") or 0.0  # by that file system's clock
         for run in self._files.children(f"{self.path}/{WORK}"):
-            if self._heartbeat.is_stale(self._workspace(run)):
-                self._files.delete(self._workspace(run))
+            work = self._workspace(run)
+            # A folder without the file is of a run that is just beginning, or that died there.
+            started = self._files.modified(f"{work}/{_STARTED}") or self._files.modified(work)
+            if started is not None and now - started > _STALE:
+                self._files.delete(work)
 
     def _workspace(self, run_id: str) -> str:
         return f"{self.path}/{WORK}/{run_id}"

@@ -67,7 +67,7 @@ def test_a_driver_killed_at_a_failpoint_then_the_same_command(
     # Where there is a record, all that it speaks of is there.
     assert (out / "run.json").exists() == (point == "published")
     assert (out / "ranked").exists() == (point.startswith("moved") or point == "published")
-    job.finish(out, Faults(str(tally)), Driver(patch={"jobs.output.heartbeat._STALE": 0.0}))
+    job.finish(out, Faults(str(tally)), Driver(patch={"jobs.output.folder._STALE": 0.0}))
     cost = oracle.check(out, undisturbed, rows=pairs[1], tally=tally, same_batches=True)
     assert (cost.scored_again, cost.stored_again) == (0, 0)
     assert not (out / "_work").exists()

@@ -130,14 +130,14 @@ def test_what_a_killed_run_has_begun_is_ended_by_the_next(
 def test_workspaces_of_dead_runs_go_and_those_of_living_ones_stay(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    for name, age in (("dead", 1000), ("living", 30)):
-        heartbeat = tmp_path / "_work" / name / "heartbeat"
-        heartbeat.parent.mkdir(parents=True)
-        heartbeat.touch()
-        os.utime(heartbeat, (time.time() - age,) * 2)
-    older = tmp_path / "_work" / "older"  # which died before its first beat
+    for name, age in (("dead", 49), ("living", 47)):
+        started = tmp_path / "_work" / name / "started"
+        started.parent.mkdir(parents=True)
+        started.touch()
+        os.utime(started, (time.time() - age * 3600,) * 2)
+    older = tmp_path / "_work" / "older"  # which died as it began
     older.mkdir()
-    os.utime(older, (time.time() - 1000,) * 2)
+    os.utime(older, (time.time() - 49 * 3600,) * 2)
     (tmp_path / "_work" / "beginning").mkdir()
     publish(spark, tmp_path)
     kept = sorted(folder.name for folder in (tmp_path / "_work").iterdir())
