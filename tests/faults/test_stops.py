@@ -45,7 +45,7 @@ def test_a_run_that_is_stopped_while_it_scores(
     ended = job.end(out, process)
     kept = len(oracle.stored(out))
     assert 0 < kept < 245
-    end = f"{kept} scored pairs are kept in {out}/scores/"
+    end = f"{kept} scored pairs are kept in file:{out}/scores/"
     (said,) = [line for line in ended.err.splitlines() if "scored pairs are kept" in line]
     assert end in said and said.endswith("run the same command again to go on")
     assert "Traceback" not in ended.err and "\tat " not in ended.err
