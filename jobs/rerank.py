@@ -159,7 +159,7 @@ def judge(
     gate = (document or {}).get("gate")
     if gate and not gate["passed"]:
         return GATE_NOT_PASSED, "a rule of evaluation.gate did not hold"
-    if not record["counts"]["ranked"]:
+    if record["counts"]["input"] and not record["counts"]["ranked"]:
         return DONE, "no row was ranked"
     return DONE, ""
 
