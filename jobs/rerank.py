@@ -20,22 +20,24 @@ from jobs.config import Config
 from jobs.evaluation.first_stage import without_partial_first_stage
 from jobs.evaluation.report import render
 from jobs.evaluation.result import Table, evaluate
-from jobs.input.validation import validate
+from jobs.input.validation import ValidatedInput, validate
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY, RANKED, REJECTS, SCORES
 from jobs.output.publish import not_published, publish, result_files, track_run
 from jobs.output.record import Stopwatch, evaluation_record, make_record, scoring_record
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking.results import all_candidates, write_ranked
+from jobs.ranking.results import Results, all_candidates, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import known_secrets, masked
-from jobs.scoring.fill import fill_store, scoring_stats
+from jobs.scoring.fill import ScoringStats, fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
 from jobs.scoring.stage import distinct_keys, make_spec, probing, ship_model, wanted_precision
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.store import ScoreStore, is_new
+from udfs.checkpoint import Checkpoint
+from udfs.spec import ScorerSpec
 
 COMMAND = Command(
     name="python -m jobs.rerank",
@@ -45,7 +47,6 @@ COMMAND = Command(
     "dry_run",
 )
 _RERANKED: Final = "reranked"
-_COUNTED: Final = ("input", "collapsed", "distinct")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,8 +105,8 @@ def produce(
             start = probed.result()
     spec = replace(draft, precision=start.precision, doc_template=pairs.doc_template)
     store = ScoreStore(spark, scores_at, spec.fingerprint())
-    name = masked(str(config.model.name), known_secrets(config))
-    store.open({"model": name, "revision": config.model.revision, **spec.scoring()})
+    about = scores_record(config, checkpoint, spec)["model"]
+    store.open({"model": about["name"], "revision": about["revision"], **spec.scoring()})
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
             spark, pairs, done, spec, store,
@@ -118,20 +119,11 @@ def produce(
             out, config.ranking, config.output, "label" in pairs.has, done, store
         )
         stats = measuring.result()
-    made = {"from_store": stats.from_store, "scored": stats.scored}
-    counts = {**{k: done.counts[k] for k in _COUNTED}, **made, **results.counts}
-    model = {
-        "name": name, "revision": config.model.revision, "digest": checkpoint.digest,
-        "architecture": checkpoint.architecture, "parameters": checkpoint.parameters,
-        "precision": spec.precision,
-    }  # fmt: skip
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
                       spark_version=spark.version),
-        "fingerprint": spec.fingerprint(),
-        "model": model,
-        **scoring_record(counts, vars(stats), results.written, watch.seconds["scoring"]),
-        "reject_reasons": results.reasons,
+        **scores_record(config, checkpoint, spec),
+        **counts_record(done, stats, results, watch),
         "start_up": {"session": watch.seconds.get("session"), **start.seconds},
     }  # fmt: skip
     document = None
@@ -144,6 +136,35 @@ def produce(
                 plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
             )
     return {**record, "timings": watch.timings(), **evaluation_record(document)}, document
+
+
+def scores_record(config: Config, checkpoint: Checkpoint, spec: ScorerSpec) -> dict[str, Any]:
+    """Return what run.json says of the scorer."""
+    return {
+        "fingerprint": spec.fingerprint(),
+        "model": {
+            "name": masked(str(config.model.name), known_secrets(config)),
+            "revision": config.model.revision,
+            "digest": checkpoint.digest,
+            "architecture": checkpoint.architecture,
+            "parameters": checkpoint.parameters,
+            "precision": spec.precision,
+        },
+    }
+
+
+def counts_record(
+    done: ValidatedInput, stats: ScoringStats, results: Results, watch: Stopwatch
+) -> dict[str, Any]:
+    """Return what run.json says of rows, pairs and times."""
+    counts = {
+        **{key: done.counts[key] for key in ("input", "collapsed", "distinct")},
+        "from_store": stats.from_store,
+        "scored": stats.scored,
+        **results.counts,
+    }
+    found = scoring_record(counts, vars(stats), results.written, watch.seconds["scoring"])
+    return {**found, "reject_reasons": results.reasons}
 
 
 def judge(
