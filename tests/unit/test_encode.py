@@ -50,18 +50,18 @@ def test_truncated_marks_every_pair_over_the_limit_and_no_other(tiny_model: Path
 
 
 LONG_DOCS = [
-    SENTENCES[0] * 400,
-    SENTENCES[4] * 400,
-    "  \u200b" * 5_000 + SENTENCES[1] * 9,  # little to see in the first 15,000 characters
-    "x" * 20_000,
+    SENTENCES[0] * 40,
+    SENTENCES[4] * 60,
+    "  \u200b" * 500 + SENTENCES[1] * 9,  # little to see in the first 1,500 characters
+    "x" * 2_000,
     SENTENCES[2],
     SENTENCES[4] * 40,  # about a token a character, and so longer than the query beside it
-    SENTENCES[0] * 400,
+    SENTENCES[0] * 40,
     "a " * 383 + "x" * 150 + SENTENCES[0] * 100,  # a long word, cut in the middle
 ]
 LONG_QUERIES = [
-    SENTENCES[3], SENTENCES[3] * 300, SENTENCES[5], SENTENCES[6], SENTENCES[0] * 200,
-    SENTENCES[0] * 15, SENTENCES[4] * 390, SENTENCES[1] * 100,
+    SENTENCES[3], SENTENCES[3] * 30, SENTENCES[5], SENTENCES[6], SENTENCES[0] * 20,
+    SENTENCES[0] * 15, SENTENCES[4] * 90, SENTENCES[1] * 20,
 ]  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_a_very_long_text_is_cheap_unless_its_count_matters(tiny_bert: Path) -> 
     seen: list[int] = []
     original = ours._encode
     ours._encode = lambda texts: (seen.extend(map(len, texts)), original(texts))[1]  # type: ignore[method-assign]
-    huge = SENTENCES[0] * 20_000
+    huge = SENTENCES[0] * 2_000
     ours.encode([SENTENCES[3], SENTENCES[3] * 20], [huge, huge])
     assert max(seen) < 5_000
     seen.clear()
