@@ -79,7 +79,8 @@ def dry_run_summary(
 
 
 def _evaluation(document: Mapping[str, Any]) -> list[str]:
-    lines = [*_measures(document), *_systems(document), *_gate(document)]
+    parts = (_measures, _baseline, _systems, _gate)
+    lines = [line for part in parts for line in part(document)]
     return lines + [f"warning: {sentence}" for sentence in document.get("warnings") or []]
 
 
@@ -104,6 +105,22 @@ def _measures(document: Mapping[str, Any]) -> list[str]:
                "queries_only_in_run": "without a judgement, left out"}  # fmt: skip
     lines += [f"  {document[k]:,} queries {what}" for k, what in counted.items() if document.get(k)]
     return lines + [f"  note: {note}" for note in document.get("notes") or []]
+
+
+def _baseline(document: Mapping[str, Any]) -> list[str]:
+    """Return the comparison with the baseline, over the queries that both have."""
+    found = document.get("baseline")
+    if not found:
+        return []
+    alone = [(found.get("only_here"), "only here"), (found.get("only_baseline"), "only there")]
+    rest = ", ".join(f"{count:,} {where}" for count, where in alone if count)
+    title = f"{found['name']}, {found['queries']:,} shared queries{f' ({rest})' if rest else ''}"
+    lines = ["", f"against {title}"]
+    for name, delta in found["delta"].items():
+        before, test = found["values"][name], (found["tests"] or {}).get(name)
+        p = f"  {test['p_holm']:>8.4f}" if test else ""
+        lines.append(f"{name:<20}  {before:.4f}  {before + delta:.4f}  {delta:+.4f}{p}")
+    return lines
 
 
 def _systems(document: Mapping[str, Any]) -> list[str]:
