@@ -8,7 +8,7 @@ from typing import Any, Final
 import pandas as pd
 import yaml
 
-from jobs.config import Config
+from jobs.config import BatchingConfig, Config, ModelConfig
 from jobs.output.record import Stopwatch, public_config, versions
 from jobs.runtime.redaction import known_secrets, masked
 from jobs.scoring.token_lengths import SampledLengths
@@ -73,7 +73,7 @@ def make_document(
         "reference": f"{reference.engine} at max_length {reference.max_length}",
         "reference_at": found.reference_at,
         "rows": rows,
-        "recommended": chosen and _keys(config, chosen),
+        "recommended": chosen and _keys(config.model, config.batching, chosen),
         "rates": chosen and {key: chosen[key] for key in _RATES if chosen[key] is not None},
         "timings": watch.timings(),
         "versions": {**versions(), "spark": spark_version},
@@ -111,15 +111,14 @@ def _lengths(
     }
 
 
-def _keys(config: Config, chosen: Row) -> dict[str, dict[str, Any]]:
+def _keys(model: ModelConfig, batching: BatchingConfig, chosen: Row) -> dict[str, dict[str, Any]]:
     """Return the sections that `jobs.rerank --config` takes: model and setting."""
-    model = {"name": config.model.name, "revision": config.model.revision}
-    model |= {key: chosen[key] for key in ("backend", "precision", "max_length")}
-    model |= {"truncation": config.model.truncation}
-    batching = {key: chosen[key] for key in ("max_tokens", "max_pairs")}
+    name = {"name": model.name} | ({"revision": model.revision} if model.revision else {})
+    measured = {key: chosen[key] for key in ("backend", "precision", "max_length")}
+    sizes = {key: chosen[key] for key in ("max_tokens", "max_pairs")}
     return {
-        "model": {key: value for key, value in model.items() if value is not None},
-        "batching": {**batching, "window": config.batching.window},
+        "model": {**name, **measured, "truncation": model.truncation},
+        "batching": {**sizes, "window": batching.window},
     }
 
 
