@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -115,14 +115,23 @@ def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkp
     )
 
 
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 [64 hex digits] over the names and contents of the scoring files."""
+def digest_of(path: Path, known: Mapping[Path, bytes] | None = None) -> str:
+    """Return the SHA-256 [64 hex digits] over the names and contents of the scoring files.
+
+    Args:
+        path: the model's folder.
+        known: SHA-256 of files that were read already.
+    """
     digest = hashlib.sha256()
     for file in scoring_files(path):
         digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update((known or {}).get(file) or _hash(file))
     return digest.hexdigest()
+
+
+def _hash(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def scoring_files(path: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Which device, number type and how many threads this process scores with.
+"""Device, number type and threads of this process.
 
 Standard library at import; torch is imported inside the functions that need it.
 """
@@ -6,12 +6,12 @@ Standard library at import; torch is imported inside the functions that need it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from udfs.spec import Device, Precision, ScorerSpec
+from udfs.spec import Device, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -25,16 +25,16 @@ _GPU_NODES: Final = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "
 
 
 class DeviceError(RuntimeError):
-    """The device that was asked for is not there."""
+    """The device that was asked for is missing."""
 
 
 @dataclass(frozen=True)
 class TaskSlot:
-    """What Spark gave this task. Outside Spark, everything the process may use.
+    """What Spark gives a task. Outside Spark, everything the process may use.
 
     Attributes:
         cpus: cores for this task [cores]; one thread each.
-        gpu: address of the task's GPU as Spark's discovery script named it, or None.
+        gpu: address of the task's GPU as Spark's discovery script names it, or None.
     """
 
     cpus: int
@@ -42,75 +42,57 @@ class TaskSlot:
 
 
 def process_slot() -> TaskSlot:
-    """The slot of a process that is no Spark task: every core it may run on."""
+    """Return the slot of a process that is no Spark task: every core it may run on."""
     return TaskSlot(cpus=usable_cores())
 
 
-def spread(number: int) -> str | None:
-    """Address of a GPU for the task of this number, where Spark has given it none.
-
-    Tasks are spread over all GPUs that this process sees; None where there is none.
-    """
-    if not may_have_gpu():
-        return None
-    import torch
-
-    gpus = torch.cuda.device_count()
-    return str(number % gpus) if gpus else None
-
-
 def usable_cores() -> int:
-    """Cores this process may run on. macOS has no affinity to ask for."""
+    """Return the number of cores this process may run on. macOS has no affinity to ask for."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
 
 
-def may_have_gpu() -> bool:
-    """Whether this machine may have a GPU, found out without touching one."""
-    return any(node.exists() for node in _GPU_NODES)
+def has_gpu() -> bool:
+    """Return whether torch can use a GPU here; torch is imported only where there may be one."""
+    return gpu_count() > 0
+
+
+@cache
+def gpu_count() -> int:
+    """Return the number of GPUs that torch can use in this process."""
+    if not any(node.exists() for node in _GPU_NODES):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware. False where it cannot be told."""
-    return bool(_BF16_FLAGS & _flags(cpuinfo))
-
-
-def describe(draft: ScorerSpec, slot: TaskSlot) -> str:
-    """What this process would score on with this model: `cuda`, `cpu-bf16` or `cpu`.
-
-    Args:
-        draft: the scorer, but for its precision.
-        slot: cores and GPU of the calling task.
-    """
-    if choose(draft.device, slot).type == "cuda":
-        return "cuda"
-    return "cpu-bf16" if has_bf16() else "cpu"
-
-
-def common_precision(devices: Iterable[str]) -> Precision:
-    """The precision that `auto` means for all these devices (values of `describe`) together.
-
-    fp16 on CUDA; bf16 on CPUs that have the instructions; else fp32. fp16 on a CPU is several times
-    slower than fp32.
-    Mixed clusters get fp32, as a score must not depend on the executor.
-    """
-    kinds = set(devices)
-    by_kind: Mapping[str, Precision] = {"cuda": "fp16", "cpu-bf16": "bf16"}
-    return by_kind.get(kinds.pop(), "fp32") if len(kinds) == 1 else "fp32"
-
-
-def _flags(cpuinfo: Path) -> set[str]:
-    """Names of the instruction sets that this machine's CPUs have."""
+    """Return whether this CPU multiplies bf16 matrices in hardware; False where it is unknown."""
     try:
         lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return set()
+        return False
     flags = (line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features")))
-    return {flag for line in flags for flag in line.split()}
+    return any(_BF16_FLAGS & set(line.split()) for line in flags)
+
+
+def best_precision(*, gpu: bool) -> Precision:
+    """Return what precision `auto` means: fp16 on a GPU, bf16 on CPUs that have it, else fp32.
+
+    fp16 on a CPU is several times slower than fp32. A bf16 model also scores on a CPU without the
+    instructions, slowly.
+
+    Args:
+        gpu: whether the model runs on a GPU; if not, this machine's CPU decides.
+    """
+    if gpu:
+        return "fp16"
+    return "bf16" if has_bf16() else "fp32"
 
 
 def choose(wanted: Device, slot: TaskSlot) -> torch.device:
-    """The torch device for a task: the GPU Spark gave it, else the first one, else the CPU.
+    """Return the torch device of a task: the GPU Spark gave it, else the first one, else the CPU.
 
     Spark does not set CUDA_VISIBLE_DEVICES, so the address has to be passed on. Where a container
     already hides the other GPUs, addresses beyond the visible ones mean the only one left.

@@ -1,4 +1,4 @@
-"""How much memory this process has held, and what to do when there is none left."""
+"""Memory that this process has held, and recovery where none is left."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that scoring has taken, up to now.
+    """The most that a scoring process has needed so far.
 
     Attributes:
-        process_mb: held by one process at once, libraries included [MB, 2^20 bytes].
-        device_mb: held by tensors on a GPU at once [MB, 2^20 bytes]; None without one.
+        process_mb: memory of one process, libraries included [MB, 2^20 bytes].
+        device_mb: memory of tensors on a GPU [MB, 2^20 bytes]; None without one.
+        load_seconds: time to load the model [s].
     """
 
     process_mb: float = 0.0
     device_mb: float | None = None
+    load_seconds: float = 0.0
 
     def __or__(self, other: Peak) -> Peak:
-        """The larger of both, part by part."""
+        """Return the larger of both, part by part."""
         devices = [mb for mb in (self.device_mb, other.device_mb) if mb is not None]
-        return Peak(max(self.process_mb, other.process_mb), max(devices, default=None))
+        return Peak(
+            max(self.process_mb, other.process_mb),
+            max(devices, default=None),
+            max(self.load_seconds, other.load_seconds),
+        )
 
 
 def peak() -> Peak:
-    """What this process has held since it started."""
+    """Return the memory that this process has held since it started."""
     return Peak(peak_process_mb(), _peak_device_mb())
 
 
 def peak_process_mb(status: Path = Path("/proc/self/status")) -> float:
-    """Most memory this process has held [MB, 2^20 bytes]."""
+    """Return the most memory this process has held [MB, 2^20 bytes]."""
     try:
         lines = status.read_text(encoding="ascii").splitlines()
         most = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
@@ -48,11 +54,11 @@ def peak_process_mb(status: Path = Path("/proc/self/status")) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def unless_full(run: Callable[[], _T]) -> _T | None:
-    """What `run` returns; None where memory ran out, of a GPU or of the machine.
+def catch_oom(run: Callable[[], _T]) -> _T | None:
+    """Return the result of `run`; None where a GPU or the machine is out of memory.
 
-    A retry is for the caller, after this has returned: inside `except` the traceback still holds
-    the tensors that have to be freed first.
+    The caller retries after this has returned: inside `except` the traceback still holds the
+    tensors that have to be freed first.
     """
     import torch
 
@@ -61,7 +67,7 @@ def unless_full(run: Callable[[], _T]) -> _T | None:
     except (torch.OutOfMemoryError, MemoryError):
         pass
     except RuntimeError as error:
-        # torch has a class of its own for a GPU that is full, and none for a CPU.
+        # torch has an exception class for a full GPU, and none for a CPU.
         if _NO_MEMORY not in str(error):
             raise
     if torch.cuda.is_available():

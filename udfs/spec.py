@@ -1,7 +1,7 @@
 """`ScorerSpec`: everything that decides a score, in one frozen, hashable value.
 
-Standard library only, because the driver pickles it into every task and configuration errors
-have to be found before torch is imported.
+Standard library only: the driver pickles it into every task, and configuration errors are found
+before torch is imported.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 Truncation = Literal["longest_first", "passage"]
@@ -18,7 +18,7 @@ Attention = Literal["auto", "sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["torch", "onnxruntime", "tokenizer", "stub"]
 
-#: The precisions that each backend computes in.
+#: Precisions of each backend.
 PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
     "torch": ("fp32", "bf16", "fp16"),
     "onnxruntime": ("fp32", "int8"),
@@ -28,43 +28,37 @@ PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
 #: Backends that run no model, see `udfs.scorers.stub`.
 STAND_INS: Final[tuple[Backend, ...]] = ("tokenizer", "stub")
 
-# Raise it whenever the scoring code changes what any pair scores: it opens a new fingerprint.
-SCORING_VERSION: Final = 3
+# Raise it whenever the scoring code changes the score of any pair: it opens a new fingerprint.
+SCORING_VERSION: Final = 4
 
-# Keys that say where and how fast a pair is scored, but not what its score is.
+# Fields that say where and how fast a pair is scored, but not what its score is.
 _NOT_SCORING: Final = (
     "model_path", "device", "max_tokens", "max_pairs", "window", "batch_timeout"
 )  # fmt: skip
-# Keys that are younger than the first stores. They count where they are set; where they are not,
-# the fingerprint is what it was before there was such a key.
-_YOUNGER: Final = ("runtime",)
 
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """How pairs are scored.
+    """How rendered pairs are scored. Templates and instructions are part of the rendered texts.
 
     Args:
         model_path: folder of the checkpoint as executors see it; `archive:NAME` names one that
             Spark has unpacked for them (`SparkContext.addArchive`).
-        model_digest: SHA-256 over the checkpoint's files, see `udfs.checkpoint`.
+        model_digest: SHA-256 over the checkpoint's files, see `udfs.checkpoint`; empty: any.
         max_length: longest pair given to the model, special tokens included [tokens].
         truncation: `longest_first` is sentence-transformers' rule, `passage` FlagEmbedding's.
         precision: number type of the model's weights. Logits are float32 in any case.
         attention: attention kernel; `auto` is sdpa where the architecture has it.
         backend: what runs the model.
-        runtime: what the backend's own copy of the model was made with and is run by, with
-            versions; empty for torch, which runs the checkpoint itself.
-        doc_template: how the document's text was made of fields; empty: a single column.
-        query_instruction: text already put before the queries.
-        doc_instruction: text already put before the documents.
+        runtime: versions that made and run the backend's own copy of the model; empty for torch,
+            which runs the checkpoint itself.
         trust_remote_code: whether code that comes with the checkpoint may run.
         device: where to score; `auto` is the task's GPU, else the first one, else the CPU.
         max_tokens: padded size of one batch [tokens].
         max_pairs: rows of one batch [pairs].
         window: pairs held and sorted by length before batching [pairs].
         batch_timeout: longest time for one batch, after which the process ends itself; only for
-            processes that somebody starts again, such as Spark's workers. 0: no limit [s].
+            processes that are started again, such as Spark's workers. 0: no limit [s].
 
     Raises:
         ValueError: naming the value, the limit and the remedy.
@@ -78,9 +72,6 @@ class ScorerSpec:
     attention: Attention = "auto"
     backend: Backend = "torch"
     runtime: str = ""
-    doc_template: str = ""
-    query_instruction: str = ""
-    doc_instruction: str = ""
     trust_remote_code: bool = False
     device: Device = "auto"
     max_tokens: int = 4096
@@ -113,20 +104,12 @@ class ScorerSpec:
                 "raise one or lower the other"
             )
 
-    def for_loading(self) -> ScorerSpec:
-        """The same without how texts are made, which a worker that gets texts need not know."""
-        return replace(self, doc_template="", query_instruction="", doc_instruction="")
-
     def scoring(self) -> dict[str, Any]:
-        """Everything that can change a score, by name."""
-        scoring = {
-            key: value
-            for key, value in asdict(self).items()
-            if key not in _NOT_SCORING and (value or key not in _YOUNGER)
-        }
+        """Return everything that can change a score, by name."""
+        scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
         return {**scoring, "scoring_version": SCORING_VERSION}
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest [32 digits] of everything that can change a score."""
+        """Return a hexadecimal digest [32 digits] of everything that can change a score."""
         canonical = json.dumps(self.scoring(), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -21,11 +21,11 @@ from udfs.devices import TaskSlot
 from udfs.encoding.batching import plan_batches
 from udfs.memory import peak
 from udfs.scorers.cross_encoder import Scorer
-from udfs.scores import OK, OUT_OF_MEMORY, Scores
+from udfs.scorers.base import OK, OUT_OF_MEMORY, Scores
 from udfs.spec import ScorerSpec
 
 KILLED: Final = "killed"
-# The last one takes as long as torch, and every architecture asks for it.
+# What every architecture needs; `import transformers` alone imports next to nothing.
 _PRELOAD: Final = [
     "torch", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto", "transformers.modeling_utils",

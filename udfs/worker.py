@@ -1,8 +1,4 @@
-"""One scorer per Python worker process, loaded on first use and kept across tasks.
-
-On a CPU it has the weights in its own memory; those of a GPU are in another process, which all
-workers of the executor hand their batches to (`udfs.lease`).
-"""
+"""The scorer of a Python worker process: one, loaded on first use and kept across tasks."""
 
 from __future__ import annotations
 
@@ -10,15 +6,15 @@ import gc
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from udfs.devices import TaskSlot, choose
-from udfs.forward.base import LogitModel
-from udfs.scorers.cross_encoder import PairScorer, Scorer
+from udfs.devices import TaskSlot
+from udfs.scorers.base import PairScorer
+from udfs.scorers.cross_encoder import Scorer
 from udfs.scorers.stub import StubScorer
-from udfs.spec import Precision, ScorerSpec
+from udfs.spec import ScorerSpec
 
 _ARCHIVE: Final = "archive:"
 _lock: Final = threading.Lock()
@@ -29,16 +25,19 @@ class Loaded:
     """A scorer in memory.
 
     Attributes:
+        spec: what it was loaded for.
+        gpu: address of its GPU, or None.
         scorer: ready to score.
-        seconds: what loading it took, here or in the process that this one was forked from [s].
+        seconds: time to load it [s].
     """
 
+    spec: ScorerSpec
+    gpu: str | None
     scorer: PairScorer
     seconds: float
 
 
-# By the GPU, too: Spark gives a worker's next task whichever is free.
-_loaded: dict[tuple[ScorerSpec, str | None], Loaded] = {}
+_loaded: Loaded | None = None
 
 
 def get_scorer(
@@ -46,61 +45,40 @@ def get_scorer(
     slot: TaskSlot,
     *,
     archive_root: Callable[[], str] | None = None,
-    load: Callable[[Path, ScorerSpec, TaskSlot], PairScorer] | None = None,
+    load: Callable[[Path, ScorerSpec, TaskSlot], PairScorer] = Scorer.load,
 ) -> Loaded:
-    """The scorer of this process for `spec`, loaded if it is not there yet.
+    """Return the scorer of this process for `spec`, loaded if it is not there yet.
 
-    Runs on executors. Only those of the newest spec are kept: two models would share the memory of
-    one device. Specs that differ only in how texts are made share a scorer.
+    Runs on executors. A scorer of another spec, or on another GPU than the task's, is released
+    first: two models would share the memory of one device.
 
     Args:
         spec: what to load.
         slot: cores and GPU of the calling task.
-        archive_root: where Spark unpacked `archive:` models in this process.
-        load: how a scorer comes into being, `load_for_task` unless a test counts its calls.
+        archive_root: where Spark unpacks `archive:` models in this process.
+        load: makes a scorer of a folder.
     """
-    spec = spec.for_loading()
-    load = load or load_for_task
+    global _loaded
     with _lock:
-        found = _loaded.get((spec, slot.gpu))
-        if found is None:
-            for other in [key for key in _loaded if key[0] != spec]:
-                del _loaded[other]
+        if _loaded is None or (_loaded.spec, _loaded.gpu) != (spec, slot.gpu):
+            if _loaded is not None:
+                _loaded = None
+                gc.unfreeze()
+                gc.collect()
             start = time.perf_counter()
             if spec.backend == "stub":
                 scorer: PairScorer = StubScorer()
             else:
                 scorer = load(locate(spec.model_path, archive_root), spec, slot)
-            found = Loaded(scorer, time.perf_counter() - start)
-            _loaded[spec, slot.gpu] = found
-            # It stays: without this, pyspark's worker looks through all of it, torch included, for
-            # garbage after every task, a third of a second each time.
+            _loaded = Loaded(spec, slot.gpu, scorer, time.perf_counter() - start)
+            # pyspark's worker collects garbage after every task: a third of a second through all
+            # objects of torch and the model, unless they are frozen.
             gc.freeze()
-        return found
-
-
-def load_for_task(path: Path, spec: ScorerSpec, slot: TaskSlot) -> PairScorer:
-    """Load the model, unless the task has a GPU: then the GPU's owner does, once for all."""
-    if not owned(spec, slot):
-        return Scorer.load(path, spec, slot)
-    from udfs.lease import borrow
-
-    # The owner watches over its batches. A worker may have to wait for those of all others.
-    patient = replace(spec, batch_timeout=0.0)
-
-    def lend(path: Path, _: ScorerSpec, slot: TaskSlot, precision: Precision) -> LogitModel:
-        return borrow(path, spec, slot, precision)
-
-    return Scorer.load(path, patient, slot, lend)
-
-
-def owned(spec: ScorerSpec, slot: TaskSlot) -> bool:
-    """Whether the model of this task belongs to a process of its own."""
-    return spec.backend == "torch" and choose(spec.device, slot).type == "cuda"
+        return _loaded
 
 
 def locate(model_path: str, archive_root: Callable[[], str] | None) -> Path:
-    """The folder of a model as this process sees it."""
+    """Return the folder of a model as this process sees it."""
     if not model_path.startswith(_ARCHIVE):
         return Path(model_path)
     if archive_root is None:

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from udfs import devices
 from udfs.encoding.pairs import Batch
-from udfs.memory import Peak
-from udfs.scores import Forwarded
 from udfs.spec import Precision, ScorerSpec
 
 
-class LogitModel(Protocol):
-    """Anything that turns a padded batch into one logit per row."""
+class ModelError(RuntimeError):
+    """A checkpoint that cannot be scored with as it is."""
 
-    def forward(self, batch: Batch) -> Forwarded:
-        """One logit per row, and what they cost.
+
+@dataclass(frozen=True)
+class BatchOutput:
+    """Output of one forward pass over B rows.
+
+    Attributes:
+        logits: float32[B], raw.
+        padding: int64[B], padding tokens that the layers were given with each row.
+        milliseconds: time that the batch took, copies to and from the device included [ms].
+    """
+
+    logits: NDArray[np.float32]
+    padding: NDArray[np.int64]
+    milliseconds: float
+
+
+class LogitModel(Protocol):
+    """Turns a padded batch into one logit per row."""
+
+    def forward(self, batch: Batch) -> BatchOutput:
+        """Compute one logit per row.
 
         Raises:
             torch.OutOfMemoryError, MemoryError: if the batch does not fit.
         """
-        ...
-
-    def peak(self) -> Peak:
-        """Most memory that a process holding the model has held."""
-        ...
-
-
-class LoadModel(Protocol):
-    """A way to come by a model, see `load_model`."""
-
-    def __call__(
-        self, path: Path, spec: ScorerSpec, slot: devices.TaskSlot, precision: Precision, /
-    ) -> LogitModel:
-        """Load, or find loaded."""
         ...
 
 

@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.encoding.pairs import Batch
-from udfs.forward.transformers import ModelError
-from udfs.memory import Peak, peak
-from udfs.scores import Forwarded
+from udfs.forward.base import BatchOutput, ModelError
 from udfs.spec import Precision, ScorerSpec
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ class OnnxModel:
         session = InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return cls(session, one_by_one=precision == "int8")
 
-    def forward(self, batch: Batch) -> Forwarded:
+    def forward(self, batch: Batch) -> BatchOutput:
         """One raw logit per row.
 
         Raises:
@@ -86,11 +84,7 @@ class OnnxModel:
             logits, padding = np.concatenate(rows), np.zeros_like(lengths)
         else:
             logits, padding = self._run(batch), lengths.max() - lengths
-        return Forwarded(logits, padding, (time.perf_counter() - start) * 1000.0)
-
-    def peak(self) -> Peak:
-        """What this process has held."""
-        return peak()
+        return BatchOutput(logits, padding, (time.perf_counter() - start) * 1000.0)
 
     def _run(self, batch: Batch) -> NDArray[np.float32]:
         types = np.zeros_like(batch.input_ids) if batch.type_ids is None else batch.type_ids

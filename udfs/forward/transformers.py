@@ -1,10 +1,9 @@
-"""A checkpoint in memory: padded ids in, float32 logits out."""
+"""A checkpoint run by torch and transformers."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,33 +11,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.checkpoint import digest_of
-from udfs.encoding.pairs import Batch
-from udfs.memory import Peak, peak
-from udfs.scores import Forwarded
+from udfs.encoding.pairs import Batch, PairEncoder
+from udfs.forward.base import BatchOutput, ModelError
 from udfs.spec import Precision, ScorerSpec
+from udfs.weights import weight_files
 
 if TYPE_CHECKING:
     import torch
 
-_TORCH_NAMES: Final[dict[Precision, str]] = {
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-}
-
-
-class ModelError(RuntimeError):
-    """A checkpoint that loads, but not as the cross-encoder it was taken for."""
+_DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class TorchModel:
-    """A Hugging Face sequence-classification model with one logit, on one device."""
+    """A Hugging Face sequence-classification model with one logit, on one device.
 
-    def __init__(self, model: Any, device: torch.device, *, flat: bool) -> None:
-        """Take a model in evaluation mode on `device`; `flat`: see `udfs.forward.unpadded`."""
-        self._model = model
+    The BERT family runs without padding on a CPU (`udfs.forward.unpadded`) and with packed layers
+    there in bf16 (`udfs.forward.packed`); any other architecture runs as transformers has it.
+    """
+
+    def __init__(
+        self, model: Any, device: torch.device, *, unpadded: bool, packed: bool = False
+    ) -> None:
+        """Take a model of transformers.
+
+        Args:
+            model: on any device.
+            device: where it is to score.
+            unpadded: whether to leave padding out where that is possible.
+            packed: whether its bf16 layers are to be packed where that is possible.
+        """
+        from udfs.forward.unpadded import UnpaddedModel, supports
+
+        known = device.type == "cpu" and supports(model)
+        if known and packed:
+            from udfs.forward.packed import available, pack
+
+            if available():
+                pack(model)
         self._device = device
-        self._flat = flat
+        self._unpadded = known and unpadded
+        model = model.to(device).eval()
+        self._model = UnpaddedModel(model) if self._unpadded else model
 
     @classmethod
     def load(
@@ -46,23 +59,23 @@ class TorchModel:
     ) -> TorchModel:
         """Load weights from safetensors, offline.
 
-        Raises:
-            ModelError: if a weight the model needs is not in the checkpoint, it has more than
-                one logit, or the folder is not the one that `spec` was made from.
-        """
-        _refuse_another_model(path, spec.model_digest)
-        import torch
-        from transformers import AutoModelForSequenceClassification
-        from transformers.utils import logging
+        Weight files are read into memory once; the model is made of, and the digest taken over,
+        what was read. A file that changes later changes no score.
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            str(path),
-            dtype=getattr(torch, _TORCH_NAMES[precision]),
-            attn_implementation=None if spec.attention == "auto" else spec.attention,
+        Raises:
+            ModelError: if a weight is missing, there is more than one logit, or the folder is not
+                the one that `spec` was made from.
+        """
+        import torch
+
+        tensors, hashes = _read_weights(path)
+        config, kind = _read_config(path, spec)
+        loaded: Any = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=getattr(torch, _DTYPES[precision]),
             local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
         )
         model, info = loaded
@@ -71,115 +84,113 @@ class TorchModel:
                 f"{len(lacking)} weights of {path} are missing or have another shape, first "
                 f"{lacking[0]}; they would be random. Name a complete reranker checkpoint"
             )
-        if model.config.num_labels != 1:
-            raise ModelError(f"{path} has {model.config.num_labels} labels; one logit is needed")
         if precision != "fp32":
-            _keep_head_in_float32(model)
-        if precision == "bf16" and device.type == "cpu":
-            from udfs.forward import packed
+            _keep_head_in_float32(model, tensors)
+        _refuse_another_model(path, spec.model_digest, hashes)
+        return cls(
+            model, device, unpadded=spec.attention != "eager", packed=precision == "bf16"
+        )
 
-            if packed.available():
-                packed.pack(model)
-        model = model.to(device).eval()
-        # On a GPU attention has kernels for padded batches; nothing was measured there yet.
-        if device.type == "cpu" and spec.attention != "eager":
-            from udfs.forward import unpadded as flat
-
-            if flat.supports(model):
-                return cls(flat.FlatModel(model), device, flat=True)
-        return cls(model, device, flat=False)
-
-    def forward(self, batch: Batch) -> Forwarded:
-        """One raw logit per row."""
-        return self.start(batch)()
-
-    def start(self, batch: Batch) -> Callable[[], Forwarded]:
-        """Have the device begin; what is returned waits for the logits.
-
-        A GPU computes on its own: the next batch can be started before the last one is waited for.
-        A CPU has done it all when this returns.
-        """
+    def forward(self, batch: Batch) -> BatchOutput:
+        """Compute one raw logit per row."""
         import torch
 
-        on_gpu = self._device.type == "cuda"
+        start = time.perf_counter()
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.type_ids is not None:
             inputs["token_type_ids"] = batch.type_ids
-        # A thread's own device is the first one: marks in its queue would tell of another GPU.
-        at_device = torch.cuda.device(self._device) if on_gpu else nullcontext()
-        with torch.inference_mode(), at_device:
-            clock = _GpuClock() if on_gpu else _CpuClock()
-            found = self._model(**{key: self._to_device(array) for key, array in inputs.items()})
-            logits: torch.Tensor = (found if self._flat else found.logits[:, 0]).float()
-            clock.stop()
-
-        def wait() -> Forwarded:
-            on_host: NDArray[np.float32] = logits.cpu().numpy()
-            lengths = batch.attention_mask.sum(axis=1)
-            return Forwarded(on_host, self._padding(lengths), clock.milliseconds())
-
-        return wait
-
-    def peak(self) -> Peak:
-        """What this process has held."""
-        return peak()
-
-    def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
-        """Copy without waiting: from memory that is not pinned, CUDA waits for its turn."""
-        import torch
-
-        tensor = torch.from_numpy(array)
-        if self._device.type != "cuda":
-            return tensor.to(self._device)
-        return tensor.pin_memory().to(self._device, non_blocking=True)
-
-    def _padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[B]: padding that the layers are given with each row of a batch [tokens]."""
-        missing: NDArray[np.int64] = lengths.max() - lengths
-        if self._flat:
-            missing = self._model.padding(lengths)
-        return missing
+        with torch.inference_mode():
+            tensors = {k: torch.from_numpy(a).to(self._device) for k, a in inputs.items()}
+            output = self._model(**tensors)
+            logits: torch.Tensor = output if self._unpadded else output.logits[:, 0]
+            on_host: NDArray[np.float32] = logits.float().cpu().numpy()
+        lengths = batch.attention_mask.sum(axis=1)
+        padding: NDArray[np.int64] = lengths.max() - lengths
+        if self._unpadded:
+            padding = self._model.padding(lengths)
+        return BatchOutput(on_host, padding, (time.perf_counter() - start) * 1000.0)
 
 
-class _CpuClock:
-    """Time on a device that has done its work when a call returns."""
+def check_model(path: Path, spec: ScorerSpec) -> None:
+    """Score two pairs with a random one-layer copy of the model, on the CPU, without its weights.
 
-    def __init__(self) -> None:
-        self._start = self._end = time.perf_counter()
+    For the driver, before any table is read: an architecture that cannot score shows here. With
+    `max_pairs=1` nothing is padded, and it is one pair.
 
-    def stop(self) -> None:
-        self._end = time.perf_counter()
-
-    def milliseconds(self) -> float:
-        return (self._end - self._start) * 1000.0
-
-
-class _GpuClock:
-    """Time on a GPU, between two marks among its work: waiting in its queue does not count."""
-
-    def __init__(self) -> None:
-        import torch
-
-        mark: Any = torch.cuda.Event
-        self._start, self._end = mark(enable_timing=True), mark(enable_timing=True)
-        self._start.record()
-
-    def stop(self) -> None:
-        self._end.record()
-
-    def milliseconds(self) -> float:
-        """To be asked when the logits are there."""
-        return float(self._start.elapsed_time(self._end))
-
-
-def _refuse_another_model(path: Path, digest: str) -> None:
-    """Hash what is about to be loaded, as its scores will be kept under this digest.
-
-    The driver has hashed the folder as it saw it. Here it may be another machine's folder of that
-    name, or one that was replaced or damaged since. An empty digest, of a spec made by hand,
-    stands for any folder.
+    Raises:
+        ModelError: if the tokenizer or the architecture cannot score a pair.
     """
-    found = digest_of(path) if digest else ""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from transformers.initialization import no_init_weights
+
+    try:
+        encoder = PairEncoder.load(path, spec)
+        config, _ = _read_config(path, spec)
+        config.num_hidden_layers = 1
+        with no_init_weights():
+            model = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=spec.trust_remote_code
+            )
+        tried = TorchModel(
+            model.to(getattr(torch, _DTYPES[spec.precision])),
+            torch.device("cpu"),
+            unpadded=spec.attention != "eager",
+        )
+        pairs = encoder.encode(["a", "a"], ["b", "b b b"])
+        tried.forward(encoder.collate(pairs, range(min(2, spec.max_pairs))))
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the code of an architecture raises
+        raise ModelError(
+            f"the model in {path} cannot score a pair ({type(error).__name__}: {error}); use "
+            "another checkpoint, or mend its config.json and tokenizer"
+        ) from error
+
+
+def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[Path, bytes]]:
+    """Read all weight files: tensors by name, and the SHA-256 of each file."""
+    from safetensors.torch import load
+
+    tensors: dict[str, torch.Tensor] = {}
+    hashes = {}
+    for file in weight_files(path):
+        content = file.read_bytes()
+        hashes[file] = hashlib.sha256(content).digest()
+        try:
+            tensors |= load(content)
+        except Exception as error:  # safetensors' own class is not public
+            raise ModelError(f"{file} cannot be read ({error}); copy the folder anew") from error
+    return tensors, hashes
+
+
+def _read_config(path: Path, spec: ScorerSpec) -> tuple[Any, Any]:
+    """Return the configuration and the class of the model, without making its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    code = spec.trust_remote_code
+    config: Any = AutoConfig.from_pretrained(
+        str(path), local_files_only=True, trust_remote_code=code
+    )
+    if config.num_labels != 1:
+        raise ModelError(f"{path} has {config.num_labels} labels; one logit is needed")
+    if spec.attention != "auto":
+        config._attn_implementation = spec.attention
+    with torch.device("meta"):
+        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
+    return config, type(empty)
+
+
+def _refuse_another_model(path: Path, digest: str, hashes: dict[Path, bytes]) -> None:
+    """Compare what was loaded with what the driver hashed; scores are kept under its digest.
+
+    Here it may be another machine's folder of that name, or one that was replaced since. An empty
+    digest, of a spec made by hand, stands for any folder.
+    """
+    found = digest_of(path, hashes) if digest else ""
     if found != digest:
         raise ModelError(
             f"the model in {path} has the digest {found[:12]} here and had {digest[:12]} on the "
@@ -187,16 +198,21 @@ def _refuse_another_model(path: Path, digest: str) -> None:
         )
 
 
-def _keep_head_in_float32(model: Any) -> None:
+def _keep_head_in_float32(model: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Run the last layers in float32, as half precision would merge scores that differ.
 
     bf16 has 8 bits of mantissa: of 64 pairs only about 10 keep a logit of their own. The head is
     a thousandth of the work, and float32 weights there keep the order of what the encoder found.
+    Its weights are taken from the checkpoint again, as the model's are rounded already.
     """
     for name, module in model.named_children():
-        if name != model.base_model_prefix:
-            module.float()
-            module.register_forward_pre_hook(_inputs_to_float32)
+        if name == model.base_model_prefix:
+            continue
+        module.float()
+        for part, weight in module.named_parameters(prefix=name):
+            if part in tensors:
+                weight.data = tensors[part].float()
+        module.register_forward_pre_hook(_inputs_to_float32)
 
 
 def _inputs_to_float32(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -30,23 +30,17 @@ _ROWS: Final = 64  # tokens
 
 
 def supports(model: torch.nn.Module) -> bool:
-    """Whether a model of transformers is one that `FlatModel` knows how to compute."""
+    """Return whether a model of transformers is one that `UnpaddedModel` knows how to compute."""
     config: Any = getattr(model, "config", None)
     if type(model).__name__ not in _ARCHITECTURES or getattr(config, "is_decoder", False):
         return False
+    if config.model_type != "bert" and config.pad_token_id is None:
+        return False  # its positions are counted from the padding token
     return (getattr(config, "position_embedding_type", None) or "absolute") == "absolute"
 
 
-def padding(lengths: NDArray[np.int64], rows: int = _ROWS) -> NDArray[np.int64]:
-    """int64[B]: tokens that fill a batch up to a multiple of `rows`, shared out among its pairs."""
-    share, rest = divmod(-int(lengths.sum()) % rows, len(lengths))
-    return share + (np.arange(len(lengths)) < rest)
-
-
-class FlatModel(torch.nn.Module):
+class UnpaddedModel(torch.nn.Module):
     """A sequence-classification model of `_ARCHITECTURES`, for inference."""
-
-    _multiple = _ROWS  # of which the number of rows is one
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Use the layers of a model that `supports` says yes to; packed ones are welcome."""
@@ -68,12 +62,13 @@ class FlatModel(torch.nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """int64[B, L], rows padded on the right -> [B], one logit per row."""
-        tokens = Tokens.of(attention_mask, self._multiple)
+        tokens = Tokens.of(attention_mask)
         return self._head(self._encode(self._embed(input_ids, token_type_ids, tokens), tokens))
 
     def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[B]: padding that a batch of pairs of these lengths is computed with [tokens]."""
-        return padding(lengths)
+        """Return the tokens that fill up a batch, shared out among its pairs, int64[B]."""
+        share, rest = divmod(-int(lengths.sum()) % _ROWS, len(lengths))
+        return share + (np.arange(len(lengths)) < rest)
 
     def _encode(self, rows: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[T, H] -> [B, H], the first token of each pair behind all layers."""
@@ -89,8 +84,8 @@ class FlatModel(torch.nn.Module):
         table = self._embeddings
         types = tokens.columns.new_zeros(1)
         if token_type_ids is not None:
-            types = token_type_ids.flatten()[tokens.places]
-        rows = table.word_embeddings(input_ids.flatten()[tokens.places])
+            types = token_type_ids.flatten()[tokens.positions]
+        rows = table.word_embeddings(input_ids.flatten()[tokens.positions])
         rows = rows + table.token_type_embeddings(types)
         rows = rows + table.position_embeddings(tokens.columns + self._first)
         result: torch.Tensor = table.LayerNorm(rows)
@@ -119,7 +114,7 @@ class FlatModel(torch.nn.Module):
         mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         mixed = mixed.transpose(1, 2).reshape(-1, rows.shape[1])
         if not first_only:
-            mixed = mixed.index_select(0, grid.places)
+            mixed = mixed.index_select(0, grid.positions)
         rows = after.LayerNorm(_plus(after.dense, mixed, rows))
         inner = layer.intermediate(rows)
         result: torch.Tensor = layer.output.LayerNorm(_plus(layer.output.dense, inner, rows))
@@ -138,29 +133,29 @@ class Tokens:
     """The tokens [T] of a padded batch [B, L], laid end to end.
 
     Attributes:
-        places: int64[T], place of each token in the padded batch, flattened.
-        columns: int64[T], place of each token in its pair.
+        positions: int64[T], position of each token in the padded batch, flattened.
+        columns: int64[T], position of each token in its pair.
         firsts: int64[B], each pair's first token.
         lengths: int64[B], tokens of each pair.
         width: L.
     """
 
-    places: torch.Tensor
+    positions: torch.Tensor
     columns: torch.Tensor
     firsts: torch.Tensor
     lengths: torch.Tensor
     width: int
 
     @classmethod
-    def of(cls, mask: torch.Tensor, multiple: int = 1) -> Tokens:
-        """The tokens of a batch, int64[B, L], 1 where there is one, in rows padded on the right.
+    def of(cls, mask: torch.Tensor) -> Tokens:
+        """Return the tokens of a mask, int64[B, L], 1 where there is one, padded on the right.
 
-        T is a multiple of `multiple`, filled up with the first token.
+        T is a multiple of `_ROWS`, filled up with the first token.
         """
         width, lengths = mask.shape[1], mask.sum(1)
-        places = mask.flatten().nonzero()[:, 0]
-        places = torch.cat([places, places.new_zeros(-len(places) % multiple)])
-        return cls(places, places % width, lengths.cumsum(0) - lengths, lengths, width)
+        positions = mask.flatten().nonzero()[:, 0]
+        positions = torch.cat([positions, positions.new_zeros(-len(positions) % _ROWS)])
+        return cls(positions, positions % width, lengths.cumsum(0) - lengths, lengths, width)
 
 
 @dataclass(frozen=True)
@@ -171,28 +166,28 @@ class _Grid:
 
     Attributes:
         firsts: int64[B], each pair's first token.
-        tokens: int64[B * W], the token at each place of the rectangle.
-        places: int64[T], place of each token in the rectangle, flattened.
+        tokens: int64[B * W], the token at each position of the rectangle.
+        positions: int64[T], position of each token in the rectangle, flattened.
         bias: float32[B, 1, 1, W], added to the attention of each key: 0 or minus infinity.
     """
 
     firsts: torch.Tensor
     tokens: torch.Tensor
-    places: torch.Tensor
+    positions: torch.Tensor
     bias: torch.Tensor
 
     @classmethod
     def of(cls, tokens: Tokens) -> _Grid:
         """The rectangle of these tokens."""
         width = -(-tokens.width // _WIDTH) * _WIDTH
-        column = torch.arange(width, device=tokens.places.device)
+        column = torch.arange(width, device=tokens.positions.device)
         filled = column < tokens.lengths[:, None]
         taken = tokens.firsts[:, None] + torch.where(filled, column, 0)
         bias = torch.zeros(filled.shape, device=column.device).masked_fill(~filled, -torch.inf)
         return cls(
             firsts=tokens.firsts,
             tokens=taken.flatten(),
-            places=tokens.places // tokens.width * width + tokens.columns,
+            positions=tokens.positions // tokens.width * width + tokens.columns,
             bias=bias[:, None, None],
         )
 

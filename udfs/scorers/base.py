@@ -1,9 +1,10 @@
-"""What scoring finds out about pairs, row by row."""
+"""What every scorer offers, and what it returns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +15,8 @@ OUT_OF_MEMORY: Final = "out_of_memory"
 
 
 @dataclass(frozen=True)
-class Forwarded:
-    """What came of one batch of B rows.
-
-    Attributes:
-        logits: float32[B], raw.
-        padding: int64[B], padding tokens that the layers were given with each row.
-        milliseconds: time that the batch took on the device [ms].
-    """
-
-    logits: NDArray[np.float32]
-    padding: NDArray[np.int64]
-    milliseconds: float
-
-
-@dataclass(frozen=True)
 class Scores:
-    """What is known of N pairs after scoring, row by row in the order of the input.
+    """Scores of N pairs, row by row in the order of the input.
 
     Attributes:
         logit: float32[N], raw logit; NaN unless status is `ok`.
@@ -50,7 +36,7 @@ class Scores:
 
     @classmethod
     def empty(cls, size: int) -> Scores:
-        """N rows that nothing is known of yet."""
+        """Return N rows that are not scored yet."""
         return cls(
             logit=np.full(size, np.nan, np.float32),
             n_tokens=np.zeros(size, np.int32),
@@ -59,3 +45,20 @@ class Scores:
             device_ms=np.zeros(size, np.float32),
             status=np.full(size, OK, np.object_),
         )
+
+
+class PairScorer(Protocol):
+    """Scores pairs of texts in two stages, so that one can run while the other waits."""
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether a thread should encode the next window while this one is scored."""
+        ...
+
+    def encode(self, queries: Sequence[str], docs: Sequence[str]) -> Any:
+        """Prepare N pairs for `score_encoded`; may run in another thread than that."""
+        ...
+
+    def score_encoded(self, pairs: Any) -> Scores:
+        """Score what `encode` returned."""
+        ...
