@@ -27,10 +27,10 @@ WITH_JAVA = JAVA_HOME="$$(sh .make/java.sh $(PY))" && export JAVA_HOME &&
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-setup: $(VENV)/.test $(VENV)/.classes ## create .venv with all packages; find or install Java
+setup: $(VENV)/.test ## create .venv with all packages; find or install Java
 	@$(WITH_JAVA) echo "Java: $$JAVA_HOME"
 
-demo: $(VENV)/.demo $(VENV)/.classes ## rerank the embedded sample with the embedded model
+demo: $(VENV)/.demo ## rerank the embedded sample with the embedded model
 	@$(WITH_JAVA) $(PY) -m jobs.demo $(ARGS)
 
 test: setup lint ## lint, then all tests except the slow ones
@@ -86,11 +86,6 @@ dist/environment.tar.gz: conf/constraints.txt Makefile
 	mkdir -p dist
 	build/environment/bin/venv-pack -p build/environment -o $@ --force --quiet --compress-level 1
 	rm -rf build/environment
-
-# With Spark's classes at hand, a session starts in half the time.
-$(VENV)/.classes: $(VENV)/.demo
-	@$(WITH_JAVA) $(PY) -m jobs.runtime.prepare
-	@touch $@
 
 # What the tests need includes what the demo needs.
 $(VENV)/.test: pyproject.toml conf/constraints.txt $(VENV)/pyvenv.cfg

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import Thread
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -30,11 +29,10 @@ from jobs.output.tracking.runs import fetch_model
 from jobs.ranking.order import COLUMNS, refuse_slices
 from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.redaction import masked
-from jobs.runtime.session import open_session, start_workers
+from jobs.runtime.session import open_session
 from jobs.scoring.backends import for_backend, refuse_missing_packages
 from jobs.scoring.models import resolve_model
 from jobs.scoring.resources import refuse_scoring
-from jobs.scoring.stage import to_share
 from udfs.checkpoint import Checkpoint
 
 
@@ -49,7 +47,6 @@ class Rerank:
         pairs: the input; nothing of it but its columns was looked at.
         qrels: those of `evaluation.qrels`; None: labels of the input, if any.
         baseline: what to compare with, None if there is nothing (yet).
-        workers: ends when Python workers can start at once.
     """
 
     spark: SparkSession
@@ -58,7 +55,6 @@ class Rerank:
     pairs: InputTable
     qrels: DataFrame | None
     baseline: Baseline | DataFrame | None
-    workers: Thread
 
 
 def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
@@ -73,14 +69,9 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     checkpoint = errors.run(resolve_model, config.model, fetch)
     errors.run(refuse_missing_packages, config.model.backend)
     with watch.part("session"), _checking_tracking(errors, config.mlflow):
-        spark = errors.run(open_session, config)
+        spark = errors.run(open_session, config.spark)
     if spark is None:
         raise errors.error()
-    # A head start for a run that nothing speaks against yet; what is refused below is refused
-    # whether or not the workers' daemon loads the model meanwhile.
-    workers = None
-    if checkpoint is not None and not errors:
-        workers = start_workers(spark, to_share(spark, config, checkpoint))
     with watch.part("preflight"):
         errors.run(refuse_scoring, spark, config.scoring)
         sources = [given.path, given.corpus, given.queries, given.run]
@@ -103,10 +94,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     errors.raise_if_any()
     # Or it was refused.
     assert plan is not None and checkpoint is not None and pairs is not None
-    assert workers is not None
-    return Rerank(
-        spark, plan, for_backend(config.model, checkpoint), pairs, qrels, baseline, workers
-    )
+    return Rerank(spark, plan, for_backend(config.model, checkpoint), pairs, qrels, baseline)
 
 
 @dataclass(frozen=True)
@@ -138,7 +126,7 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         errors.run(refuse_missing_packages, "onnxruntime")
     with watch.part("session"), _checking_tracking(errors, config.mlflow):
-        spark = errors.run(open_session, config)
+        spark = errors.run(open_session, config.spark)
     if spark is None:
         raise errors.error()
     with watch.part("preflight"):
@@ -193,7 +181,7 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
             "to the table it was made from, or leave report.examples out"
         )
     with watch.part("session"), _checking_tracking(errors, config.mlflow):
-        spark = errors.run(open_session, config)
+        spark = errors.run(open_session, config.spark)
     if spark is None:
         raise errors.error()
     with watch.part("reading"):

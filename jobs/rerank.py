@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,9 +32,15 @@ from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import known_secrets, masked
 from jobs.scoring.fill import ScoringStats, fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
-from jobs.scoring.stage import distinct_keys, make_spec, probing, ship_model, wanted_precision
+from jobs.scoring.stage import (
+    distinct_keys,
+    make_spec,
+    resolve_precision,
+    ship_model,
+    tasks_have_gpus,
+)
 from jobs.scoring.token_lengths import sample_lengths
-from jobs.store import ScoreStore, is_new
+from jobs.store import ScoreStore
 from udfs.checkpoint import Checkpoint
 from udfs.spec import ScorerSpec
 
@@ -90,20 +95,12 @@ def produce(
     """
     spark, plan, pairs, checkpoint = ready.spark, ready.plan, ready.pairs, ready.checkpoint
     scores_at = config.store.path or f"{out.path}/{SCORES}"
-    draft = ship_model(spark, checkpoint, make_spec(config, checkpoint), config.model.ship)
+    spec = ship_model(spark, checkpoint, spec_of(config, ready), config.model.ship)
     profile = scoring_profile(config.scoring)
-    # Workers are to have the model ahead where there is something to score for sure, unless
-    # they are executors of their own, which are not to wait for it idly.
-    ahead = profile is None and config.model.backend != "stub" and is_new(spark, scores_at)
-    wanted = wanted_precision(config.model)
-    with probing(spark, draft, wanted, profile, load=ahead, after=ready.workers) as probed:
-        with watch.part("checking"):
-            done = validate(pairs, out)
-            labelled = done.valid if "label" in pairs.has else None
-            qrels = judgements_of(config.evaluation, ready.qrels, labelled)
-        with watch.part("probing"):
-            start = probed.result()
-    spec = replace(draft, precision=start.precision, doc_template=pairs.doc_template)
+    with watch.part("checking"):
+        done = validate(pairs, out)
+        labelled = done.valid if "label" in pairs.has else None
+        qrels = judgements_of(config.evaluation, ready.qrels, labelled)
     store = ScoreStore(spark, scores_at, spec.fingerprint())
     about = scores_record(config, checkpoint, spec)["model"]
     store.open({"model": about["name"], "revision": about["revision"], **spec.scoring()})
@@ -124,7 +121,10 @@ def produce(
                       spark_version=spark.version),
         **scores_record(config, checkpoint, spec),
         **counts_record(done, stats, results, watch),
-        "start_up": {"session": watch.seconds.get("session"), **start.seconds},
+        "start_up": {
+            "session": watch.seconds.get("session"),
+            "model_load": round(stats.memory.load_seconds, 3) if stats.memory else None,
+        },
     }  # fmt: skip
     document = None
     if qrels is not None:
@@ -199,15 +199,18 @@ def counting_kept(store: ScoreStore) -> Iterator[None]:
         raise
 
 
+def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
+    """Return the scorer, its precision resolved."""
+    gpu = tasks_have_gpus(ready.spark, config.scoring)
+    precision = resolve_precision(config.model, gpu=gpu)
+    return make_spec(config.model, config.batching, ready.checkpoint, precision)
+
+
 def dry_run(config: Config, ready: Rerank) -> int:
     """Check the input's rows, and say what a run would cost."""
     spark, pairs, checkpoint = ready.spark, ready.pairs, ready.checkpoint
     done = validate(pairs)
-    draft = make_spec(config, checkpoint)
-    profile = scoring_profile(config.scoring)
-    wanted, workers = wanted_precision(config.model), ready.workers
-    with probing(spark, draft, wanted, profile, load=False, after=workers) as probed:
-        spec = replace(draft, precision=probed.result().precision, doc_template=pairs.doc_template)
+    spec = spec_of(config, ready)
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())
     _, missing = store.missing(distinct_keys(done.rows), done.counts["distinct"], dry_run=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -18,10 +17,10 @@ from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, RefusedError
 from jobs.scoring.backends import for_backend, refuse_missing_packages
 from jobs.scoring.models import resolve_model
-from jobs.scoring.stage import make_spec, wanted_precision
-from udfs.devices import common_precision, describe, process_slot
+from jobs.scoring.stage import make_spec, resolve_precision
+from udfs.devices import has_gpu, process_slot
+from udfs.scorers.base import OK
 from udfs.scorers.cross_encoder import Scorer
-from udfs.scores import OK
 from udfs.spec import STAND_INS
 
 COMMAND: Final = Command(
@@ -56,11 +55,8 @@ def show(texts: Sequence[str], config: Config) -> int:
     refuse_missing_packages(config.model.backend)
     checkpoint = for_backend(config.model, original)
     slot = process_slot()
-    wanted = wanted_precision(config.model)
-    draft = make_spec(config, checkpoint)
-    device = describe(draft, slot)
-    precision = common_precision([device]) if wanted == "auto" else wanted
-    spec = replace(draft, precision=precision)
+    precision = resolve_precision(config.model, gpu=has_gpu())
+    spec = make_spec(config.model, config.batching, checkpoint, precision)
     scorer = Scorer.load(checkpoint.path, spec, slot)
     query, docs = texts[0], texts[1:]
     scores = scorer.score([query] * len(docs), docs)

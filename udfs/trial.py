@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from udfs.devices import TaskSlot
 from udfs.encoding.batching import plan_batches
 from udfs.memory import peak
-from udfs.scorers.cross_encoder import Scorer
 from udfs.scorers.base import OK, OUT_OF_MEMORY, Scores
+from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
 
 KILLED: Final = "killed"

@@ -19,7 +19,7 @@ from jobs.output.names import PARTITIONS, RANKED, REJECTS
 from jobs.ranking.order import count_cut, count_ranked, ranked
 from jobs.runtime.errors import BookkeepingError
 from jobs.store import ScoreStore
-from udfs.scores import OK
+from udfs.scorers.base import OK
 
 _ROWS_PER_FILE: Final = 100_000
 _ROW: Final = "(row)"  # a table of nothing but partition columns cannot be written

@@ -15,7 +15,7 @@ from jobs.output.filesystem import literal
 from jobs.scoring.stage import distinct_keys, score_missing
 from jobs.store import SCHEMA, ScoreStore
 from udfs.memory import Peak
-from udfs.scores import OK
+from udfs.scorers.base import OK
 from udfs.spec import ScorerSpec
 
 _PERCENTILES: Final = (0.5, 0.95, 0.99)

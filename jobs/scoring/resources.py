@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pyspark.resource import (
     ExecutorResourceRequests,
     ResourceProfile,
@@ -14,11 +16,12 @@ from jobs.config import ScoringConfig
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.session import is_local
 
-_DYNAMIC = "spark.dynamicAllocation.enabled"
+_DYNAMIC: Final = "spark.dynamicAllocation.enabled"
+_TASKS_PER_GPU: Final = 2
 
 
 def refuse_scoring(spark: SparkSession, config: ScoringConfig) -> None:
-    """Spark starts executors of another kind only while it starts executors at all.
+    """Refuse executors for scoring where Spark cannot start any of another kind.
 
     Raises:
         RefusedError: in a local run, which has none, or without dynamic allocation.
@@ -39,9 +42,10 @@ def refuse_scoring(spark: SparkSession, config: ScoringConfig) -> None:
 
 
 def scoring_profile(config: ScoringConfig) -> ResourceProfile | None:
-    """What the scoring stage asks for; None: what all stages have.
+    """Return what the scoring stage asks for; None: what all stages have.
 
-    Every core has a task. Those that feed the same GPU share its model, see `udfs.lease`.
+    Two tasks share a GPU: while it computes the batch of one, the other tokenises. Each has a
+    model of its own there, and half of the cores.
     """
     if config.gpus is None:
         return None
@@ -52,6 +56,6 @@ def scoring_profile(config: ScoringConfig) -> ResourceProfile | None:
         .memoryOverhead(config.memory_overhead)
         .resource("gpu", config.gpus, config.discovery_script, config.vendor)
     )
-    tasks_per_gpu = max(1, config.cores // config.gpus)
-    task = TaskResourceRequests().cpus(1).resource("gpu", 1 / tasks_per_gpu)
+    cpus = max(1, config.cores // (_TASKS_PER_GPU * config.gpus))
+    task = TaskResourceRequests().cpus(cpus).resource("gpu", 1 / _TASKS_PER_GPU)
     return ResourceProfileBuilder().require(executor).require(task).build

@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: Verb, config: Config) -> int:
-    spark, path = open_session(config), str(config.store.path)
+    spark, path = open_session(config.spark), str(config.store.path)
     files = Files(spark)
     if not files.exists(path):
         raise RefusedError(f"store.path={path} does not exist; check the path")

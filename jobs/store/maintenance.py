@@ -18,7 +18,7 @@ from jobs.output.filesystem import Entry, Files, literal
 from jobs.runtime.errors import BookkeepingError
 from jobs.store import scores
 from jobs.store.scores import deduplicated, read_files
-from udfs.scores import OK
+from udfs.scorers.base import OK
 
 _TARGET: Final = 128 * 2**20  # bytes of a file that is neither small nor hard to split
 Folder = tuple[Entry, ...]  # a folder, and everything below it

@@ -17,7 +17,7 @@ from pyspark.sql.types import StructType
 
 from jobs.output.filesystem import Entry, Files, literal
 from jobs.runtime.redaction import masked
-from udfs.scores import OK
+from udfs.scorers.base import OK
 
 # In a merged file: the attempt that a score came from, so that merging changes no reader's choice.
 ORIGIN: Final = "origin"

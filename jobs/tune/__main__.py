@@ -57,9 +57,9 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
     """Sample, measure, recommend, write, track."""
     spark, checkpoint, pairs = ready.spark, ready.checkpoint, ready.pairs
     out = OutputFolder(spark, config.output)
-    draft = make_spec(config, checkpoint)
+    draft = make_spec(config.model, config.batching, checkpoint, "fp32")
     with watch.part("sampling"):
-        device = device_of(spark, draft)
+        device = device_of(spark, config)
         qrels = ready.qrels
         if qrels is None and "label" in pairs.has:
             qrels = labels_of(pairs.rows)

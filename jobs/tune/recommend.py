@@ -12,7 +12,7 @@ from jobs.config import TuneConfig
 from jobs.evaluation.agreement import kendall_tau, ndcg
 from jobs.tune.sample import Sample
 from jobs.tune.sweep import Measured
-from udfs.scores import OK, OUT_OF_MEMORY
+from udfs.scorers.base import OK, OUT_OF_MEMORY
 from udfs.trial import Trial
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from jobs.config import BatchingConfig, TuneConfig
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.token_lengths import SampledLengths
 from jobs.tune.sample import Sample
-from udfs.scores import OK
+from udfs.scorers.base import OK
 from udfs.spec import Backend, Precision
 from udfs.trial import Trial
 

@@ -10,14 +10,14 @@ from pyspark.sql import SparkSession
 
 from jobs.config import Config
 from jobs.scoring.onnx_export import export
-from jobs.scoring.stage import make_spec, ship_model
+from jobs.scoring.stage import make_spec, resolve_precision, ship_model, tasks_have_gpus
 from jobs.tune.sample import Sample
 from jobs.tune.sweep import Engine, Setting
 from udfs.checkpoint import Checkpoint
-from udfs.scores import OK
+from udfs.scorers.base import OK
 from udfs.spec import Backend, ScorerSpec
-from udfs.tasks import probe_devices, run_trial
 from udfs.trial import Trial
+from udfs.udf import run_trial
 
 
 class Trials:
@@ -33,8 +33,8 @@ class Trials:
         for backend, precision in sorted(engines, key=lambda engine: engine[1] != "int8"):
             if backend not in self._specs:
                 copy = export(checkpoint, precision) if backend == "onnxruntime" else checkpoint
-                spec = make_spec(config, copy)
-                spec = replace(spec, backend=backend, precision="fp32", runtime=copy.runtime)
+                spec = make_spec(config.model, config.batching, copy, "fp32")
+                spec = replace(spec, backend=backend, runtime=copy.runtime)
                 self._specs[backend] = ship_model(spark, copy, spec, config.model.ship)
 
     def run(self, setting: Setting, sample: Sample) -> Trial:
@@ -54,8 +54,8 @@ class Trials:
         return trial
 
 
-def device_of(spark: SparkSession, draft: ScorerSpec) -> str:
-    """Return what an executor scores on: `cuda`, `cpu-bf16` or `cpu`."""
-    probe = probe_devices(draft, None, load=False)
-    (probed,) = spark.sparkContext.parallelize([0], 1).mapPartitions(probe).collect()
-    return probed.device
+def device_of(spark: SparkSession, config: Config) -> str:
+    """Return what executors score on: `cuda`, `cpu-bf16` or `cpu`."""
+    model = config.model.model_copy(update={"precision": "auto", "backend": "torch"})
+    precision = resolve_precision(model, gpu=tasks_have_gpus(spark, config.scoring))
+    return {"fp16": "cuda", "bf16": "cpu-bf16"}.get(precision, "cpu")

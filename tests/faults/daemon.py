@@ -2,8 +2,7 @@
 
     spark.python.daemon.module=tests.faults.daemon    spark.executorEnv.FAULTS={"kill": "worker"}
 
-`udfs.daemon` does the same without faults; here the scorer is wrapped before the model is loaded
-and any worker is forked.
+The scorer is wrapped before any worker is forked.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ class Faults:
     Attributes:
         tally: file that every worker adds `PID PAIRS` to, for each batch given to the model.
         fired: file that says the fault has fired; it fires once, where it stands for one event.
-        kill: `worker`, `executor` or `owner` (of the model), killed with signal 9 in batch `at` of
-            some worker.
+        kill: `worker` or `executor`, killed with signal 9 in batch `at` of some worker.
         hang: whether batch `at` of some worker never ends.
         at: batch of a worker, from 1.
         pace: time added to every batch [s].
@@ -41,9 +39,7 @@ class Faults:
         seed: decides which.
         too_large: pairs for which there is never enough memory: those whose tokens have a
             checksum that this number divides; 0: none.
-        torch: whether workers have torch and the model from their start, as with `udfs.daemon`.
-        owned: whether workers take the CPU for a GPU, whose model is in a process of its own
-            (`udfs.lease`); its pids are added to the file `tally`.owners.
+        torch: whether workers are forked with torch in memory, which saves time.
         offline: whether connecting to anything but this machine raises.
     """
 
@@ -57,7 +53,6 @@ class Faults:
     seed: str = ""
     too_large: int = 0
     torch: bool = False
-    owned: bool = False
     offline: bool = False
 
     def settings(self) -> dict[str, str]:
@@ -74,12 +69,9 @@ class _Batches:
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self._count = 0
-        self.counted = True
         self._doomed: dict[int, bool] = {}
 
     def begin(self, pairs: int) -> None:
-        if not self.counted:
-            return
         self._count += 1
         if self._faults.tally:
             _append(self._faults.tally, f"{os.getpid()} {pairs}\n")
@@ -95,8 +87,6 @@ class _Batches:
         return self._faults.hang and self._count >= self._faults.at and self._first()
 
     def _victim(self) -> int:
-        if self._faults.kill == "owner":
-            return int(Path(f"{self._faults.tally}.owners").read_text().split()[-1])
         return _EXECUTOR if self._faults.kill == "executor" else os.getpid()
 
     def _first(self) -> bool:
@@ -131,13 +121,11 @@ def _append(path: str, line: str) -> None:
 
 
 def _wrap_scorers(faults: Faults) -> None:
-    from udfs import tasks
     from udfs.scorers.cross_encoder import Scorer
     from udfs.scorers.stub import StubScorer
 
-    warm_up = tasks.warm_up
     batches = _Batches(faults)
-    forward, score = Scorer._forward, StubScorer.score
+    forward, score = Scorer._forward, StubScorer.score_encoded
 
     def wrapped_forward(self: Scorer, pairs: Any, rows: Sequence[int]) -> Any:
         batches.begin(len(rows))
@@ -151,20 +139,12 @@ def _wrap_scorers(faults: Faults) -> None:
         finally:
             self._model = model
 
-    def wrapped_warm_up(scorer: Any) -> None:
-        batches.counted = False  # the pair is nobody's
-        try:
-            warm_up(scorer)
-        finally:
-            batches.counted = True
+    def wrapped_score(self: StubScorer, pairs: Sequence[tuple[str, str]]) -> Any:
+        batches.begin(len(pairs))
+        return score(self, pairs)
 
-    def wrapped_score(self: StubScorer, queries: Sequence[str], docs: Sequence[str]) -> Any:
-        batches.begin(len(docs))
-        return score(self, queries, docs)
-
-    tasks.warm_up = wrapped_warm_up
     Scorer._forward = wrapped_forward  # type: ignore[method-assign]
-    StubScorer.score = wrapped_score  # type: ignore[method-assign]
+    StubScorer.score_encoded = wrapped_score  # type: ignore[method-assign]
 
 
 class _Hung:
@@ -189,26 +169,6 @@ class _WithoutMemory:
 
 def _never_fits(pairs: Any, row: int, divisor: int) -> bool:
     return bool(divisor) and zlib.crc32(str(list(pairs.docs[row])).encode()) % divisor == 0
-
-
-def _take_cpu_for_gpu(tally: str) -> None:
-    """Have models owned by processes of their own, and by no worker."""
-    from udfs import lease, worker
-    from udfs.forward.transformers import TorchModel
-
-    start = lease.start
-
-    def told(*given: Any) -> int:
-        pid = start(*given)
-        _append(f"{tally}.owners", f"{pid}\n")
-        return pid
-
-    def refused(*_: Any) -> Any:
-        raise AssertionError("a worker was about to load the model")
-
-    worker.owned = lambda spec, _: spec.backend == "torch"
-    lease.start = told
-    TorchModel.load = refused  # type: ignore[method-assign]
 
 
 def _go_offline(tally: str) -> None:
@@ -236,8 +196,6 @@ def _go_offline(tally: str) -> None:
 if __name__ == "__main__":
     from pyspark.daemon import manager
 
-    from udfs.shared import load_wished
-
     given = Faults(**json.loads(os.environ[_VARIABLE]))
     if given.torch:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
@@ -245,8 +203,4 @@ if __name__ == "__main__":
     if given.offline:
         _go_offline(given.tally)
         Path(f"{given.tally}.guarded").touch()
-    if given.owned:
-        _take_cpu_for_gpu(given.tally)
-    elif given.torch:
-        load_wished()
     manager()

@@ -11,7 +11,6 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import rerank
-from jobs.runtime.jvm import with_kept_classes
 from tests.conftest import ROOT
 from tests.sample import SAMPLE
 
@@ -32,7 +31,7 @@ def spark() -> Iterator[SparkSession]:
         # The default of 200 would start 200 tasks for a dozen rows.
         .config("spark.sql.shuffle.partitions", "2")
         # Hundreds of small plans: the optimising compiler costs more than it gives.
-        .config("spark.driver.extraJavaOptions", f"-XX:TieredStopAtLevel=1 {with_kept_classes()}")
+        .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
         # Nor is Java source written and compiled for each of them, which takes most of their time;
         # the runs that have a process of their own do as users' runs do.
         .config("spark.sql.codegen.wholeStage", "false")

@@ -25,7 +25,7 @@ def test_the_demo_reranks_the_sample_and_shows_it(
     assert metrics["queries"] == EVERY_QUERY
     assert metrics["delta"]["nDCG@10"] > 0
     start_up = json.loads((tmp_path / "demo" / "run.json").read_text())["start_up"]
-    assert set(start_up) == {"session", "model_load", "first_score"}
+    assert set(start_up) == {"session", "model_load"}
     assert all(seconds is not None for seconds in start_up.values())
     for part in ("before (BM25)", "after (cross-encoder)", "nDCG@10", str(tmp_path / "demo")):
         assert part in said

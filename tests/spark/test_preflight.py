@@ -35,7 +35,7 @@ def test_findings_of_all_kinds_come_in_one_list(
     def start(*_: object, **__: object) -> None:
         raise AssertionError("work was started")
 
-    monkeypatch.setattr("jobs.rerank.probing", start)
+    monkeypatch.setattr("jobs.rerank.fill_store", start)
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
     code = job(
@@ -260,7 +260,7 @@ def test_the_event_log_holds_no_secret(tmp_path: Path) -> None:
     """Spark's own pattern lets a SAS token and a data source name pass."""
     code = """
 import sys
-from jobs.config import Config
+from jobs.config import SparkConfig
 from jobs.runtime.session import open_session
 
 settings = {
@@ -269,7 +269,7 @@ settings = {
     "spark.hadoop.fs.azure.sas.fixed": "hush-sas", "spark.executorEnv.SENTRY_DSN": "hush-dsn",
     "spark.hadoop.fs.s3a.secret.key": "hush-key", "spark.hadoop.my.host": "not-hidden",
 }
-spark = open_session(Config.model_validate({"spark": {"settings": settings, "master": "local[1]"}}))
+spark = open_session(SparkConfig.model_validate({"settings": settings, "master": "local[1]"}))
 spark.range(3).count()
 spark.stop()
 """

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from jobs.config import Config
+from jobs.config import Config, ScoringConfig
 from jobs.input.layouts import InputTable, read_input
 from jobs.input.validation import pair_texts, with_pair_keys
-from jobs.scoring.models import resolve_model
-from jobs.scoring.stage import _longest_first, make_spec
-from udfs.tasks import probe_devices, run_trial
+from jobs.scoring.stage import _longest_first, tasks_have_gpus
+from udfs.devices import has_gpu
+from udfs.scorers.base import OK
+from udfs.spec import ScorerSpec
+from udfs.udf import run_trial
 
 
 def pairs_of(spark: SparkSession, rows: list[tuple[object, ...]], folder: Path) -> InputTable:
@@ -56,19 +56,12 @@ def test_texts_that_a_worker_cannot_read_are_left_out_and_keys_are_the_checked_o
     assert checked == {"1": found["a flea"], "2": None, "3": None, "4": None, "5": None}
 
 
-def test_a_worker_that_was_asked_is_used_again(spark: SparkSession, tiny_bert: Path) -> None:
-    """Or what it has loaded is lost: the model, or the server that trials are forked from."""
-    config = Config.model_validate({"model": {"name": str(tiny_bert), "max_length": 64}})
-    draft = make_spec(config, resolve_model(config.model, lambda _name, _folder: tiny_bert))
-    tasks = [
-        probe_devices(draft, "fp32", load=True),
-        run_trial(replace(draft, precision="fp32"), ["fleas"], ["fleas on dogs"]),
-    ]
-    asked = {
-        spark.sparkContext.parallelize([0], 1)
-        .mapPartitions(lambda rows, task=task: [(os.getpid(), *task(rows))][:1])
-        .collect()[0][0]
-        for task in [*tasks, *tasks, *tasks]
-    }
-    # Each of two task slots may have had a worker of its own before.
-    assert len(asked) <= 2
+def test_a_trial_is_measured_in_a_task(spark: SparkSession, tiny_bert: Path) -> None:
+    spec = ScorerSpec(str(tiny_bert), "", max_length=64)
+    task = run_trial(spec, ["fleas"], ["fleas on dogs"])
+    trial = spark.sparkContext.parallelize([0], 1).mapPartitions(task).first()
+    assert trial.outcome == OK and len(trial.logit) == 1
+
+
+def test_tasks_have_gpus_where_spark_gives_them_some(spark: SparkSession) -> None:
+    assert tasks_have_gpus(spark, ScoringConfig()) is has_gpu()  # a local session

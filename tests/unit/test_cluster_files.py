@@ -15,7 +15,6 @@ from tests.conftest import ROOT
 
 CLUSTER = ROOT / "conf" / "cluster"
 NEEDED = {
-    "spark.task.cpus": "1",
     "spark.speculation": "false",
     "spark.python.worker.reuse": "true",
 }
@@ -34,12 +33,13 @@ def read(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["standalone", "yarn", "kubernetes"])
-def test_every_core_of_a_settings_file_feeds_the_gpu(name: str) -> None:
+def test_two_tasks_share_the_gpu_and_all_cores(name: str) -> None:
     settings = read(name)
     assert settings.items() >= NEEDED.items()
     assert settings["spark.executor.resource.gpu.amount"] == "1"
     share = float(settings["spark.task.resource.gpu.amount"])
-    assert int(settings["spark.executor.cores"]) * share == 1
+    assert share == 0.5
+    assert int(settings["spark.executor.cores"]) == 2 * int(settings["spark.task.cpus"])
     _refuse_settings({**settings, "spark.master": "yarn"})
 
 

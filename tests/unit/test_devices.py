@@ -4,28 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from udfs import devices
 from udfs.devices import (
     DeviceError,
     TaskSlot,
     choose,
-    common_precision,
     has_bf16,
 )
-
-
-@pytest.mark.parametrize(
-    ("devices", "precision"),
-    [
-        (["cuda", "cuda"], "fp16"),
-        (["cpu-bf16"], "bf16"),
-        (["cpu"], "fp32"),
-        (["cpu-bf16", "cpu"], "fp32"),
-        (["cuda", "cpu-bf16"], "fp32"),
-    ],
-)
-def test_auto_is_what_all_executors_do_well(devices: list[str], precision: str) -> None:
-    assert common_precision(devices) == precision
 
 
 @pytest.mark.parametrize(
@@ -46,16 +30,6 @@ def test_bf16_is_read_from_the_cpus_flags(tmp_path: Path, line: str, expected: b
 
 def test_where_it_cannot_be_told_there_is_no_bf16(tmp_path: Path) -> None:
     assert has_bf16(tmp_path / "none") is False
-
-
-@pytest.mark.parametrize(("gpus", "found"), [(0, [None] * 3), (1, ["0"] * 3), (2, ["0", "1", "0"])])
-def test_tasks_without_a_gpu_of_their_own_are_spread_over_all_there_are(
-    gpus: int, found: list[str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(devices, "may_have_gpu", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert [devices.spread(number) for number in range(3)] == found
 
 
 def test_a_made_up_gpu_falls_back_to_the_cpu_unless_cuda_was_asked_for() -> None:

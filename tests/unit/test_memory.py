@@ -9,15 +9,15 @@ import pytest
 from tests.conftest import ROOT
 from udfs.memory import Peak, peak_process_mb
 
-HERE, GPU = Peak(900.0), Peak(700.0, 2210.0)
+HERE, GPU = Peak(900.0, None, 2.0), Peak(700.0, 2210.0, 3.0)
 
 
 @pytest.mark.parametrize(
     ("one", "other", "both"),
     [
         (Peak(), HERE, HERE),
-        (HERE, GPU, Peak(900.0, 2210.0)),
-        (GPU, Peak(650.0, 3000.0), Peak(700.0, 3000.0)),
+        (HERE, GPU, Peak(900.0, 2210.0, 3.0)),
+        (GPU, Peak(650.0, 3000.0), Peak(700.0, 3000.0, 3.0)),
     ],
 )
 def test_of_two_peaks_the_larger_counts_part_by_part(one: Peak, other: Peak, both: Peak) -> None:

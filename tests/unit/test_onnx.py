@@ -24,8 +24,8 @@ from udfs.devices import TaskSlot
 from udfs.encoding.pairs import Batch
 from udfs.forward.onnx import OnnxModel
 from udfs.forward.transformers import ModelError
+from udfs.scorers.base import OK, Scores
 from udfs.scorers.cross_encoder import Scorer
-from udfs.scores import OK, Scores
 from udfs.spec import Precision, ScorerSpec
 
 pytest.importorskip("onnxruntime")

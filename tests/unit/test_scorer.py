@@ -1,21 +1,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import SENTENCES
 from udfs.checkpoint import digest_of
 from udfs.devices import TaskSlot
 from udfs.encoding.pairs import Batch, PairEncoder
-from udfs.forward.transformers import ModelError
-from udfs.memory import Peak, peak
-from udfs.scorers.cross_encoder import Loader, Scorer
-from udfs.scores import NONFINITE, OK, OUT_OF_MEMORY, Forwarded
+from udfs.forward.base import BatchOutput, LogitModel, ModelError, load_model
+from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY
+from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
 
 QUERIES = [SENTENCES[i % 3] for i in range(25)]
@@ -32,7 +34,7 @@ class Lengths:
     def __init__(self, capacity: int = 10**9, broken: frozenset[int] = frozenset()) -> None:
         self.capacity, self.broken, self.sizes = capacity, broken, list[int]()
 
-    def forward(self, batch: Batch) -> Forwarded:
+    def forward(self, batch: Batch) -> BatchOutput:
         self.sizes.append(batch.input_ids.size)
         if batch.input_ids.size > self.capacity:
             raise torch.OutOfMemoryError("no memory left")
@@ -40,13 +42,12 @@ class Lengths:
         values: NDArray[np.float32] = np.where(
             np.isin(lengths, list(self.broken)), np.nan, lengths
         ).astype(np.float32)
-        return Forwarded(values, lengths.max() - lengths, 10.0)
-
-    def peak(self) -> Peak:
-        return peak()
+        return BatchOutput(values, lengths.max() - lengths, 10.0)
 
 
-def scorer(folder: Path, model: Lengths, again: Loader | None = None, **changes: object) -> Scorer:
+def scorer(
+    folder: Path, model: Lengths, again: Callable[[], LogitModel] | None = None, **changes: object
+) -> Scorer:
     given = spec(folder, **changes)
     return Scorer(PairEncoder.load(folder, given), model, given, again)
 
@@ -95,7 +96,7 @@ def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> Non
     """torch has no error class for it: this is the true error of an allocation that is too big."""
 
     class Greedy(Lengths):
-        def forward(self, batch: Batch) -> Forwarded:
+        def forward(self, batch: Batch) -> BatchOutput:
             if batch.input_ids.size > self.capacity:
                 torch.empty(1 << 48)
             return super().forward(batch)
@@ -108,7 +109,7 @@ def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> Non
 
 def test_only_memory_errors_are_retried(tiny_bert: Path) -> None:
     class Broken(Lengths):
-        def forward(self, batch: Batch) -> Forwarded:
+        def forward(self, batch: Batch) -> BatchOutput:
             raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side"):
@@ -127,7 +128,7 @@ def test_a_logit_that_is_no_number_is_marked_not_invented(tiny_bert: Path) -> No
 
 def test_rows_lost_in_half_precision_are_scored_again_in_float32(tiny_bert: Path) -> None:
     given = spec(tiny_bert, precision="fp16")
-    again = Loader(tiny_bert, given, TaskSlot(cpus=1))
+    again = partial(load_model, tiny_bert, given, TaskSlot(cpus=1), "fp32")
     mixed = scorer(tiny_bert, Lengths(broken=frozenset({64})), again).score(QUERIES, DOCS)
     real = Scorer.load(tiny_bert, spec(tiny_bert), TaskSlot(cpus=1)).score(QUERIES, DOCS)
     lost = mixed.n_tokens == 64
@@ -164,3 +165,32 @@ def test_a_model_that_is_not_the_one_the_driver_saw_is_not_loaded(
     weights.write_bytes(flipped)
     with pytest.raises(ModelError, match="copy the folder anew"):
         Scorer.load(folder, given, TaskSlot(cpus=1))
+
+
+def test_weights_that_change_in_place_after_loading_change_no_score(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Mapped memory would follow the file: `cat new > model.safetensors` during a job."""
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    for precision in ("fp32", "bf16"):
+        real = Scorer.load(folder, spec(folder, precision=precision), TaskSlot(cpus=1))
+        before = real.score(QUERIES, DOCS).logit
+        with (folder / "model.safetensors").open("r+b") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(size // 2)
+            stream.write(bytes(size - size // 2))
+        np.testing.assert_array_equal(real.score(QUERIES, DOCS).logit, before)
+        shutil.copytree(tiny_bert, folder, dirs_exist_ok=True)
+
+
+def test_the_head_keeps_its_float32_weights_in_half_precision(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Loaded in bf16 first, a weight of 0.3 became 0.30078."""
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] = torch.zeros_like(weights["classifier.weight"])
+    weights["classifier.bias"] = torch.tensor([0.3])
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    half = Scorer.load(folder, spec(folder, precision="bf16"), TaskSlot(cpus=1))
+    assert half.score(["fleas"], ["dogs"]).logit[0] == np.float32(0.3)

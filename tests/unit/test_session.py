@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from jobs.config import Config
-from jobs.runtime import session
+from jobs.config import Config, ModelConfig, SparkConfig
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.session import open_session
+from jobs.scoring.stage import resolve_precision
 from udfs import devices
 
 
@@ -33,7 +31,7 @@ def test_settings_that_break_scoring_are_refused_before_spark_starts(
     spark: dict[str, object], said: str
 ) -> None:
     with pytest.raises(RefusedError, match=said):
-        open_session(Config.model_validate({"spark": spark}))
+        open_session(SparkConfig.model_validate(spark))
 
 
 @pytest.mark.parametrize(
@@ -49,21 +47,28 @@ def test_a_local_run_starts_a_task_again_unless_told_otherwise(given: str, used:
     assert _with_retries(given) == used
 
 
-@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize(
-    "model", [{}, *({"name": "m", **more} for more in ({}, {"backend": "stub"},
-                                                       {"backend": "tokenizer"}))]
-)  # fmt: skip
-def test_only_cores_that_run_a_model_are_spared_and_get_torch_ahead(
-    model: dict[str, str], gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ("model", "gpu", "bf16", "precision"),
+    [
+        ({}, True, True, "fp16"),
+        ({}, False, True, "bf16"),
+        ({}, False, False, "fp32"),
+        ({"device": "cpu"}, True, False, "fp32"),
+        ({"device": "cuda"}, False, True, "fp16"),
+        ({"precision": "bf16"}, True, False, "bf16"),
+        ({"backend": "onnxruntime"}, False, True, "fp32"),
+        ({"backend": "stub"}, True, True, "fp32"),
+    ],
+)
+def test_auto_precision_is_decided_once_on_the_driver(
+    model: dict[str, str],
+    gpu: bool,
+    bf16: bool,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """CUDA does not survive a fork, and a JVM that has the cores for itself optimises its code."""
-    nodes = (tmp_path / "none", tmp_path if gpu else tmp_path / "none")
-    monkeypatch.setattr(devices, "_GPU_NODES", nodes)
-    settings = session._beside_model(Config.model_validate({"model": model}).model)
-    scores = model == {"name": "m"} and not gpu
-    assert (settings.get("spark.python.daemon.module") == "udfs.daemon") is scores
-    assert ("TieredStopAtLevel=1" in settings["spark.driver.extraJavaOptions"]) is scores
+    monkeypatch.setattr(devices, "has_bf16", lambda: bf16)
+    assert resolve_precision(ModelConfig.model_validate(model), gpu=gpu) == precision
 
 
 @pytest.mark.parametrize(

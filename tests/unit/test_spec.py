@@ -11,7 +11,6 @@ CHANGES = {
     "model_path": "/elsewhere", "model_digest": "e" * 64, "max_length": 256,
     "truncation": "passage", "precision": "bf16", "attention": "eager",
     "backend": "onnxruntime", "runtime": "onnxruntime 1.31.1",
-    "doc_template": "{title}", "query_instruction": "query: ", "doc_instruction": "passage: ",
     "trust_remote_code": True, "device": "cpu", "max_tokens": 8192, "max_pairs": 7, "window": 9,
     "batch_timeout": 5.0,
 }  # fmt: skip

@@ -28,7 +28,7 @@ from jobs.tune.sweep import (
 )
 from tests.unit.test_parity import DOCS, QUERIES
 from udfs.devices import TaskSlot
-from udfs.scores import OUT_OF_MEMORY
+from udfs.scorers.base import OUT_OF_MEMORY
 from udfs.spec import ScorerSpec
 from udfs.trial import KILLED, Trial, in_fresh_process, measure
 

@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
-    imports = "import ctypes, time\nfrom udfs.watchdog import Progress, limited"
+    imports = "import ctypes, time\nfrom udfs.watchdog import limited"
     code = f"{imports}\n{body}\nprint('went on')"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
@@ -26,28 +26,3 @@ def test_what_ends_in_time_goes_on_and_the_timer_is_off() -> None:
     for limit in (0.3, 0):
         ended = run(f"with limited({limit}):\n    pass\ntime.sleep(0.6)")
         assert (ended.returncode, ended.stdout) == (0, "went on\n")
-
-
-_TWO = """
-import threading
-watch = Progress(1.5)
-
-def body(seconds):
-    with watch.one():
-        time.sleep(seconds)
-"""
-
-
-def test_threads_in_turns_may_take_long_together_as_long_as_something_moves() -> None:
-    several = "\n".join(
-        ["threading.Thread(target=body, args=(2.5,)).start()", *["time.sleep(0.7); body(0)"] * 3]
-    )
-    moved = run(f"{_TWO}{several}\ntime.sleep(2)")  # nothing runs at the end: the timer is off
-    assert (moved.returncode, moved.stdout) == (0, "went on\n"), moved.stderr
-
-
-def test_threads_of_which_none_moves_end_the_process() -> None:
-    hung = run(f"{_TWO}threading.Thread(target=body, args=(50,)).start()\nbody(0)\ntime.sleep(10)")
-    assert hung.returncode == 1
-    assert "Timeout (0:00:01.500000)!" in hung.stderr
-    assert "went on" not in hung.stdout

@@ -1,113 +1,71 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
-import threading
-from dataclasses import replace
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from udfs import shared, worker
-from udfs.devices import TaskSlot, common_precision, describe
-from udfs.scorers.cross_encoder import PairScorer
+from udfs import worker
+from udfs.devices import TaskSlot
+from udfs.scorers.base import PairScorer
 from udfs.scorers.stub import StubScorer
 from udfs.spec import ScorerSpec
 
 SLOT = TaskSlot(cpus=1)
 
 
+Load = Callable[[Path, ScorerSpec, TaskSlot], PairScorer]
+
+
 @pytest.fixture(autouse=True)
-def forget() -> None:
-    worker._loaded.clear()
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_loaded", None)
 
 
-def test_a_model_is_loaded_once_and_only_the_newest_is_kept() -> None:
-    calls: list[ScorerSpec] = []
+def loader(calls: list[object], what: Callable[[Path, ScorerSpec, TaskSlot], object]) -> Load:
+    """A loader that notes what it is called with."""
 
     def load(path: Path, spec: ScorerSpec, slot: TaskSlot) -> PairScorer:
-        calls.append(spec)
+        calls.append(what(path, spec, slot))
         return StubScorer()
 
+    return load
+
+
+def test_a_model_is_loaded_once_and_released_for_another() -> None:
+    calls: list[object] = []
+    load = loader(calls, lambda _path, spec, _slot: spec)
     first, second = (ScorerSpec("/m", digest) for digest in ("1", "2"))
-    assert worker.get_scorer(first, SLOT, load=load) is worker.get_scorer(first, SLOT, load=load)
+    kept = worker.get_scorer(first, SLOT, load=load)
+    assert worker.get_scorer(first, SLOT, load=load) is kept
+    released = weakref.ref(kept.scorer)
+    del kept
     worker.get_scorer(second, SLOT, load=load)
+    assert released() is None
     worker.get_scorer(first, SLOT, load=load)
     assert calls == [first, second, first]
 
 
-def test_a_worker_has_a_scorer_for_each_gpu_that_spark_gives_it_in_turn() -> None:
+def test_a_task_on_another_gpu_gets_the_model_there() -> None:
     """Reused for a task with the other GPU, a worker once went on scoring on the first."""
-    calls: list[str | None] = []
-
-    def load(path: Path, spec: ScorerSpec, slot: TaskSlot) -> PairScorer:
-        calls.append(slot.gpu)
-        return StubScorer()
-
-    spec, slots = ScorerSpec("/m", "1"), [TaskSlot(1, gpu) for gpu in ("0", "1", "0", "1")]
-    found = [worker.get_scorer(spec, slot, load=load).scorer for slot in slots]
+    calls: list[object] = []
+    load = loader(calls, lambda _path, _spec, slot: slot.gpu)
+    for gpu in ("0", "0", "1"):
+        assert worker.get_scorer(ScorerSpec("/m", "1"), TaskSlot(1, gpu), load=load).gpu == gpu
     assert calls == ["0", "1"]
-    assert found[0] is found[2] and found[1] is found[3] and found[0] is not found[1]
-    worker.get_scorer(ScorerSpec("/m", "2"), slots[0], load=load)
-    assert len(worker._loaded) == 1
 
 
 def test_an_archive_is_looked_up_where_spark_unpacked_it() -> None:
-    seen: list[Path] = []
-
-    def load(path: Path, spec: ScorerSpec, slot: TaskSlot) -> PairScorer:
-        seen.append(path)
-        return StubScorer()
-
+    seen: list[object] = []
     spec = ScorerSpec("archive:model-1", "1")
+    load = loader(seen, lambda path, _spec, _slot: path)
     worker.get_scorer(spec, SLOT, archive_root=lambda: "/spark/files", load=load)
     assert seen == [Path("/spark/files/model-1")]
-
-
-@pytest.mark.parametrize("given", ["fp32", None])
-def test_a_wish_is_what_a_worker_finds_loaded(
-    given: str | None, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draft = ScorerSpec(str(tiny_bert), "", max_length=64, doc_template="{title}")
-    monkeypatch.setenv(shared.WISH, shared.wish(draft, given))  # type: ignore[arg-type]
-    monkeypatch.setattr(shared, "may_have_gpu", lambda: False)
-    threads = threading.active_count()
-    shared.load_wished()
-    assert threading.active_count() == threads, "a process with threads must not be forked"
-    precision = given or common_precision([describe(draft, SLOT)])
-    asked = replace(draft, precision=precision)  # type: ignore[arg-type]
-    found = worker.get_scorer(asked, SLOT, load=lambda *_: pytest.fail("loaded again"))
-    assert found.seconds > 0
-    assert found.scorer.score(["fleas"], ["dogs"]).status.tolist() == ["ok"]
-
-
-@pytest.mark.parametrize("given", ["", "no JSON", '{"model_path": "/nowhere"}'])
-def test_a_wish_that_cannot_be_granted_is_left_to_the_workers(
-    given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(shared.WISH, given)
-    shared.load_wished()
-    assert not worker._loaded
-
-
-def test_only_what_one_thread_loads_from_a_folder_is_shared() -> None:
-    spec = ScorerSpec("/models/m", "")
-    assert shared.can_share(spec, 1)
-    assert not shared.can_share(spec, 2)
-    others = ({"backend": "onnxruntime"}, {"device": "cuda"}, {"model_path": "archive:m"},
-              {"trust_remote_code": True})  # fmt: skip
-    for other in others:
-        assert not shared.can_share(replace(spec, **other), 1)  # type: ignore[arg-type]
-
-
-def test_no_wish_is_granted_where_there_may_be_a_gpu(
-    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(shared.WISH, shared.wish(ScorerSpec(str(tiny_bert), ""), "fp32"))
-    monkeypatch.setattr(shared, "may_have_gpu", lambda: True)
-    shared.load_wished()
-    assert not worker._loaded
 
 
 @pytest.mark.parametrize(
@@ -118,10 +76,7 @@ def test_no_wish_is_granted_where_there_may_be_a_gpu(
         ("udfs.checkpoint", ("torch", "pyspark", "numpy", "transformers")),
         ("udfs.templates", ("torch", "pyspark", "numpy", "transformers")),
         ("udfs.devices", ("torch", "pyspark", "transformers")),
-        ("udfs.lease", ("torch", "pyspark", "transformers")),
-        ("udfs.owner", ("torch", "pyspark", "transformers")),
         ("udfs.scorers.cross_encoder", ("torch", "pyspark", "transformers")),
-        ("udfs.shared", ("torch", "pyspark", "transformers")),
         ("udfs.udf", ("torch", "transformers", "jobs")),
         ("udfs.forward.onnx", ("torch", "onnxruntime", "transformers")),
         ("jobs.rerank", ("torch", "transformers", "mlflow", "onnx", "onnxruntime")),
@@ -137,7 +92,12 @@ def test_importing_a_module_does_not_import(module: str, never: tuple[str, ...])
     assert ended.stdout.strip() == "[]"
 
 
-def test_nothing_in_udfs_imports_jobs() -> None:
+def test_nothing_in_udfs_imports_jobs_and_only_the_udf_imports_pyspark() -> None:
+    importers: dict[str, set[str]] = {"jobs": set(), "pyspark": set()}
     for file in (ROOT / "udfs").rglob("*.py"):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        assert not [line for line in lines if line.startswith(("import jobs", "from jobs"))], file
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                importers.get(name.partition(".")[0], set()).add(file.name)
+    assert importers == {"jobs": set(), "pyspark": {"udf.py"}}

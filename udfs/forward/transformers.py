@@ -87,9 +87,7 @@ class TorchModel:
         if precision != "fp32":
             _keep_head_in_float32(model, tensors)
         _refuse_another_model(path, spec.model_digest, hashes)
-        return cls(
-            model, device, unpadded=spec.attention != "eager", packed=precision == "bf16"
-        )
+        return cls(model, device, unpadded=spec.attention != "eager", packed=precision == "bf16")
 
     def forward(self, batch: Batch) -> BatchOutput:
         """Compute one raw logit per row."""
@@ -121,17 +119,14 @@ def check_model(path: Path, spec: ScorerSpec) -> None:
         ModelError: if the tokenizer or the architecture cannot score a pair.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
     from transformers.initialization import no_init_weights
 
     try:
         encoder = PairEncoder.load(path, spec)
-        config, _ = _read_config(path, spec)
+        config, kind = _read_config(path, spec)
         config.num_hidden_layers = 1
         with no_init_weights():
-            model = AutoModelForSequenceClassification.from_config(
-                config, trust_remote_code=spec.trust_remote_code
-            )
+            model: Any = kind(config)
         tried = TorchModel(
             model.to(getattr(torch, _DTYPES[spec.precision])),
             torch.device("cpu"),
@@ -167,7 +162,8 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[Path, bytes
 def _read_config(path: Path, spec: ScorerSpec) -> tuple[Any, Any]:
     """Return the configuration and the class of the model, without making its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
+    from transformers import AutoModelForSequenceClassification as AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -180,7 +176,7 @@ def _read_config(path: Path, spec: ScorerSpec) -> tuple[Any, Any]:
     if spec.attention != "auto":
         config._attn_implementation = spec.attention
     with torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
+        empty = AutoModel.from_config(config, trust_remote_code=code)  # type: ignore[no-untyped-call]
     return config, type(empty)
 
 

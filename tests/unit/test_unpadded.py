@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from udfs.encoding.pairs import Batch
-from udfs.forward import unpadded as flat
+from udfs.forward import unpadded
 from udfs.forward.transformers import TorchModel
 from udfs.spec import ScorerSpec
 
@@ -26,9 +24,9 @@ def batch(lengths: list[int]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("lengths", [[1], [16], [7, 7], [90, 3, 41, 90], [64] * 4, [33, 17] * 9])
-def test_flat_and_padded_agree(tiny_model: Path, lengths: list[int]) -> None:
+def test_unpadded_and_padded_agree(tiny_model: Path, lengths: list[int]) -> None:
     padded = AutoModelForSequenceClassification.from_pretrained(tiny_model, dtype=torch.float32)
-    assert flat.supports(padded)
+    assert unpadded.supports(padded)
     inputs = batch(lengths)
     # XLM-RoBERTa counts positions by the ids, so its padding has to be its own.
     inputs["input_ids"].masked_fill_(inputs["attention_mask"] == 0, padded.config.pad_token_id)
@@ -38,16 +36,8 @@ def test_flat_and_padded_agree(tiny_model: Path, lengths: list[int]) -> None:
         ).long()  # fmt: skip
     with torch.inference_mode():
         expected = padded.eval()(**inputs).logits[:, 0]
-        found = flat.FlatModel(padded).eval()(**inputs)
+        found = unpadded.UnpaddedModel(padded).eval()(**inputs)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-
-
-@given(st.lists(st.integers(1, 512), min_size=1, max_size=40))
-def test_padding_fills_rows_up_and_no_more(lengths: list[int]) -> None:
-    padding = flat.padding(np.array(lengths))
-    assert len(padding) == len(lengths)
-    assert 0 <= padding.sum() < 64
-    assert (sum(lengths) + padding.sum()) % 64 == 0
 
 
 def test_other_attention_goes_the_padded_way(tiny_bert: Path) -> None:
@@ -64,5 +54,5 @@ def test_other_attention_goes_the_padded_way(tiny_bert: Path) -> None:
 def test_other_architectures_are_not_touched(tiny_bert: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     model.config.is_decoder = True
-    assert not flat.supports(model)
-    assert not flat.supports(torch.nn.Sequential())
+    assert not unpadded.supports(model)
+    assert not unpadded.supports(torch.nn.Sequential())
