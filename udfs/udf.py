@@ -131,12 +131,24 @@ def _scoring(
 
     def score(batches: Iterator[Pairs]) -> Iterator[pd.DataFrame]:
         loaded = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
-        for window, scores in _score_windows(loaded.scorer, _windows(batches, spec.window)):
-            yield from _by_batch(window, scores)
+        yield from score_batches(loaded.scorer, batches, spec.window)
         if peaks is not None:
             peaks.add(replace(peak(), load_seconds=loaded.seconds))
 
     return score
+
+
+def score_batches(
+    scorer: PairScorer, batches: Iterator[Pairs], window: int
+) -> Iterator[pd.DataFrame]:
+    """Score Arrow batches of texts, a window of so many pairs at a time; one frame for each."""
+    for batches_of_one, scores in _score_windows(scorer, _windows(batches, window)):
+        start = 0
+        for queries, _ in batches_of_one:
+            yield scores.iloc[start : start + len(queries)]
+            start += len(queries)
+        if start != len(scores):
+            raise RuntimeError(f"{len(scores)} rows came in, {start} went out; please report this")
 
 
 def _windows(batches: Iterator[Pairs], size: int) -> Iterator[list[Pairs]]:
@@ -190,16 +202,6 @@ def _texts(window: list[Pairs]) -> tuple[Any, tuple[list[str], list[str]]]:
     docs = pd.concat([doc for _, doc in window], ignore_index=True)
     given = (queries.notna() & docs.notna()).to_numpy()
     return given, (queries[given].tolist(), docs[given].tolist())
-
-
-def _by_batch(window: list[Pairs], frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Split the scores of a window into its batches, in the order of the rows."""
-    start = 0
-    for query, _ in window:
-        yield frame.iloc[start : start + len(query)]
-        start += len(query)
-    if start != len(frame):
-        raise RuntimeError(f"{len(frame)} rows came in, {start} went out; please report this")
 
 
 def _to_frame(scores: Scores, given: Any) -> pd.DataFrame:

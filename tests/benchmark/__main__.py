@@ -26,12 +26,12 @@ from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE
 from jobs.runtime.session import local_cores
 from jobs.scoring.models import resolve_model
+from jobs.scoring.stage import resolve_precision
 from tests.benchmark.config import BenchmarkConfig, Way
 from tests.benchmark.measure import Bench, ratio
 from tests.benchmark.mixes import write_pairs
 from tests.benchmark.shapes import random_model
-from udfs.devices import common_precision, describe, process_slot
-from udfs.spec import ScorerSpec
+from udfs.devices import has_gpu
 
 COMMAND: Final = Command(
     name="python -m tests.benchmark",
@@ -77,19 +77,18 @@ def compare(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
         (`device`, `date`, `master`, `pairs`, `versions`), and `ratio`: job to predict_batch_udf
         with start-up, of the first mix.
     """
-    slot, model = process_slot(), folder / "model"
+    model = folder / "model"
     if config.bench.shape is None:
         model = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri)).path
     else:
         model.mkdir()
         random_model(config.bench.shape, model)
-    draft = ScorerSpec(str(model), "", device=config.model.device, attention=config.model.attention)
-    device, given = describe(draft, slot), config.model.precision
+    gpu = has_gpu() and config.model.device != "cpu"
     bench = Bench(
         config=config,
         model=model,
-        precision=common_precision([device]) if given == "auto" else given,
-        lanes=1 if device == "cuda" else local_cores(config.spark.master),
+        precision=resolve_precision(config.model, gpu=gpu),
+        lanes=1 if gpu else local_cores(config.spark.master),
         folder=folder,
     )
     rows: list[dict[str, Any]] = []
@@ -103,7 +102,7 @@ def compare(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
         ratios += [{"mix": mix, **each} for each in _ratios(found)]
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": device,
+        "device": "cuda" if gpu else "cpu",
         "lanes": bench.lanes,
         "master": config.spark.master,
         "pairs": pairs,

@@ -10,12 +10,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from tests.conftest import SENTENCES
 from udfs.checkpoint import digest_of
 from udfs.devices import TaskSlot
 from udfs.encoding.pairs import Batch, PairEncoder
 from udfs.forward.base import BatchOutput, LogitModel, ModelError, load_model
+from udfs.forward.transformers import check_model
 from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
@@ -194,3 +202,57 @@ def test_the_head_keeps_its_float32_weights_in_half_precision(
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     half = Scorer.load(folder, spec(folder, precision="bf16"), TaskSlot(cpus=1))
     assert half.score(["fleas"], ["dogs"]).logit[0] == np.float32(0.3)
+
+
+def other_model(tiny_bert: Path, folder: Path, config: PreTrainedConfig) -> Path:
+    """A random model of another architecture with the tokenizer of the tiny BERT."""
+    shutil.copytree(tiny_bert, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
+
+
+T5 = T5Config(
+    vocab_size=500, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, num_labels=1,
+    pad_token_id=0, eos_token_id=3, decoder_start_token_id=0,
+)  # fmt: skip
+GPT2 = GPT2Config(vocab_size=500, n_positions=128, n_embd=32, n_layer=2, n_head=2, num_labels=1)
+
+
+def test_an_architecture_that_is_not_packed_scores_in_bf16(tiny_bert: Path, tmp_path: Path) -> None:
+    """T5 reads the weight of a layer that packing took away."""
+    folder = other_model(tiny_bert, tmp_path / "t5", T5)
+    exact, half = (
+        Scorer.load(folder, spec(folder, precision=precision), TaskSlot(cpus=1)).score(
+            QUERIES, DOCS
+        )
+        for precision in ("fp32", "bf16")
+    )
+    assert (half.status == OK).all()
+    np.testing.assert_allclose(half.logit, exact.logit, atol=0.1)
+
+
+def test_the_driver_finds_out_whether_an_architecture_can_score(
+    tiny_model: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    check_model(tiny_model, spec(tiny_model, precision="bf16"))
+    check_model(other_model(tiny_bert, tmp_path / "t5", T5), spec(tmp_path / "t5"))
+    folder = other_model(tiny_bert, tmp_path / "gpt2", GPT2)
+    with pytest.raises(ModelError, match=r"cannot score a pair .*padding token"):
+        check_model(folder, spec(folder))
+    check_model(folder, spec(folder, max_pairs=1))
+
+
+def test_no_padding_token_is_needed_where_nothing_is_padded(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    check_model(folder, spec(folder))
+    with_token, without = (
+        Scorer.load(path, spec(path), TaskSlot(cpus=1)).score(QUERIES, DOCS)
+        for path in (tiny_bert, folder)
+    )
+    np.testing.assert_array_equal(with_token.logit, without.logit)
