@@ -1,7 +1,7 @@
 """One measurement of one scorer, in a process of its own so that its memory can be told.
 
-The process is forked from a server that has torch in memory and no model, so it starts at once,
-with no other model in its memory. A process that the system kills for its memory is an answer, too.
+The process is forked from a server that has torch in memory and no model. A process that the system
+kills for its memory is an answer, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from udfs.devices import TaskSlot
 from udfs.encoding.batching import plan_batches
-from udfs.memory import peak
+from udfs.memory import catch_oom, peak
 from udfs.scorers.base import OK, OUT_OF_MEMORY, Scores
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
@@ -31,13 +31,11 @@ _PRELOAD: Final = [
     "transformers.models.auto.tokenization_auto", "transformers.modeling_utils",
 ]  # fmt: skip
 _WARM_UP: Final = 32  # pairs; the first batch of a process pays for what later ones find ready
-# How torch words it on a CPU, where it has no exception of its own for it.
-_NO_MEMORY: Final = "can't allocate memory"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of scoring N pairs once.
+    """Result of scoring N pairs once.
 
     Attributes:
         outcome: `ok`, `out_of_memory`, `killed`, or the name of another error.
@@ -84,8 +82,7 @@ def measure(
         scorer.score(queries[at : at + spec.window], docs[at : at + spec.window])
         for at in range(0, len(docs), spec.window)
     ]
-    done = time.perf_counter()
-    held = peak()
+    done, held = time.perf_counter(), peak()
     return Trial(
         outcome=OK,
         logit=np.concatenate([scores.logit for scores in windows]),
@@ -103,18 +100,15 @@ def measure(
 
 
 def in_fresh_process(
-    path: Path,
-    spec: ScorerSpec,
-    slot: TaskSlot,
-    queries: Sequence[str],
-    docs: Sequence[str],
+    path: Path, spec: ScorerSpec, slot: TaskSlot, queries: Sequence[str], docs: Sequence[str],
     how: Measure = measure,
-) -> Trial:
-    """The same in a new process. What goes wrong there is part of the answer."""
+) -> Trial:  # fmt: skip
+    """Measure in a new process; an error there is part of the answer."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, how, path, spec, slot, queries, docs))
+    given = (path, spec, slot, queries, docs)
+    process = context.Process(target=_answer, args=(sender, how, given))
     process.start()
     sender.close()
     try:
@@ -131,24 +125,17 @@ def in_fresh_process(
 def _answer(
     sender: Connection,
     how: Measure,
-    path: Path,
-    spec: ScorerSpec,
-    slot: TaskSlot,
-    queries: Sequence[str],
-    docs: Sequence[str],
+    given: tuple[Path, ScorerSpec, TaskSlot, Sequence[str], Sequence[str]],
 ) -> None:
-    """Runs in the new process. An error goes back by its name; its message could hold a text."""
+    """Run in the new process. An error goes back by its name; its message could hold a text."""
     try:
-        sender.send(how(path, spec, slot, queries, docs))
-    except MemoryError:
-        sender.send(OUT_OF_MEMORY)
+        sender.send(catch_oom(lambda: how(*given)) or OUT_OF_MEMORY)
     except Exception as error:
-        no_memory = type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(error)
-        sender.send(OUT_OF_MEMORY if no_memory else type(error).__name__)
+        sender.send(type(error).__name__)
 
 
 def _batch_times(scores: Scores, spec: ScorerSpec) -> list[float]:
-    """Time of each batch [ms], from the shares of its pairs: the plan is a function of lengths."""
+    """Return the time of each batch [ms] from the shares of its pairs; lengths decide the plan."""
     plan = plan_batches(
         scores.n_tokens.tolist(), max_tokens=spec.max_tokens, max_pairs=spec.max_pairs
     )

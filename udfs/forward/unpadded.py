@@ -62,32 +62,28 @@ class UnpaddedModel(torch.nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """int64[B, L], rows padded on the right -> [B], one logit per row."""
-        tokens = Tokens.of(attention_mask)
-        return self._head(self._encode(self._embed(input_ids, token_type_ids, tokens), tokens))
+        layout = _Layout.of(attention_mask)
+        rows = self._embed(input_ids, token_type_ids, layout)
+        for layer in self._layers[:-1]:
+            rows = self._layer(layer, rows, layout)
+        return self._head(self._layer(self._layers[-1], rows, layout, first_only=True))
 
     def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the tokens that fill up a batch, shared out among its pairs, int64[B]."""
         share, rest = divmod(-int(lengths.sum()) % _ROWS, len(lengths))
         return share + (np.arange(len(lengths)) < rest)
 
-    def _encode(self, rows: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-        """[T, H] -> [B, H], the first token of each pair behind all layers."""
-        grid = _Grid.of(tokens)
-        for layer in self._layers[:-1]:
-            rows = self._layer(layer, rows, grid)
-        return self._layer(self._layers[-1], rows, grid, first_only=True)
-
     def _embed(
-        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, tokens: Tokens
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, layout: _Layout
     ) -> torch.Tensor:
         """[T, H]"""
         table = self._embeddings
-        types = tokens.columns.new_zeros(1)
+        types = layout.columns.new_zeros(1)
         if token_type_ids is not None:
-            types = token_type_ids.flatten()[tokens.positions]
-        rows = table.word_embeddings(input_ids.flatten()[tokens.positions])
+            types = token_type_ids.flatten()[layout.sources]
+        rows = table.word_embeddings(input_ids.flatten()[layout.sources])
         rows = rows + table.token_type_embeddings(types)
-        rows = rows + table.position_embeddings(tokens.columns + self._first)
+        rows = rows + table.position_embeddings(layout.columns + self._first)
         result: torch.Tensor = table.LayerNorm(rows)
         return result
 
@@ -100,94 +96,74 @@ class UnpaddedModel(torch.nn.Module):
         return logits[:, 0]
 
     def _layer(
-        self, layer: Any, rows: torch.Tensor, grid: _Grid, *, first_only: bool = False
+        self, layer: Any, rows: torch.Tensor, layout: _Layout, *, first_only: bool = False
     ) -> torch.Tensor:
         """[T, H] -> [T, H]; [B, H], the first token of each pair, if nothing else is wanted."""
         own, after = layer.attention.self, layer.attention.output
-        keys, values = (self._in_grid(part(rows), grid) for part in (own.key, own.value))
+        keys, values = (self._in_grid(part(rows), layout) for part in (own.key, own.value))
         if first_only:
-            rows = rows[grid.firsts]
+            rows = rows[layout.firsts]
             queries = self._by_head(own.query(rows), len(rows))
         else:
-            queries = self._in_grid(own.query(rows), grid)
-        bias = grid.bias.to(rows.dtype).expand(-1, -1, queries.shape[2], -1)
+            queries = self._in_grid(own.query(rows), layout)
+        bias = layout.bias.to(rows.dtype).expand(-1, -1, queries.shape[2], -1)
         mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         mixed = mixed.transpose(1, 2).reshape(-1, rows.shape[1])
         if not first_only:
-            mixed = mixed.index_select(0, grid.positions)
+            mixed = mixed.index_select(0, layout.in_grid)
         rows = after.LayerNorm(_plus(after.dense, mixed, rows))
         inner = layer.intermediate(rows)
         result: torch.Tensor = layer.output.LayerNorm(_plus(layer.output.dense, inner, rows))
         return result
 
-    def _in_grid(self, rows: torch.Tensor, grid: _Grid) -> torch.Tensor:
+    def _in_grid(self, rows: torch.Tensor, layout: _Layout) -> torch.Tensor:
         """[T, H] -> [B, heads, W, H / heads]"""
-        return self._by_head(rows.index_select(0, grid.tokens), len(grid.firsts))
+        return self._by_head(rows.index_select(0, layout.grid), len(layout.firsts))
 
     def _by_head(self, rows: torch.Tensor, pairs: int) -> torch.Tensor:
         return rows.view(pairs, -1, self._heads, rows.shape[1] // self._heads).transpose(1, 2)
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """The tokens [T] of a padded batch [B, L], laid end to end.
+class _Layout:
+    """How the tokens [T] of a batch, laid end to end, and attention's rectangle [B, W] correspond.
+
+    T is a multiple of `_ROWS`, filled up with the first token; W is a multiple of `_WIDTH`, filled
+    up with tokens of the same pair that `bias` hides.
 
     Attributes:
-        positions: int64[T], position of each token in the padded batch, flattened.
+        sources: int64[T], position of each token in the padded batch, flattened.
         columns: int64[T], position of each token in its pair.
         firsts: int64[B], each pair's first token.
-        lengths: int64[B], tokens of each pair.
-        width: L.
-    """
-
-    positions: torch.Tensor
-    columns: torch.Tensor
-    firsts: torch.Tensor
-    lengths: torch.Tensor
-    width: int
-
-    @classmethod
-    def of(cls, mask: torch.Tensor) -> Tokens:
-        """Return the tokens of a mask, int64[B, L], 1 where there is one, padded on the right.
-
-        T is a multiple of `_ROWS`, filled up with the first token.
-        """
-        width, lengths = mask.shape[1], mask.sum(1)
-        positions = mask.flatten().nonzero()[:, 0]
-        positions = torch.cat([positions, positions.new_zeros(-len(positions) % _ROWS)])
-        return cls(positions, positions % width, lengths.cumsum(0) - lengths, lengths, width)
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """How the tokens [T] and attention's rectangle [B, W] lie to one another.
-
-    W is a multiple of `_WIDTH`, filled up with tokens of the same pair that `bias` hides.
-
-    Attributes:
-        firsts: int64[B], each pair's first token.
-        tokens: int64[B * W], the token at each position of the rectangle.
-        positions: int64[T], position of each token in the rectangle, flattened.
+        grid: int64[B * W], the token at each position of the rectangle.
+        in_grid: int64[T], position of each token in the rectangle, flattened.
         bias: float32[B, 1, 1, W], added to the attention of each key: 0 or minus infinity.
     """
 
+    sources: torch.Tensor
+    columns: torch.Tensor
     firsts: torch.Tensor
-    tokens: torch.Tensor
-    positions: torch.Tensor
+    grid: torch.Tensor
+    in_grid: torch.Tensor
     bias: torch.Tensor
 
     @classmethod
-    def of(cls, tokens: Tokens) -> _Grid:
-        """The rectangle of these tokens."""
-        width = -(-tokens.width // _WIDTH) * _WIDTH
-        column = torch.arange(width, device=tokens.positions.device)
-        filled = column < tokens.lengths[:, None]
-        taken = tokens.firsts[:, None] + torch.where(filled, column, 0)
-        bias = torch.zeros(filled.shape, device=column.device).masked_fill(~filled, -torch.inf)
+    def of(cls, mask: torch.Tensor) -> _Layout:
+        """Return the layout of a mask, int64[B, L]: 1 for a token, padded on the right."""
+        length, lengths = mask.shape[1], mask.sum(1)
+        sources = mask.flatten().nonzero()[:, 0]
+        sources = torch.cat([sources, sources.new_zeros(-len(sources) % _ROWS)])
+        columns, firsts = sources % length, lengths.cumsum(0) - lengths
+        width = -(-length // _WIDTH) * _WIDTH
+        column = torch.arange(width, device=mask.device)
+        filled = column < lengths[:, None]
+        bias = torch.zeros(filled.shape, device=mask.device).masked_fill(~filled, -torch.inf)
         return cls(
-            firsts=tokens.firsts,
-            tokens=taken.flatten(),
-            positions=tokens.positions // tokens.width * width + tokens.columns,
+            sources=sources,
+            columns=columns,
+            firsts=firsts,
+            grid=(firsts[:, None] + torch.where(filled, column, 0)).flatten(),
+            in_grid=sources // length * width + columns,
             bias=bias[:, None, None],
         )
 
