@@ -6,15 +6,16 @@ wants to know about the missing column, too. Only a session that cannot start hi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import ParamSpec
 
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.config import Config, EvaluationConfig, MlflowConfig
+from jobs.config import Config, EvaluationConfig
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.qrels import read_qrels
@@ -33,7 +34,10 @@ from jobs.runtime.session import open_session
 from jobs.scoring.backends import for_backend, refuse_missing_packages
 from jobs.scoring.models import resolve_model
 from jobs.scoring.resources import refuse_scoring
+from jobs.scoring.stage import refuse_unscorable
 from udfs.checkpoint import Checkpoint
+
+_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,12 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     checkpoint = errors.run(resolve_model, config.model, fetch)
     errors.run(refuse_missing_packages, config.model.backend)
-    with watch.part("session"), _checking_tracking(errors, config.mlflow):
+    scoring = (config.model, config.batching, checkpoint)
+    with (
+        watch.part("session"),
+        _checking(errors, refuse_tracking, config.mlflow),
+        _checking(errors, refuse_unscorable, *scoring),
+    ):
         spark = errors.run(open_session, config.spark)
     if spark is None:
         raise errors.error()
@@ -125,7 +134,7 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     checkpoint = errors.run(resolve_model, config.model, fetch)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         errors.run(refuse_missing_packages, "onnxruntime")
-    with watch.part("session"), _checking_tracking(errors, config.mlflow):
+    with watch.part("session"), _checking(errors, refuse_tracking, config.mlflow):
         spark = errors.run(open_session, config.spark)
     if spark is None:
         raise errors.error()
@@ -180,7 +189,7 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
             "report.examples shows texts, which a ranked table does not hold; set input.path "
             "to the table it was made from, or leave report.examples out"
         )
-    with watch.part("session"), _checking_tracking(errors, config.mlflow):
+    with watch.part("session"), _checking(errors, refuse_tracking, config.mlflow):
         spark = errors.run(open_session, config.spark)
     if spark is None:
         raise errors.error()
@@ -266,9 +275,11 @@ def _refuse_partitions(passed: Collection[str], partition_by: Sequence[str]) -> 
 
 
 @contextmanager
-def _checking_tracking(errors: ErrorCollector, config: MlflowConfig) -> Iterator[None]:
-    """Ask MLflow about the experiment while Spark starts."""
+def _checking(
+    errors: ErrorCollector, check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs
+) -> Iterator[None]:
+    """Run a check beside the body of the `with`, which starts Spark."""
     with ThreadPoolExecutor(1) as beside:
-        asked = beside.submit(refuse_tracking, config)
+        result = beside.submit(check, *args, **kwargs)
         yield
-    errors.run(asked.result)
+    errors.run(result.result)

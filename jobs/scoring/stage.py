@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from jobs.config import BatchingConfig, ModelConfig, ScoringConfig
 from jobs.input.layouts import InputTable
 from jobs.input.validation import pair_texts
+from jobs.runtime.errors import RefusedError
 from jobs.runtime.progress import ProgressBar
 from jobs.runtime.session import is_local, task_slots
 from jobs.scoring.models import pack
@@ -20,6 +21,8 @@ from jobs.scoring.onnx_export import copied_files
 from jobs.store import ScoreStore
 from udfs.checkpoint import Checkpoint, scoring_files
 from udfs.devices import best_precision, has_gpu
+from udfs.forward.base import ModelError
+from udfs.forward.transformers import check_model
 from udfs.memory import Peak
 from udfs.spec import Precision, ScorerSpec
 from udfs.udf import ROWS_SCHEMA, PeakParam, rerank_rows, rerank_udf
@@ -54,6 +57,22 @@ def make_spec(
         window=batching.window,
         batch_timeout=batching.timeout,
     )
+
+
+def refuse_unscorable(
+    model: ModelConfig, batching: BatchingConfig, checkpoint: Checkpoint | None
+) -> None:
+    """Refuse an architecture that cannot score, found out with two pairs and without weights.
+
+    Raises:
+        RefusedError: naming what is wrong and the remedy.
+    """
+    if model.backend != "torch" or checkpoint is None:
+        return
+    try:
+        check_model(checkpoint.path, make_spec(model, batching, checkpoint, "fp32"))
+    except ModelError as error:
+        raise RefusedError(str(error)) from None
 
 
 def resolve_precision(model: ModelConfig, *, gpu: bool) -> Precision:

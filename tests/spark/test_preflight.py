@@ -282,3 +282,13 @@ spark.stop()
     written = log.read_text() + ended.stderr + ended.stdout
     assert "not-hidden" in written
     assert "hush" not in written
+
+
+def test_an_architecture_that_cannot_score_is_refused_before_the_input_is_read(
+    job: Job, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "none such"}))
+    assert job(tmp_path / "out", model__name=folder) == REFUSED
+    assert "cannot score a pair (KeyError: 'none such')" in capsys.readouterr().err
