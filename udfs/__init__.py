@@ -1,4 +1,7 @@
-"""What executors need to score (query, document) pairs with a cross-encoder, and nothing more.
+"""What executors need to score (query, document) pairs, and nothing more.
 
-Importing this package, or any module of it, loads no model and probes no device.
+`udf` is the Spark side (`rerank_udf`, `rerank_rows`) and the only module that imports pyspark;
+`worker` keeps one scorer per Python worker; `spec.ScorerSpec` says how pairs are scored and gives
+the fingerprint. `encoding` makes batches of texts, `scorers` scores them, `forward` runs the model.
+Importing the package or any module of it loads no model and probes no device.
 """
