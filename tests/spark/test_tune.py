@@ -15,7 +15,6 @@ from jobs.evaluation.qrels import from_labels
 from jobs.input.layouts import read_input
 from jobs.output.tracking.client import track
 from jobs.runtime.errors import DONE
-from jobs.scoring.models import resolve_model
 from jobs.scoring.onnx_export import missing_packages
 from jobs.tune import __main__ as command
 from jobs.tune.sample import draw_sample
