@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Final
 
 from py4j.protocol import Py4JError
-from pyspark import SparkContext
+from pyspark import SparkContext, accumulators
 
 from jobs.config import Config
 from jobs.runtime.cli import help_text, load_config
@@ -84,7 +84,9 @@ class Command:
             return DONE
         known = secrets_of(os.environ)
         config = Config()
-        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # stacks of a JVM that is gone
+        # Both would print stacks of a JVM that is gone, which `_explain` names.
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)
+        accumulators.AccumulatorTCPServer.handle_error = _ignore  # type: ignore[method-assign]
         try:
             config = load_config(words, self.require, self.config)
             known = known_secrets(config)
@@ -189,6 +191,10 @@ def _no_jvm() -> str | None:
         code = process.wait(1.0)
         return f"Spark's JVM has ended (code {code}): it was killed, or had too little memory"
     return None
+
+
+def _ignore(*_: object) -> None:
+    pass
 
 
 def _notes(error: BaseException) -> list[str]:
