@@ -86,7 +86,7 @@ class Command:
         config = Config()
         # Both would print stacks of a JVM that is gone, which `_explain` names.
         logging.getLogger("py4j").setLevel(logging.CRITICAL)
-        accumulators.AccumulatorTCPServer.handle_error = _ignore  # type: ignore[method-assign]
+        accumulators.AccumulatorTCPServer.handle_error = _ignore  # type: ignore[assignment, method-assign]
         try:
             config = load_config(words, self.require, self.config)
             known = known_secrets(config)
