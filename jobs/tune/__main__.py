@@ -38,7 +38,7 @@ COMMAND = Command(
     name="python -m jobs.tune",
     about="Find settings for a table and a model: lengths, speed, memory, agreement with float32.",
     require=("model.name", "input.path|input.table|input.run", "output.path"),
-    sections="tune input model batching evaluation output mlflow spark",
+    sections="tune input model batching scoring evaluation output mlflow spark",
 )
 
 
@@ -59,7 +59,7 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
     out = OutputFolder(spark, config.output)
     draft = make_spec(config.model, config.batching, checkpoint, "fp32")
     with watch.part("sampling"):
-        device = device_of(spark, config)
+        device = device_of(spark, config.model, config.scoring)
         qrels = ready.qrels
         if qrels is None and "label" in pairs.has:
             qrels = labels_of(pairs.rows)
@@ -72,7 +72,7 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
     max_lengths = lengths_to_try(config.tune, lengths, checkpoint.positions)
     grid = make_grid(config.tune, config.batching, tried, max_lengths, on_gpu=device == "cuda")
     with watch.part("preparing"):
-        trials = Trials(spark, config, checkpoint, tried)
+        trials = Trials(spark, config.model, config.batching, checkpoint, tried)
         trials.run(grid[0], sample.first(1))  # later ones do not wait for torch to be imported
     with watch.part("measuring"):
         found = sweep(config.tune, grid, sample, trials.measure, partial(choose, config.tune))

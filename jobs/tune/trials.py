@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from pyspark.sql import SparkSession
 
-from jobs.config import Config
+from jobs.config import BatchingConfig, ModelConfig, ScoringConfig
 from jobs.scoring.onnx_export import export
 from jobs.scoring.stage import make_spec, resolve_precision, ship_model, tasks_have_gpus
 from jobs.tune.sample import Sample
@@ -24,7 +24,12 @@ class Trials:
     """Runs trials, one at a time."""
 
     def __init__(
-        self, spark: SparkSession, config: Config, checkpoint: Checkpoint, engines: Iterable[Engine]
+        self,
+        spark: SparkSession,
+        model: ModelConfig,
+        batching: BatchingConfig,
+        checkpoint: Checkpoint,
+        engines: Iterable[Engine],
     ) -> None:
         """Export what has to be exported, and ship it."""
         self._spark = spark
@@ -33,9 +38,9 @@ class Trials:
         for backend, precision in sorted(engines, key=lambda engine: engine[1] != "int8"):
             if backend not in self._specs:
                 copy = export(checkpoint, precision) if backend == "onnxruntime" else checkpoint
-                spec = make_spec(config.model, config.batching, copy, "fp32")
+                spec = make_spec(model, batching, copy, "fp32")
                 spec = replace(spec, backend=backend, runtime=copy.runtime)
-                self._specs[backend] = ship_model(spark, copy, spec, config.model.ship)
+                self._specs[backend] = ship_model(spark, copy, spec, model.ship)
 
     def run(self, setting: Setting, sample: Sample) -> Trial:
         """Run one trial, in a process of its own."""
@@ -54,8 +59,8 @@ class Trials:
         return trial
 
 
-def device_of(spark: SparkSession, config: Config) -> str:
+def device_of(spark: SparkSession, model: ModelConfig, scoring: ScoringConfig) -> str:
     """Return what executors score on: `cuda`, `cpu-bf16` or `cpu`."""
-    model = config.model.model_copy(update={"precision": "auto", "backend": "torch"})
-    precision = resolve_precision(model, gpu=tasks_have_gpus(spark, config.scoring))
+    model = model.model_copy(update={"precision": "auto", "backend": "torch"})
+    precision = resolve_precision(model, gpu=tasks_have_gpus(spark, scoring))
     return {"fp16": "cuda", "bf16": "cpu-bf16"}.get(precision, "cpu")
