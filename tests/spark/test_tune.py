@@ -123,7 +123,7 @@ def test_the_page_is_whole(tuned: tuple[Path, dict[str, object]]) -> None:
 
 
 def test_what_is_tried_is_what_the_executors_are_good_at(spark: SparkSession) -> None:
-    device = device_of(spark, Config())
+    device = device_of(spark, Config().model, Config().scoring)
     engine = ("torch", "fp32" if device == "cpu" else "bf16")
     assert engine in engines(TuneConfig(), device, has_onnx=False)
 
