@@ -18,7 +18,8 @@ from jobs.runtime.errors import DONE, RefusedError
 from jobs.scoring.backends import for_backend, refuse_missing_packages
 from jobs.scoring.models import resolve_model
 from jobs.scoring.stage import make_spec, resolve_precision
-from udfs.devices import has_gpu, process_slot
+from udfs.devices import DeviceError, has_gpu, process_slot
+from udfs.forward.base import ModelError
 from udfs.scorers.base import OK
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import STAND_INS
@@ -40,35 +41,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(texts: Sequence[str], config: Config) -> int:
     """Score `texts`, a query and its documents, and print them best first."""
+    model = config.model
     if len(texts) < 2:
         raise RefusedError(
             f'{len(texts)} texts given, at least 2 are needed: "query" "document" ...'
         )
     if not all(text.strip() for text in texts):
         raise RefusedError("a text is blank; leave it out")
-    if config.model.backend in STAND_INS:
-        raise RefusedError(
-            f"model.backend={config.model.backend} runs no model; use torch or onnxruntime"
-        )
-    fetch = partial(fetch_model, config.mlflow.tracking_uri)
-    original = resolve_model(config.model, fetch)
-    refuse_missing_packages(config.model.backend)
-    checkpoint = for_backend(config.model, original)
-    slot = process_slot()
-    precision = resolve_precision(config.model, gpu=has_gpu())
-    spec = make_spec(config.model, config.batching, checkpoint, precision)
-    scorer = Scorer.load(checkpoint.path, spec, slot)
+    if model.backend in STAND_INS:
+        raise RefusedError(f"model.backend={model.backend} runs no model; use torch or onnxruntime")
+    original = resolve_model(model, partial(fetch_model, config.mlflow.tracking_uri))
+    refuse_missing_packages(model.backend)
+    checkpoint = for_backend(model, original)
+    precision = resolve_precision(model, gpu=has_gpu())
+    spec = make_spec(model, config.batching, checkpoint, precision)
     query, docs = texts[0], texts[1:]
-    scores = scorer.score([query] * len(docs), docs)
-    lines = [f"{'logit':>8}  {'probability':<{_BAR + 7}}  tokens  document"]
-    for row in sorted(range(len(docs)), key=lambda row: -scores.logit[row]):
-        failed = scores.status[row] != OK
-        logit = float("nan") if failed else float(scores.logit[row])
-        note = " (cut)" if scores.truncated[row] else ""
-        lines.append(
-            f"{logit:>8.3f}  {_bar(logit)}  {scores.n_tokens[row]:>6}  {docs[row][:60]}{note}"
+    try:
+        scorer = Scorer.load(checkpoint.path, spec, process_slot())
+        scores = scorer.score(
+            [model.query_instruction + query] * len(docs),
+            [model.doc_instruction + doc for doc in docs],
         )
-    sys.stdout.write("\n".join(lines) + f"\n{checkpoint.architecture}, {spec.precision}\n")
+    except (ModelError, DeviceError, ValueError) as error:
+        raise RefusedError(f"model.name={model.name}: {error}") from error
+    sys.stdout.write(f"{'logit':>8}  {'probability':<{_BAR + 7}}  tokens  document\n")
+    for row in sorted(range(len(docs)), key=lambda row: -scores.logit[row]):
+        logit = float(scores.logit[row]) if scores.status[row] == OK else math.nan
+        note = " (cut)" if scores.truncated[row] else ""
+        sys.stdout.write(
+            f"{logit:>8.3f}  {_bar(logit)}  {scores.n_tokens[row]:>6}  {docs[row][:60]}{note}\n"
+        )
+    sys.stdout.write(f"{checkpoint.architecture}, {spec.precision}\n")
     return DONE
 
 

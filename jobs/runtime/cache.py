@@ -1,12 +1,27 @@
-"""Where what can be made again is kept between runs."""
+"""User cache directory: downloads, exported models, results of checks; all can be made again."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
 def cache() -> Path:
-    """The user's cache folder of this project."""
+    """Return the user's cache directory of this project; it may not exist yet."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "spark-rerank"
+
+
+def cached_folder(target: Path, fill: Callable[[Path], object]) -> Path:
+    """Return a folder of the cache, made by `fill` and moved in whole if it is not there yet."""
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+            fill(whole := Path(beside) / "whole")
+            # Another process may have been faster; its folder is as good.
+            with suppress(OSError):
+                whole.replace(target)
+    return target

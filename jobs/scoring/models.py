@@ -13,12 +13,13 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import jobs.demo
 from jobs.config import ModelConfig
-from jobs.runtime.cache import cache
+from jobs.runtime.cache import cache, cached_folder
 from jobs.runtime.errors import RefusedError
 from udfs.checkpoint import Checkpoint, CheckpointError, digest_of, inspect_checkpoint
 
@@ -90,14 +91,12 @@ def embedded_model() -> Path:
         if not members:
             raise RefusedError(f"{archive} has no embedded model; set model.name")
         checksum = "-".join(f"{info.CRC:08x}" for info in members if info.file_size)
-        target = cache() / "embedded" / checksum[:64]
-        if not target.is_dir():
-            beside = target.with_name(f"{target.name}.{os.getpid()}")
-            for info in members:
-                source.extract(info, beside)
-            shutil.move(beside / inside, target)
-            shutil.rmtree(beside)
-    return target
+
+        def unpack(whole: Path) -> None:
+            source.extractall(whole.parent, members)
+            (whole.parent / inside).rename(whole)
+
+        return cached_folder(cache() / "embedded" / checksum[:64], unpack)
 
 
 def pack(folder: Path, files: Iterable[Path]) -> Path:
@@ -121,11 +120,7 @@ def _from_registry(uri: str, download: Callable[[str, Path], Path]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as fresh:
         folder = _assembled(download(uri, Path(fresh)))
-        kept = root / digest_of(folder)
-        if not kept.is_dir():
-            shutil.copytree(folder, beside := root / f"{kept.name}.{os.getpid()}")
-            beside.replace(kept)
-    return kept
+        return cached_folder(root / digest_of(folder), partial(shutil.copytree, folder))
 
 
 def _from_hub(name: str, revision: str | None, with_code: bool) -> Path:

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.runtime.cache import cache
+from jobs.runtime.cache import cache, cached_folder
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.onnx_parity import compare, format_parity
 from udfs.checkpoint import Checkpoint, scoring_files
@@ -53,16 +53,14 @@ def export(checkpoint: Checkpoint, precision: Precision) -> Checkpoint:
     """
     versions = ", ".join(f"{name} {_version(name)}" for name in _DECIDING)
     key = hashlib.sha256(f"{checkpoint.digest} {_EXPORTER} {versions}".encode()).hexdigest()[:32]
-    folder = cache() / "onnx" / f"{key}-{precision}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-            _make(checkpoint, precision, Path(beside), f"{version()}, {key}")
-            # Another driver may have been faster; its copy is as good.
-            if not folder.is_dir():
-                shutil.copytree(beside, whole := Path(f"{beside}.whole"))
-                whole.replace(folder)
-    return replace(checkpoint, path=folder, runtime=f"{version()}, {key}")
+    runtime = f"{version()}, {key}"
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        _make(checkpoint, precision, folder, runtime)
+
+    folder = cached_folder(cache() / "onnx" / f"{key}-{precision}", make)
+    return replace(checkpoint, path=folder, runtime=runtime)
 
 
 def copied_files(folder: Path) -> Iterable[Path]:

@@ -16,7 +16,7 @@ from jobs.input.validation import pair_texts
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.progress import ProgressBar
 from jobs.runtime.session import is_local, task_slots
-from jobs.scoring.models import pack
+from jobs.scoring.models import EMBEDDED, pack
 from jobs.scoring.onnx_export import copied_files
 from jobs.store import ScoreStore
 from udfs.checkpoint import Checkpoint, scoring_files
@@ -67,7 +67,8 @@ def refuse_unscorable(
     Raises:
         RefusedError: naming what is wrong and the remedy.
     """
-    if model.backend != "torch" or checkpoint is None:
+    # The embedded model is tested with the project, and torch takes seconds to import.
+    if model.backend != "torch" or model.name == EMBEDDED or checkpoint is None:
         return
     try:
         check_model(checkpoint.path, make_spec(model, batching, checkpoint, "fp32"))

@@ -49,19 +49,21 @@ def test_truncated_marks_every_pair_over_the_limit_and_no_other(tiny_model: Path
     np.testing.assert_array_equal(pairs.lengths, np.minimum(whole, 48))
 
 
+# Longer than the 16 * max_length characters that are looked at first. Not by much: the tokenizers
+# package keeps everything that it cuts off, in all combinations of both sides.
 LONG_DOCS = [
-    SENTENCES[0] * 40,
+    SENTENCES[0] * 15,
     SENTENCES[4] * 60,
-    "  \u200b" * 500 + SENTENCES[1] * 9,  # little to see in the first 1,500 characters
+    "  \u200b" * 1_000 + SENTENCES[1] * 9,  # little to see in the first 3,000 characters
     "x" * 2_000,
     SENTENCES[2],
     SENTENCES[4] * 40,  # about a token a character, and so longer than the query beside it
-    SENTENCES[0] * 40,
-    "a " * 383 + "x" * 150 + SENTENCES[0] * 100,  # a long word, cut in the middle
+    SENTENCES[0] * 15,
+    "a " * 383 + "x" * 150 + SENTENCES[0],  # a long word, cut in the middle
 ]
 LONG_QUERIES = [
-    SENTENCES[3], SENTENCES[3] * 30, SENTENCES[5], SENTENCES[6], SENTENCES[0] * 20,
-    SENTENCES[0] * 15, SENTENCES[4] * 90, SENTENCES[1] * 20,
+    SENTENCES[3], SENTENCES[3] * 12, SENTENCES[5], SENTENCES[6], SENTENCES[0] * 12,
+    SENTENCES[0] * 12, SENTENCES[4] * 50, SENTENCES[1] * 12,
 ]  # fmt: skip
 
 

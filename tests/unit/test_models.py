@@ -41,7 +41,8 @@ def test_max_length_beyond_the_positions_is_refused_with_both_numbers(tiny_xlmr:
 
 def test_a_hub_id_needs_a_commit_and_not_a_branch() -> None:
     for revision in (None, "main", COMMIT[:12]):
-        assert "40 hex digits" in refused(name="BAAI/bge-reranker-v2-m3", revision=revision)
+        said = refused(name="BAAI/bge-reranker-v2-m3", revision=revision)
+        assert "`git ls-remote https://huggingface.co/BAAI/bge-reranker-v2-m3 HEAD` prints" in said
     assert "does not exist" in refused(name="./models/none")
     assert "neither a folder nor a hub id" in refused(name="a b")
 

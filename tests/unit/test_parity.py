@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.config import ModelConfig
+from jobs.runtime.errors import RefusedError
+from jobs.scoring.models import resolve_model
 from tests.conftest import SENTENCES, shared_data
 from udfs.devices import TaskSlot
 from udfs.scorers.cross_encoder import Scorer
@@ -18,6 +21,10 @@ from udfs.spec import ScorerSpec
 QUERIES = [SENTENCES[i % 8][: 9 + 7 * (i % 9)] * (1 + i % 4) for i in range(48)]
 DOCS = [SENTENCES[(3 * i) % 8] * (1 + i % 6) for i in range(48)]
 MAX_LENGTH = 64
+
+
+def no_registry(uri: str, folder: Path) -> Path:
+    raise AssertionError("no registry was asked for")
 
 
 def ours(folder: Path, truncation: str) -> Scorer:
@@ -29,12 +36,41 @@ def test_longest_first_scores_as_sentence_transformers(tiny_model: Path) -> None
     sentence_transformers = pytest.importorskip("sentence_transformers")
     import torch
 
+    # Both sides of the last pairs exceed 16 * max_length characters, with more tokens on either.
+    queries = [*QUERIES, SENTENCES[0] * 15, SENTENCES[4] * 75]
+    docs = [*DOCS, SENTENCES[4] * 75, SENTENCES[0] * 15]
     peer = sentence_transformers.CrossEncoder(str(tiny_model), max_length=MAX_LENGTH, device="cpu")
+    expected = peer.predict(
+        list(zip(queries, docs, strict=True)), activation_fn=torch.nn.Identity()
+    )
+    scores = ours(tiny_model, "longest_first").score(queries, docs)
+    assert 0 < scores.truncated.sum() < len(docs)
+    np.testing.assert_allclose(scores.logit, expected, atol=1e-4)
+
+
+def test_a_default_prompt_is_refused_until_it_is_the_instruction(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    """sentence-transformers puts it before the query; without it scores were 1.7 away."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    import torch
+
+    prompt = "Represent the query: "
+    peer = sentence_transformers.CrossEncoder(
+        str(tiny_bert), max_length=MAX_LENGTH, device="cpu", prompts={"q": prompt},
+        default_prompt_name="q",
+    )  # fmt: skip
+    peer.save_pretrained(str(tmp_path))
+    named = {"name": str(tmp_path), "max_length": MAX_LENGTH}
+    with pytest.raises(RefusedError, match=r'set model\.query_instruction="Represent the query: "'):
+        resolve_model(ModelConfig.model_validate(named), no_registry)
+    for instruction in (prompt, ""):
+        chosen = {**named, "query_instruction": instruction}
+        folder = resolve_model(ModelConfig.model_validate(chosen), no_registry).path
     expected = peer.predict(
         list(zip(QUERIES, DOCS, strict=True)), activation_fn=torch.nn.Identity()
     )
-    scores = ours(tiny_model, "longest_first").score(QUERIES, DOCS)
-    assert 0 < scores.truncated.sum() < len(DOCS)
+    scores = ours(folder, "longest_first").score([prompt + query for query in QUERIES], DOCS)
     np.testing.assert_allclose(scores.logit, expected, atol=1e-4)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,7 +41,7 @@ class SpecialTokens:
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
-    types: tuple[int, int, int, int, int]  # token types of: before, query, between, doc, after
+    types: tuple[int, ...]  # token types of: before, query, between, document, after
 
     @property
     def count(self) -> int:
@@ -74,6 +75,7 @@ class Batch:
     type_ids: NDArray[np.int64] | None
 
 
+@dataclass
 class PairEncoder:
     """Tokenises pairs for one model. Not thread-safe.
 
@@ -86,26 +88,18 @@ class PairEncoder:
         cut_left: whether the tokenizer asks for texts to lose their beginning.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        max_length: int,
-        truncation: Truncation,
-        pad_id: int,
-        has_types: bool,
-        cut_left: bool = False,
-    ) -> None:
+    tokenizer: Tokenizer
+    max_length: int
+    truncation: Truncation
+    pad_id: int
+    has_types: bool
+    cut_left: bool = False
+
+    def __post_init__(self) -> None:
         """Learn the special tokens of a pair from the tokenizer."""
-        self._tokenizer = tokenizer
-        self._max_length = max_length
-        self._truncation = truncation
-        self._pad_id = pad_id
-        self._has_types = has_types
-        self._cut_left = cut_left
+        self.special = _special_tokens(self.tokenizer)
         # Longest text that is tokenised whole at once [characters].
-        self._limit = sys.maxsize if cut_left else max_length * _CHARS_PER_TOKEN
-        self.special = _special_tokens(tokenizer)
+        self._limit = sys.maxsize if self.cut_left else self.max_length * _CHARS_PER_TOKEN
 
     @classmethod
     def load(cls, path: Path, spec: ScorerSpec) -> PairEncoder:
@@ -140,10 +134,10 @@ class PairEncoder:
         query_ids = [by_text[query] for query in queries]
         doc_ids = self._tokenise(docs)
         query_counts, doc_counts = _counts(query_ids), _counts(doc_ids)
-        if self._truncation == "longest_first":
+        if self.truncation == "longest_first":
             self._compare_long_sides(queries, docs, query_counts, doc_counts)
-        kept_queries, kept_docs = POLICIES[self._truncation](
-            query_counts, doc_counts, self._max_length, self.special.count
+        kept_queries, kept_docs = POLICIES[self.truncation](
+            query_counts, doc_counts, self.max_length, self.special.count
         )
         return EncodedPairs(
             queries=[self._cut(ids, n) for ids, n in zip(query_ids, kept_queries, strict=True)],
@@ -159,9 +153,9 @@ class PairEncoder:
     def collate(self, pairs: EncodedPairs, rows: Sequence[int]) -> Batch:
         """Join the sides of the given rows with special tokens, padded to the longest row."""
         width = int(max(pairs.lengths[row] for row in rows))
-        input_ids = np.full((len(rows), width), self._pad_id, np.int64)
+        input_ids = np.full((len(rows), width), self.pad_id, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
-        types = np.zeros((len(rows), width), np.int64) if self._has_types else None
+        types = np.zeros((len(rows), width), np.int64) if self.has_types else None
         special = self.special
         for at, row in enumerate(rows):
             parts: tuple[Sequence[int] | Ids, ...] = (
@@ -177,7 +171,7 @@ class PairEncoder:
         return Batch(input_ids, mask, types)
 
     def _cut(self, ids: Ids, count: int) -> Ids:
-        return ids[len(ids) - count :] if self._cut_left else ids[:count]
+        return ids[len(ids) - count :] if self.cut_left else ids[:count]
 
     def _compare_long_sides(
         self, queries: Sequence[str], docs: Sequence[str], query_counts: Counts, doc_counts: Counts
@@ -187,9 +181,7 @@ class PairEncoder:
         The text with fewer characters is tokenised whole, the other until it has more tokens.
         """
         count_whole = cache(lambda text: len(self._encode([text])[0]))
-        undecided = needs_longer_side(
-            query_counts, doc_counts, self._max_length, self.special.count
-        )
+        undecided = needs_longer_side(query_counts, doc_counts, self.max_length, self.special.count)
         for at in np.flatnonzero(undecided).tolist():
             sides = [(queries[at], query_counts), (docs[at], doc_counts)]
             (text, counts), (longer, longer_counts) = sorted(sides, key=lambda side: len(side[0]))
@@ -204,8 +196,8 @@ class PairEncoder:
             return self._encode(texts)
         ids = self._encode([text[:limit] for text in texts])
         for at, text in enumerate(texts):
-            if len(text) > limit and len(ids[at]) <= self._max_length + _MARGIN:
-                ids[at] = self._encode_beyond(text, self._max_length)
+            if len(text) > limit and len(ids[at]) <= self.max_length + _MARGIN:
+                ids[at] = self._encode_beyond(text, self.max_length)
         return ids
 
     def _encode_beyond(self, text: str, count: int) -> Ids:
@@ -219,7 +211,7 @@ class PairEncoder:
         return ids
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
@@ -247,11 +239,12 @@ def _load_tokenizer(path: Path, trust_remote_code: bool) -> Any:
             str(path), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (ImportError, OSError, ValueError) as error:
-        load = f"T.from_pretrained('{path}')"
+        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"the tokenizer of {path} cannot be loaded ({str(error).splitlines()[0]}); make a "
+            f"the tokenizer of {path} cannot be loaded ({reason}); make a "
             "tokenizer.json with: pip install sentencepiece protobuf && python -c "
-            f"\"from transformers import AutoTokenizer as T; {load}.save_pretrained('{path}')\""
+            f"\"from transformers import AutoTokenizer as T; T.from_pretrained('{path}')"
+            f".save_pretrained('{path}')\""
         ) from error
     if not getattr(outer, "is_fast", False):
         raise ValueError(
@@ -272,16 +265,8 @@ def _special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     doc = [at for at, side in enumerate(sides) if side == 1]
     if not query or not doc or query[-1] > doc[0]:
         raise ValueError("the tokenizer does not put a pair together as query, then document")
-    before = slice(0, query[0])
-    between = slice(query[-1] + 1, doc[0])
-    after = slice(doc[-1] + 1, len(ids))
-
-    def kind(part: slice) -> int:
-        return int(types[part][0]) if types[part] else 0
-
-    return SpecialTokens(
-        before=tuple(ids[before]),
-        between=tuple(ids[between]),
-        after=tuple(ids[after]),
-        types=(kind(before), types[query[0]], kind(between), types[doc[0]], kind(after)),
-    )
+    bounds = [0, query[0], query[-1] + 1, doc[0], doc[-1] + 1, len(ids)]
+    parts = [slice(start, end) for start, end in pairwise(bounds)]
+    before, _, between, _, after = (tuple(ids[part]) for part in parts)
+    kinds = [next(iter(types[part]), 0) for part in parts]
+    return SpecialTokens(before, between, after, tuple(kinds))
