@@ -138,6 +138,11 @@ def score_missing(
 ) -> tuple[str, Peak]:
     """Score pairs and append them to the store.
 
+    Pairs are spread by key and sorted by length. A window tokenises each of its distinct queries
+    once; spreading by query would let it hold fewer of them, but on TREC DL19 (4,300 pairs, 6
+    tasks) the queries of all pairs take 0.07 s of tokenising, the documents 1.0 s, scoring over
+    100 s, while the largest task grows from 1.08 to 1.41 times the mean.
+
     Args:
         spark: the session.
         pairs: the input, read again for its texts.
