@@ -82,7 +82,8 @@ def test_the_sample_from_json_to_a_ranked_table(
     assert metrics["queries"] == 28
     assert metrics["first_stage"]["nDCG@10"] == pytest.approx(0.6490, abs=1e-4)
     assert sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) == [
-        "metrics.json", "per_query", "plots", "ranked", "rejects", "report.html", "run.json", "scores",
+        "metrics.json", "per_query", "plots", "ranked", "rejects", "report.html",
+        "run.json", "scores",
     ]  # fmt: skip
     said = capsys.readouterr().out
     assert "245 pairs" in said and "nDCG@10" in said and str(out / "ranked") in said
