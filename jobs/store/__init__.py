@@ -13,6 +13,6 @@ again: the store is a cache, and stops no job.
 `ScoreStore` reads and appends; `maintenance` is for `python -m jobs.store`.
 """
 
-from jobs.store.scores import SCHEMA, ScoreStore, is_new
+from jobs.store.scores import SCHEMA, ScoreStore
 
-__all__ = ["SCHEMA", "ScoreStore", "is_new"]
+__all__ = ["SCHEMA", "ScoreStore"]

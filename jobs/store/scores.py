@@ -45,11 +45,6 @@ _WRITE: Final = {
 }
 
 
-def is_new(spark: SparkSession, path: str) -> bool:
-    """Return whether there are no scores of any fingerprint."""
-    return not Files(spark).children(path)
-
-
 def read_files(spark: SparkSession, paths: Sequence[str], **options: str) -> DataFrame:
     """Return all rows of files or attempts: `SCHEMA` and `ORIGIN`, the attempt of each row."""
     rows = spark.read.options(**_READ, **options).schema(_FILES).parquet(*map(literal, paths))
