@@ -91,9 +91,10 @@ def test_a_lock_goes_with_its_holder(spark: SparkSession, tmp_path: Path) -> Non
 
 
 def test_a_lock_by_name_is_exclusive_and_says_how_to_get_rid_of_it(
-    spark: SparkSession, tmp_path: Path
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For file systems without locks of the kernel's."""
+    monkeypatch.setattr(lock, "_TIMEOUT", 0.3)
     files, path = Files(spark), f"file:{tmp_path}/.lock"
     with lock._lock_by_name(files, path):
         with (
