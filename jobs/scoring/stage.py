@@ -73,7 +73,10 @@ def refuse_unscorable(
     try:
         check_model(checkpoint.path, make_spec(model, batching, checkpoint, "fp32"))
     except ModelError as error:
-        raise RefusedError(str(error)) from None
+        reason = " ".join(str(error).split())
+        if "padding token" in reason:
+            reason += "; or set batching.max_pairs=1, which pads nothing"
+        raise RefusedError(reason) from None
 
 
 def resolve_precision(model: ModelConfig, *, gpu: bool) -> Precision:
