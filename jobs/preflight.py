@@ -6,6 +6,7 @@ wants to know about the missing column, too. Only a session that cannot start hi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -103,6 +104,8 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     errors.raise_if_any()
     # Or it was refused.
     assert plan is not None and checkpoint is not None and pairs is not None
+    for note in pairs.notes:
+        sys.stderr.write(f"note: {note}\n")
     return Rerank(spark, plan, for_backend(config.model, checkpoint), pairs, qrels, baseline)
 
 

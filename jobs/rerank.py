@@ -26,7 +26,7 @@ from jobs.output.publish import not_published, publish, result_files, track_run
 from jobs.output.record import Stopwatch, evaluation_record, make_record, scoring_record
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking.results import Results, all_candidates, write_ranked
+from jobs.ranking.results import Results, all_candidates, with_scores, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import known_secrets, masked
@@ -112,9 +112,9 @@ def produce(
     # Beside each other, as short jobs in a row leave most cores idle.
     with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
         measuring = beside.submit(scoring_stats, spark, filled)
-        results = write_ranked(
-            out, config.ranking, config.output, "label" in pairs.has, done, store
-        )
+        scores = store.read()
+        candidates = with_scores(done, scores, pairs.has)
+        results = write_ranked(out, config.ranking, config.output, done, candidates, scores)
         stats = measuring.result()
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
@@ -129,9 +129,10 @@ def produce(
     document = None
     if qrels is not None:
         with watch.part("measuring"):
-            candidates = all_candidates(config.ranking, done, store, results)
-            candidates = without_partial_first_stage(candidates)
-            judged = Table(_RERANKED, candidates, record, pairs.rows if plan.examples else None)
+            ranked = without_partial_first_stage(
+                all_candidates(config.ranking, candidates, results)
+            )
+            judged = Table(_RERANKED, ranked, record, pairs.rows if plan.examples else None)
             document = evaluate(
                 plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
             )

@@ -8,8 +8,9 @@ from jobs.config.section import Section, Share
 
 
 class InputConfig(Section):
-    """Where the pairs come from. One of three shapes, told apart by the keys that are set:
-    long (`path` or `table`), nested (`candidates` names an array column), normalised (`run`).
+    """Where the pairs come from. Shapes are told apart by the keys that are set: long (`path` or
+    `table`), nested (`candidates` names an array column), normalised (`run`); texts that a row
+    lacks come from `corpus` and `queries`.
     """
 
     path: str | None = Field(None, description="table of pairs: file, folder or glob [path or URI]")
@@ -38,31 +39,48 @@ class InputConfig(Section):
     candidates: str | None = Field(
         None, description="nested input: array column with one struct per candidate"
     )
-    corpus: str | None = Field(None, description="normalised input: documents [path or URI]")
-    queries: str | None = Field(None, description="normalised input: queries [path or URI]")
+    group: list[str] = Field(
+        [],
+        description="columns that make a list of candidates together with query_id, such as date "
+        "or session, may be repeated",
+    )
+    label_map: dict[str, int] = Field(
+        {}, description="grades of labels that are words, WORD=GRADE, may be repeated"
+    )
+    corpus: str | None = Field(
+        None, description="documents by id: texts where a row has none [path or URI]"
+    )
+    queries: str | None = Field(
+        None, description="queries by id: texts where a row has none [path or URI]"
+    )
     run: str | None = Field(
-        None, description="normalised input: TREC run file or table of candidates [path or URI]"
+        None,
+        description="TREC run file or table of candidates without texts, instead of path; needs "
+        "corpus and queries [path or URI]",
     )
     run_format: str = Field(
         "auto", description="Spark source of the run, or trec (auto: by file ending, else trec)"
     )
+    allow_empty: bool = Field(False, description="accept an input without any row")
     max_reject_rate: Share = Field(
         0.01, description="rejected rows beyond which the job ends with exit code 3 [share 0-1]"
     )
 
     @model_validator(mode="after")
-    def _one_shape(self) -> Self:
-        normalised = [self.corpus, self.queries, self.run]
-        given = [bool(self.path), bool(self.table), any(normalised)]
-        if sum(given) > 1:
+    def _one_source(self) -> Self:
+        given = [key for key in ("path", "table", "run") if getattr(self, key)]
+        if len(given) > 1:
             raise ValueError(
-                "more than one input is given; set only one of input.path, input.table, "
-                "or the three of input.corpus, input.queries and input.run"
+                "more than one input is given; set only one of input.path, input.table and "
+                "input.run"
             )
-        if any(normalised) and not all(normalised):
+        if self.run and not (self.corpus and self.queries):
+            raise ValueError("input.run holds no texts; set input.corpus and input.queries, too")
+        if (self.corpus or self.queries) and not given:
             raise ValueError(
-                "a normalised input needs input.corpus, input.queries and input.run, all three"
+                "input.corpus and input.queries hold texts alone; set input.path, input.table or "
+                "input.run, too"
             )
-        if any(normalised) and self.candidates:
+        if self.run and self.candidates:
             raise ValueError("input.candidates belongs to a nested input; remove it or input.run")
         return self

@@ -9,7 +9,8 @@ from typing import Any, Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.input.readers import READ_ERROR, quoted, read_source
+from jobs.input.columns import quoted
+from jobs.input.readers import READ_ERROR, read_source
 from jobs.output.filesystem import Files
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import masked

@@ -26,7 +26,7 @@ from jobs.evaluation.metrics import (
     per_query,
     summarise,
 )
-from jobs.input.readers import quoted
+from jobs.input.columns import quoted
 
 AFTER = "reranked "
 BEFORE = "first_stage "

@@ -1,4 +1,4 @@
-"""Input of three shapes -> one table of pairs, a row per (query, candidate).
+"""Input of any layout -> one table, a row per candidate of a query (an impression).
 
 Every row of the input comes out as a row, with the reason in `READ_ERROR` where it could not be
 read.
@@ -6,89 +6,161 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, NumericType, StructType
+from pyspark.sql.types import ArrayType, StructType
 
 from jobs.config import InputConfig, ModelConfig
-from jobs.input.readers import INTERNAL_PREFIX, READ_ERROR, as_text, quoted, read_source, refuse_own
-from jobs.input.templates import lacks_field, render, with_instruction
+from jobs.input.columns import holds_fractions, id_text, number, quoted, trimmed
+from jobs.input.readers import (
+    INTERNAL_PREFIX,
+    READ_ERROR,
+    read_source,
+    refuse_internal_names,
+    resolve_format,
+)
+from jobs.input.templates import with_instruction
+from jobs.input.texts import (
+    DOC,
+    QUERY,
+    doc_columns,
+    require,
+    template_columns,
+    template_of,
+    with_doc,
+    with_query,
+)
 from jobs.runtime.errors import RefusedError
-from udfs.templates import MissingRule, Template, parse_template
+from udfs.templates import Template
 
-_POSITION: Final = f"{INTERNAL_PREFIX}position"
-_LARGEST_RANK: Final = 2.0**31
-_INFINITY: Final = float("inf")
-_CANDIDATE: Final = f"{INTERNAL_PREFIX}candidate"
-# Of queries and corpus, when they are joined to the run.
-_QUERY_KEY: Final = f"{INTERNAL_PREFIX}query_key"
-_QUERY: Final = f"{INTERNAL_PREFIX}query"
-_QUERY_FAULT: Final = f"{INTERNAL_PREFIX}query_fault"
-_DOC_KEY: Final = f"{INTERNAL_PREFIX}doc_key"
-_DOC: Final = f"{INTERNAL_PREFIX}doc"
-_DOC_FAULT: Final = f"{INTERNAL_PREFIX}doc_fault"
-# Pass-through columns carry this prefix until the ranked table is written.
+# Columns that are passed through carry this prefix until the ranked table is written.
 PASS_THROUGH: Final = "in."
+# What is known of a row that could not be read, or null. Names columns, never a text.
+DETAIL: Final = f"{INTERNAL_PREFIX}detail"
+_POSITION: Final = f"{INTERNAL_PREFIX}position"
+_CANDIDATE: Final = f"{INTERNAL_PREFIX}candidate"
+# Smallest values that a role's numbers must stay below.
+_LIMITS: Final = {"retrieval_rank": 2.0**31, "retrieval_score": float("inf"), "label": float("inf")}
+_SPANS_LINES: Final = (
+    "the record does not fit the columns; if records span lines, set input.options multiLine=true"
+)
 
 
 @dataclass(frozen=True)
 class InputTable:
-    """Rows to be checked, ranked and scored.
+    """Rows to be validated, scored and ranked.
 
     Attributes:
-        rows: query_id, query, doc_id, doc (string; texts as the model reads them),
-            retrieval_score (double), retrieval_rank (int), label (double), `READ_ERROR` (string),
-            and one column `in.NAME` for each column passed through.
+        rows: query_id, query, doc_id, doc (string; texts as the model reads them, without white
+            space at their ends), retrieval_score (double), retrieval_rank (int), label (double),
+            `READ_ERROR` and `DETAIL` (string), and a column `in.NAME` for each one passed through.
         passed: names of the columns passed through, without the prefix.
         has: which of retrieval_score, retrieval_rank and label the input gives.
-        doc_template: source of the template that made the documents; empty if there was none.
+        group: columns of `rows` that, with query_id, make a list of candidates.
+        label_column: name of the input's column of labels.
+        allow_empty: whether an input without rows is accepted.
+        notes: what a user should know about how the input was read.
     """
 
     rows: DataFrame
     passed: tuple[str, ...]
     has: frozenset[str]
-    doc_template: str
+    group: tuple[str, ...] = ()
+    label_column: str = "label"
+    allow_empty: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def read_input(spark: SparkSession, config: InputConfig, model: ModelConfig) -> InputTable:
-    """Read, flatten and map the input.
+    """Read the input, flatten it, fill in texts from other tables, and map columns to roles.
 
     Raises:
-        RefusedError: if the source cannot be read or a column is missing; the message has the
+        RefusedError: if a source cannot be read or a column is missing; the message has the
             missing and the present names.
     """
-    if config.run:
-        flat, config, source = _normalised(spark, config)
-        return _mapped(flat, config, model, source)
-    flat = _read(spark, config, config.path, config.table)
+    path, table_format = (config.run, config.run_format) if config.run else (
+        config.path, config.format)  # fmt: skip
+    rows = read_source(
+        spark, path=path, table=config.table, source_format=table_format, options=config.options,
+        otherwise="trec" if config.run else None,
+    )  # fmt: skip
+    expected = {config.query_id, config.query, config.doc_id, config.doc, str(config.candidates)}
+    _refuse_headerless(spark, rows, expected, path, table_format, config.options)
     if config.candidates:
-        flat = _unnested(flat, config)
-    return _mapped(flat, config, model, config.doc_template or "")
+        rows = _explode(rows, config.candidates)
+    template = template_of(config)
+    queries, corpus = (
+        _read_texts(spark, config, table) for table in (config.queries, config.corpus)
+    )
+    columns = [*rows.columns, *(queries.columns if queries else [])]
+    require(columns, "the input", _needed(config, template))
+    own = doc_columns(rows.columns, config, template)
+    rows = with_query(with_doc(rows, own, config, template, corpus), config, queries)
+    return _mapped(rows, own, config, model)
 
 
-def _read(
-    spark: SparkSession, config: InputConfig, path: str | None, table: str | None = None
-) -> DataFrame:
-    return read_source(
-        spark, path=path, table=table, source_format=config.format, options=config.options
+def _needed(config: InputConfig, template: Template | None) -> dict[str, str]:
+    """Return the columns that the input has to have, by the key of `input` that names them."""
+    needed = {"query_id": config.query_id}
+    needed |= {} if config.queries else {"query": config.query}
+    needed |= {"doc_id": config.doc_id}
+    if not config.corpus:
+        needed |= template_columns(template) if template else {"doc": config.doc}
+    # The default names of optional columns are taken where they are there.
+    defaults = {key: InputConfig.model_fields[key].default for key in _LIMITS}
+    asked = {key: getattr(config, key) for key in _LIMITS}
+    needed |= {key: name for key, name in asked.items() if name not in ("", defaults[key])}
+    return needed | {f"group {name}": name for name in config.group}
+
+
+def _read_texts(spark: SparkSession, config: InputConfig, path: str | None) -> DataFrame | None:
+    if not path:
+        return None
+    given_format = config.format if config.run else "auto"
+    table = read_source(spark, path=path, source_format=given_format, options=config.options)
+    names = {config.query_id, config.query, config.doc_id, config.doc, "_id", "id", "text"}
+    _refuse_headerless(spark, table, names, path, given_format, config.options)
+    return table
+
+
+def _refuse_headerless(
+    spark: SparkSession,
+    rows: DataFrame,
+    expected: set[str],
+    path: str | None,
+    given_format: str,
+    options: Mapping[str, str],
+) -> None:
+    """Refuse a file whose first line is data: its fields are texts, and must not be printed."""
+    if not path or options.get("header", "true").lower() != "true":
+        return
+    names = [name for name in rows.columns if name != READ_ERROR]
+    csv = resolve_format(spark, path, given_format, "trec") in ("csv", "tsv")
+    if expected & set(names) or not csv:
+        return
+    lengths = ", ".join(str(len(name)) for name in names)
+    raise RefusedError(
+        f"{path}: none of the columns that input.query_id, input.query, input.doc_id and input.doc "
+        f"name is in its first line, which has {len(names)} fields of {lengths} characters. If it "
+        "is no header, set input.options header=false and name columns by their places: "
+        "input.query_id=_c0, input.query=_c1 and so on"
     )
 
 
-def _unnested(rows: DataFrame, config: InputConfig) -> DataFrame:
-    """One row per candidate. A query without candidates keeps one row, to be rejected."""
-    name = str(config.candidates)
-    _require(rows, "the nested input", {"candidates": name})
+def _explode(rows: DataFrame, name: str) -> DataFrame:
+    """Return a row per candidate. A query without candidates keeps one row, to be rejected."""
+    require(rows.columns, "the nested input", {"candidates": name})
     kind = rows.schema[name].dataType
     if not (isinstance(kind, ArrayType) and isinstance(kind.elementType, StructType)):
         raise RefusedError(
             f"input.candidates={name} is {kind.simpleString()}; it has to be an array of structs"
         )
     fields = kind.elementType.names
-    refuse_own(fields)
+    refuse_internal_names(fields)
     outer = [column for column in rows.columns if column != name]
     if twice := sorted(set(fields) & set(outer)):
         raise RefusedError(
@@ -104,169 +176,61 @@ def _unnested(rows: DataFrame, config: InputConfig) -> DataFrame:
     )
 
 
-def _normalised(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, InputConfig, str]:
-    """Join queries and corpus to the run by id.
-
-    Documents are rendered before the join, so that a field of the corpus can share its name with
-    a column of the run or the queries.
-
-    Returns:
-        The flat table, the mapping that fits it, and the source of the documents' template.
-    """
-    run = read_source(
-        spark, path=config.run, source_format=config.run_format, options=config.options,
-        otherwise="trec",
-    )  # fmt: skip
-    queries = _read(spark, config, config.queries)
-    corpus = _read(spark, config, config.corpus)
-    _require(run, "the run", {"query_id": config.query_id, "doc_id": config.doc_id})
-    query_key = _first_of(queries, (config.query_id, "_id", "id"), "input.query_id", "queries")
-    doc_key = _first_of(corpus, (config.doc_id, "_id", "id"), "input.doc_id", "corpus")
-    text = _first_of(queries, (config.query, "text"), "input.query", "queries")
-    template = _template(config.doc_template or _beir_template(corpus, config), config.doc_missing)
-    if template:
-        fields = {f"doc_template field {name}": name for name in template.fields}
-        _require(corpus, "the corpus", fields)
-    beside = [name for name in queries.columns if name not in {query_key, text, *run.columns}]
-    queries = queries.select(
-        as_text(query_key).alias(_QUERY_KEY), quoted(text).alias(_QUERY),
-        *map(quoted, beside), F.col(READ_ERROR).alias(_QUERY_FAULT),
-    )  # fmt: skip
-    corpus = corpus.select(
-        as_text(doc_key).alias(_DOC_KEY),
-        (render(template) if template else as_text(config.doc)).alias(_DOC),
-        F.coalesce(READ_ERROR, _lacking(template)).alias(_DOC_FAULT),
-    )
-    joined = run.join(queries, as_text(config.query_id) == F.col(_QUERY_KEY), how="left").join(
-        corpus, as_text(config.doc_id) == F.col(_DOC_KEY), how="left"
-    )
-    fault = F.coalesce(
-        READ_ERROR,
-        F.when(as_text(config.query_id).isNotNull() & F.isnull(_QUERY_KEY), "unknown_query"),
-        F.when(as_text(config.doc_id).isNotNull() & F.isnull(_DOC_KEY), "unknown_doc"),
-        _QUERY_FAULT,
-        _DOC_FAULT,
-    )
-    own = [name for name in run.columns if name != READ_ERROR]
-    flat = joined.select(
-        *map(quoted, own), *map(quoted, beside), _QUERY, _DOC, fault.alias(READ_ERROR)
-    )
-    mapping = {"query": _QUERY, "doc": _DOC, "doc_template": None}
-    return flat, config.model_copy(update=mapping), template.source if template else ""
-
-
-def _beir_template(corpus: DataFrame, config: InputConfig) -> str | None:
-    if config.doc in corpus.columns:
-        return None
-    _first_of(corpus, (config.doc, "text"), "input.doc or input.doc_template", "corpus")
-    return "{title}\\n{text}" if "title" in corpus.columns else "{text}"
-
-
-def _mapped(flat: DataFrame, config: InputConfig, model: ModelConfig, source: str) -> InputTable:
-    """Name the columns of a flat table by their roles. `source` is the documents' template."""
-    template = _template(config.doc_template, config.doc_missing)
-    needed = {"query_id": config.query_id, "query": config.query, "doc_id": config.doc_id}
-    needed |= {} if template else {"doc": config.doc}
-    optional = {"retrieval_score", "retrieval_rank", "label"}
-    defaults = {key: InputConfig.model_fields[key].default for key in optional}
-    wanted = {key for key in optional if getattr(config, key)}  # an empty name switches one off
-    asked = {key for key in wanted if getattr(config, key) != defaults[key]}
-    present = {key for key in wanted if getattr(config, key) in flat.columns}
-    needed |= {key: getattr(config, key) for key in asked}
-    needed |= {f"doc_template field {name}": name for name in (template.fields if template else ())}
-    _require(flat, "the input", needed)
+def _mapped(
+    rows: DataFrame, own: Sequence[str], config: InputConfig, model: ModelConfig
+) -> InputTable:
+    """Name the columns by their roles. `own`: those that documents were made of."""
+    chosen = {key: str(getattr(config, key)) for key in _LIMITS}
+    present = {key: name for key, name in chosen.items() if name in rows.columns}
     numbers = {
-        key: _number(
-            flat,
-            getattr(config, key),
-            _LARGEST_RANK if key == "retrieval_rank" else _INFINITY,
-            nan_is_null=key == "label",
+        key: number(
+            rows, name, _LIMITS[key], nan_is_null=key == "label",
+            words=config.label_map if key == "label" else None,
         )
-        for key in sorted(present)
-    }
-    rank = numbers.get("retrieval_rank", (None, None))[0]
-    if rank is None and _POSITION in flat.columns and "retrieval_score" not in present:
+        for key, name in sorted(present.items())
+    }  # fmt: skip
+    rank = numbers["retrieval_rank"][0] if "retrieval_rank" in numbers else None
+    if rank is None and _POSITION in rows.columns and "retrieval_score" not in present:
         rank = F.col(_POSITION)  # the order of a nested list is the first stage's order
-    used = {*needed.values(), *(getattr(config, key) for key in present)}
+    used = {config.query_id, config.query, config.doc_id, *own}
+    used = (used | set(present.values())) - set(config.group)
     passed = tuple(
-        name for name in flat.columns
-        if name not in used and not name.startswith(INTERNAL_PREFIX)
-    )  # fmt: skip
-    text = render(template) if template else as_text(config.doc)
-    unreadable = F.coalesce(F.lit(None).cast("string"), *(bad for _, bad in numbers.values()))
-    rows = flat.select(
-        as_text(config.query_id).alias("query_id"),
-        with_instruction(model.query_instruction, as_text(config.query)).alias("query"),
-        as_text(config.doc_id).alias("doc_id"),
-        with_instruction(model.doc_instruction, text).alias("doc"),
-        _value(numbers, "retrieval_score").alias("retrieval_score"),
-        (F.lit(None) if rank is None else rank).try_cast("int").alias("retrieval_rank"),
-        _value(numbers, "label").alias("label"),
-        F.coalesce(READ_ERROR, _lacking(template), unreadable).alias(READ_ERROR),
+        name for name in rows.columns if name not in used and not name.startswith(INTERNAL_PREFIX)
+    )
+    nothing = F.lit(None).cast("double")
+    bad_names = F.concat_ws(
+        ", ", *(F.when(bad, F.lit(f"column {present[key]}")) for key, (_, bad) in numbers.items())
+    )
+    bad_names = F.when(bad_names != "", bad_names)
+    error = F.col(READ_ERROR)
+    detail = F.when(error == "malformed_record", _SPANS_LINES).when(error.isNull(), bad_names)
+    table = rows.select(
+        id_text(rows, config.query_id).alias("query_id"),
+        with_instruction(model.query_instruction, trimmed(F.col(QUERY))).alias("query"),
+        id_text(rows, config.doc_id).alias("doc_id"),
+        with_instruction(model.doc_instruction, trimmed(F.col(DOC))).alias("doc"),
+        numbers.get("retrieval_score", (nothing,))[0].alias("retrieval_score"),
+        (nothing if rank is None else rank).try_cast("int").alias("retrieval_rank"),
+        numbers.get("label", (nothing,))[0].alias("label"),
+        F.coalesce(error, F.when(bad_names.isNotNull(), "unreadable_number")).alias(READ_ERROR),
+        detail.alias(DETAIL),
         *(quoted(name).alias(PASS_THROUGH + name) for name in passed),
     )
-    has = frozenset(present | ({"retrieval_rank"} if rank is not None else set()))
-    return InputTable(rows, passed, has, source)
-
-
-def _template(source: str | None, missing: MissingRule) -> Template | None:
-    if not source:
-        return None
-    try:
-        return parse_template(source, missing)
-    except ValueError as error:
-        raise RefusedError(f"input.doc_template: {error}") from None
-
-
-def _lacking(template: Template | None) -> Column:
-    """`missing_field` where the rule rejects a document for a field it lacks."""
-    if template is None or template.missing != "reject":
-        return F.lit(None).cast("string")
-    return F.when(lacks_field(template), "missing_field")
-
-
-def _number(
-    rows: DataFrame, name: str, limit: float, *, nan_is_null: bool
-) -> tuple[Column, Column]:
-    """A column as a double below a limit, and `unreadable_number` where a value is none."""
-    if isinstance(rows.schema[name].dataType, NumericType):
-        value = quoted(name).cast("double")
-        given = value.isNotNull()
-    else:
-        text = F.trim(as_text(name))
-        # A boolean label is a grade of 0 or 1.
-        text = F.when(text == "true", "1").when(text == "false", "0").otherwise(text)
-        value = text.try_cast("double")
-        given = text.isNotNull() & (text != "")
-    if nan_is_null:
-        given = given & ~F.coalesce(F.isnan(value), F.lit(False))
-    finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(limit))
-    bad = F.when(given & ~finite, "unreadable_number")
-    return F.when(finite, value), bad
-
-
-def _value(numbers: dict[str, tuple[Column, Column]], key: str) -> Column:
-    return numbers[key][0] if key in numbers else F.lit(None).cast("double")
-
-
-def _first_of(table: DataFrame, names: Sequence[str], key: str, where: str) -> str:
-    for name in names:
-        if name in table.columns:
-            return name
-    raise _missing(where, names[:1], table, f"set {key}")
-
-
-def _require(table: DataFrame, where: str, columns: dict[str, str]) -> None:
-    lacking = [name for name in columns.values() if name not in table.columns]
-    if lacking:
-        keys = [f"input.{key}" for key, name in columns.items() if name in lacking]
-        raise _missing(where, lacking, table, f"set {', '.join(keys)}")
-
-
-def _missing(where: str, names: Iterable[str], table: DataFrame, remedy: str) -> RefusedError:
-    present = (
-        ", ".join(name for name in table.columns if not name.startswith(INTERNAL_PREFIX)) or "none"
+    return InputTable(
+        rows=table,
+        passed=passed,
+        has=frozenset(present) | ({"retrieval_rank"} if rank is not None else set()),
+        group=tuple(PASS_THROUGH + name for name in config.group),
+        label_column=config.label,
+        allow_empty=config.allow_empty,
+        notes=_notes(rows, config),
     )
-    return RefusedError(
-        f"{where} has no column {', '.join(dict.fromkeys(names))}; it has: {present}; {remedy}"
+
+
+def _notes(rows: DataFrame, config: InputConfig) -> tuple[str, ...]:
+    return tuple(
+        f"column {name} is {rows.schema[name].dataType.simpleString()}: whole numbers are read as "
+        "integers (0.0 as 0)"
+        for name in (config.query_id, config.doc_id)
+        if holds_fractions(rows, name)
     )

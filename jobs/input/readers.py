@@ -7,7 +7,9 @@ in a way that keeps the original bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from pyspark.errors import AnalysisException
@@ -15,13 +17,14 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
+from jobs.input.columns import BYTE_ORDER_MARK, quoted
 from jobs.output.filesystem import Files
 from jobs.runtime.errors import RefusedError
 
-# Columns of our own start like this; a source that has any like it is refused.
+# Columns added here start like this; a source that has any like it is refused.
 INTERNAL_PREFIX: Final = "_rerank_"
 # Why a record could not be read, or null.
-READ_ERROR: Final = f"{INTERNAL_PREFIX}fault"
+READ_ERROR: Final = f"{INTERNAL_PREFIX}error"
 _RECORD: Final = f"{INTERNAL_PREFIX}record"
 
 _ENDINGS: Final = {
@@ -29,23 +32,22 @@ _ENDINGS: Final = {
     "tsv": "tsv", "orc": "orc", "avro": "avro", "trec": "trec", "run": "trec",
 }  # fmt: skip
 _COMPRESSIONS: Final = ("gz", "bz2", "zst", "snappy", "lz4", "deflate")
+_GLOB: Final = re.compile(r"([*?\[\]{}])")
 # Options that choose files, for the reader of lines as well.
 _FILE_OPTIONS: Final = (
     "recursiveFileLookup", "pathGlobFilter", "modifiedBefore", "modifiedAfter",
 )  # fmt: skip
 # With one of these a record is no line of UTF-8, and Spark's own reader has to be trusted.
-_PLAIN_JSON: Final = frozenset({"multiLine", "encoding", "charset", "lineSep"})
+_PLAIN_JSON: Final = frozenset({"multiline", "encoding", "charset", "linesep"})
+# With one of these, records of a CSV file are not looked at ahead of reading.
+_PLAIN_CSV: Final = frozenset({"multiline", "encoding", "charset", "linesep", "quote", "escape"})
 # An escape in JSON for half of a character: a high surrogate that no low one follows, or a low
 # one that no high one precedes. An even number of backslashes before the `u` is plain text.
 _LONE_SURROGATE: Final = (
     r"(?i)(?<!\\)(?:\\\\)*(?:\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f][0-9a-f]{2})"
     r"|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2})"
 )
-
-
-def quoted(name: str) -> Column:
-    """A column by its exact name, whatever characters are in it."""
-    return F.col("`" + name.replace("`", "``") + "`")
+_TYPED_FOLDERS: Final = "spark.sql.sources.partitionColumnTypeInference.enabled"
 
 
 def read_source(
@@ -59,6 +61,9 @@ def read_source(
 ) -> DataFrame:
     """Read a path or a catalog table; `otherwise` is the format of an ending that says nothing.
 
+    A path that exists as it is written is no pattern. Values of partition folders
+    (`query_id=007`) are text.
+
     Returns:
         Its columns, and `READ_ERROR`: null, or `malformed_record`, `invalid_utf8` or
         `lone_surrogate`.
@@ -67,18 +72,21 @@ def read_source(
         RefusedError: if it is not there or Spark cannot read it.
     """
     options = dict(options or {})
+    given = {key.lower() for key in options}
     try:
         if table:
-            return _without_faults(spark.table(table))
+            return _without_errors(spark.table(table))
         assert path is not None, "the configuration has a path or a table"
         kind = resolve_format(spark, path, source_format, otherwise)
-        if kind == "json" and not _PLAIN_JSON & set(options):
-            return _read_json_lines(spark, path, options)
-        if kind in ("csv", "tsv"):
-            return _read_csv(spark, path, kind, options)
-        if kind == "trec":
-            return _read_trec_run(spark, path)
-        return _without_faults(spark.read.format(kind).options(**options).load(path))
+        path = _as_pattern(spark, path)
+        with _text_partitions(spark):
+            if kind == "json" and not _PLAIN_JSON & given:
+                return _read_json_lines(spark, path, options)
+            if kind in ("csv", "tsv"):
+                return _read_csv(spark, path, kind, options)
+            if kind == "trec":
+                return _read_trec_run(spark, path)
+            return _without_errors(spark.read.format(kind).options(**options).load(path))
     except AnalysisException as error:
         what = f"input.table={table}" if table else path
         condition = error.getCondition() or type(error).__name__
@@ -90,7 +98,7 @@ def read_source(
 def resolve_format(
     spark: SparkSession, path: str, source_format: str, otherwise: str | None = None
 ) -> str:
-    """The Spark source of a path: as given, or by its ending; a folder's by its first file.
+    """Return the Spark source of a path: as given, or by its ending; a folder's by its first file.
 
     Raises:
         RefusedError: if the path is not there, or its ending says nothing.
@@ -98,11 +106,11 @@ def resolve_format(
     if source_format != "auto":
         return source_format
     files = Files(spark)
-    globbed = any(mark in path for mark in "*?[{")
-    if not globbed and not files.exists(path):
+    there = files.exists(path)
+    if not there and not _GLOB.search(path):
         raise RefusedError(f"{path} does not exist; check the path")
     names = [path]
-    if not globbed and files.is_folder(path):
+    if there and files.is_folder(path):
         names += [name for name in files.children(path) if not name.startswith(("_", "."))]
         if "=" in names[-1]:
             return "parquet"  # a partitioned folder; other formats have to be named
@@ -117,13 +125,31 @@ def resolve_format(
     raise RefusedError(f"the format of {path} does not show in its name; set input.format")
 
 
-def _without_faults(rows: DataFrame) -> DataFrame:
-    """A table whose reader marks nothing."""
-    refuse_own(rows.columns)
+def _as_pattern(spark: SparkSession, path: str) -> str:
+    """Return the pattern that matches a path alone, if the path exists as it is written."""
+    if _GLOB.search(path) and Files(spark).exists(path):
+        return _GLOB.sub(r"\\\1", path)
+    return path
+
+
+@contextmanager
+def _text_partitions(spark: SparkSession) -> Iterator[None]:
+    """Have Spark read values of partition folders as text, in this block alone."""
+    before = spark.conf.get(_TYPED_FOLDERS)
+    spark.conf.set(_TYPED_FOLDERS, "false")
+    try:
+        yield
+    finally:
+        spark.conf.set(_TYPED_FOLDERS, str(before))
+
+
+def _without_errors(rows: DataFrame) -> DataFrame:
+    """Return a table whose reader marks nothing."""
+    refuse_internal_names(rows.columns)
     return rows.withColumn(READ_ERROR, _nothing())
 
 
-def refuse_own(names: Iterable[str]) -> None:
+def refuse_internal_names(names: Iterable[str]) -> None:
     """Keep names that start with `INTERNAL_PREFIX` for the columns that are added here.
 
     Raises:
@@ -140,19 +166,33 @@ def _nothing() -> Column:
     return F.lit(None).cast("string")
 
 
-def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) -> DataFrame:
-    """Parse lines that are valid UTF-8; take the rest into the table as faults."""
+def _lines(spark: SparkSession, path: str, options: Mapping[str, str]) -> DataFrame:
+    """Return the lines that are not empty: `value`, and the columns of partition folders."""
     which = {key: value for key, value in options.items() if key in _FILE_OPTIONS}
     lines = spark.read.options(**which).text(path)
+    value = F.col("value")
+    marked = F.startswith(value, F.lit(BYTE_ORDER_MARK))
+    return lines.withColumn("value", F.when(marked, F.substr(value, F.lit(2))).otherwise(value))
+
+
+def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) -> DataFrame:
+    """Parse lines that are valid UTF-8; take the rest into the table as errors."""
+    line = F.col("value")
+    lines = _lines(spark, path, options).where(F.trim(line) != "")
+    first = lines.select(F.left(F.trim(line), F.lit(2)).alias("start")).first()
+    if first is not None and (first["start"].startswith("[") or first["start"] == "{"):
+        raise RefusedError(
+            f"{path} holds one JSON document, not an object per line; set input.options "
+            "multiLine=true"
+        )
     folders = [name for name in lines.columns if name != "value"]  # of a partitioned table
-    found = spark.read.options(**options).json(path).schema
-    schema = _without(found, {"_corrupt_record", *folders})
+    inferred = spark.read.options(**options).json(path).schema
+    schema = _without(inferred, {"_corrupt_record", *folders})
     if not schema.fields:
         raise RefusedError(f"{path} holds no JSON object; check the path and input.format")
-    refuse_own([*schema.names, *folders])
+    refuse_internal_names([*schema.names, *folders])
     schema.add(_RECORD, StringType())
-    line = F.col("value")
-    fault = (
+    error = (
         F.when(~F.is_valid_utf8(line), "invalid_utf8")
         .when(F.lower(line).contains("\\ud") & line.rlike(_LONE_SURROGATE), "lone_surrogate")
         .otherwise(_nothing())
@@ -160,23 +200,25 @@ def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) ->
     parsed = F.from_json(
         F.make_valid_utf8(line), schema, {**options, "columnNameOfCorruptRecord": _RECORD}
     )
-    lines = lines.where(F.trim(line) != "")
-    rows = lines.select(parsed.alias("row"), *map(quoted, folders), fault.alias(READ_ERROR))
+    rows = lines.select(parsed.alias("row"), *map(quoted, folders), error.alias(READ_ERROR))
     return _mark_malformed(rows.select("row.*", *map(quoted, folders), READ_ERROR))
 
 
 def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]) -> DataFrame:
     """Read bytes one to one as Latin-1, then take them for the UTF-8 they should be."""
+    given = {key.lower() for key in options}
+    if kind == "csv" and not _PLAIN_CSV & given and _records_span_lines(spark, path, options):
+        options = {**options, "multiLine": "true"}
     # RFC 4180 doubles quotes. Tab-separated collections (MS MARCO) use none and hold single ones.
     usual = {"sep": "\t", "quote": ""} if kind == "tsv" else {"escape": '"'}
     options = {"header": "true", **usual, **options}
-    as_bytes = "encoding" not in options and "charset" not in options
+    as_bytes = not {"encoding", "charset"} & given
     if as_bytes:
         options["encoding"] = "ISO-8859-1"
     names = spark.read.options(**options).csv(path).columns
     if not names:
         raise RefusedError(f"{path} holds no column; check the path and input.options")
-    refuse_own(names)
+    refuse_internal_names(names)
     schema = StructType([StructField(name, StringType()) for name in [*names, _RECORD]])
     options["columnNameOfCorruptRecord"] = _RECORD
     rows = spark.read.options(**options).schema(schema).csv(path)
@@ -191,29 +233,45 @@ def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]
     return _mark_malformed(rows.withColumn(READ_ERROR, _nothing()))
 
 
+def _records_span_lines(spark: SparkSession, path: str, options: Mapping[str, str]) -> bool:
+    """Whether as many lines leave a quote open as close one that an earlier line has opened.
+
+    Only then are lines read together: a single stray quote would swallow rows.
+    """
+    separator = re.escape(options.get("sep", options.get("delimiter", ",")))
+    line = F.col("value")
+    odd = (F.length(line) - F.length(F.replace(line, F.lit('"'), F.lit("")))) % 2 == 1
+    opens = line.rlike(rf'(?:^|{separator})"(?:[^"]|"")*$')
+    closes = line.rlike(rf'^(?:[^"]|"")*"(?:{separator}|$)')
+    lines = _lines(spark, path, options).where(line.contains('"') & odd)
+    row = lines.agg(F.count_if(opens).alias("opens"), F.count_if(closes).alias("closes")).first()
+    return row is not None and 0 < row["opens"] == row["closes"]
+
+
 def _as_utf8(name: str) -> str:
-    return name.encode("latin-1").decode("utf-8", errors="replace").removeprefix("\ufeff")
+    text = name.encode("latin-1").decode("utf-8", errors="replace")
+    # Behind a byte-order mark Spark takes the quotes of the first name for a part of it.
+    if text.startswith(BYTE_ORDER_MARK):
+        text = text.removeprefix(BYTE_ORDER_MARK).strip('"')
+    return text
 
 
 def _read_trec_run(spark: SparkSession, path: str) -> DataFrame:
-    """`query_id Q0 doc_id rank score tag`, separated by any white space."""
+    """Read lines of `query_id Q0 doc_id rank score tag`, separated by any white space."""
+    lines = _lines(spark, path, {})
     line = F.trim(F.regexp_replace("value", r"\s+", " "))
     parts = F.split(line, " ")
-    fault = (
+    error = (
         F.when(~F.is_valid_utf8("value"), "invalid_utf8")
         .when(F.size(parts) != 6, "malformed_record")
         .otherwise(_nothing())
     )
-    return (
-        spark.read.text(path)
-        .where(line != "")
-        .select(
-            F.get(parts, F.lit(0)).alias("query_id"),
-            F.get(parts, F.lit(2)).alias("doc_id"),
-            F.get(parts, F.lit(3)).alias("retrieval_rank"),
-            F.get(parts, F.lit(4)).alias("retrieval_score"),
-            fault.alias(READ_ERROR),
-        )
+    return lines.where(line != "").select(
+        F.get(parts, F.lit(0)).alias("query_id"),
+        F.get(parts, F.lit(2)).alias("doc_id"),
+        F.get(parts, F.lit(3)).alias("retrieval_rank"),
+        F.get(parts, F.lit(4)).alias("retrieval_score"),
+        error.alias(READ_ERROR),
     )
 
 
@@ -224,9 +282,3 @@ def _mark_malformed(rows: DataFrame) -> DataFrame:
 
 def _without(schema: StructType, names: set[str]) -> StructType:
     return StructType([field for field in schema.fields if field.name not in names])
-
-
-def as_text(name: str) -> Column:
-    """A column as a string; binary is taken for UTF-8, and checked later like any text."""
-    column = quoted(name)
-    return column.cast("string")

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.config import OutputConfig, RankingConfig
+from jobs.input.columns import quoted
+from jobs.input.duplicates import REJECTED
 from jobs.input.layouts import PASS_THROUGH
-from jobs.input.readers import quoted
-from jobs.input.validation import REJECTED, ValidatedInput
+from jobs.input.validation import ValidatedInput
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PARTITIONS, RANKED, REJECTS
-from jobs.ranking.order import count_cut, count_ranked, ranked
+from jobs.ranking.order import (
+    Candidates,
+    count_cut,
+    count_ranked,
+    output_names,
+    rank_candidates,
+)
 from jobs.runtime.errors import BookkeepingError
-from jobs.store import ScoreStore
 from udfs.scorers.base import OK
 
 _ROWS_PER_FILE: Final = 100_000
@@ -28,51 +34,68 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class Results:
-    """The staged tables, counted from what was written."""
+    """The staged tables, counted from what was written.
+
+    Attributes:
+        ranked: the ranked table.
+        group: its columns that, with query_id, make a list.
+        counts: ranked, cut, rejected, truncated, queries (lists).
+        reasons: rejected rows by reason.
+        written: see `jobs.ranking.order.count_ranked`.
+    """
 
     ranked: DataFrame
+    group: tuple[str, ...]
     counts: Counts
     reasons: Counts
     written: Counts
+
+
+def with_scores(validated: ValidatedInput, scores: DataFrame, has: Collection[str]) -> Candidates:
+    """Join valid rows with their scores. `has`: columns that the input gives."""
+    rows = validated.valid.join(scores.where(F.col("status") == OK).drop("status"), on="pair_key")
+    return Candidates(
+        rows, validated.group, "label" in has, validated.tally.without_rank > 0,
+        validated.tally.repeated,
+    )  # fmt: skip
 
 
 def write_ranked(
     out: OutputFolder,
     config: RankingConfig,
     output: OutputConfig,
-    has_label: bool,
-    done: ValidatedInput,
-    store: ScoreStore,
+    validated: ValidatedInput,
+    candidates: Candidates,
+    scores: DataFrame,
 ) -> Results:
     """Write the ranked table and the rejects into the workspace.
 
     Args:
         out: the output folder.
-        config: what is cut, and how ties are broken.
+        config: of the ranking.
         output: `partitions` and `partition_by`.
-        has_label: whether the input has labels.
-        done: the validated input.
-        store: the scores.
+        validated: the rows of the input.
+        candidates: those with a score, see `with_scores`.
+        scores: of the score store.
 
     Raises:
         BookkeepingError: if a row of the input is in neither, or in both.
     """
-    scores = store.read()
-    scored = _scored(done, scores)
     by = output.partition_by
     if by:
         # A partition whose rows were all cut is empty now, and its former rows have to go.
-        found = done.rows.select(_passed(by)).distinct()
-        out.stage(PARTITIONS, found.withColumn(_ROW, F.lit(1)), "parquet")
-    files = output.partitions or math.ceil(max(1, done.counts["valid"]) / _ROWS_PER_FILE)
-    # Spread by query before ranking: the windows need that anyway, and it names the files.
-    spread = scored.repartition(files, "query_id")
-    table = ranked(spread, config, label=has_label, placed=not done.tally.without_rank)
-    written = out.stage(RANKED, table)
-    written_counts = count_ranked(written)
-    kept, cut = written_counts["ranked"], count_cut(scored, config)
-    lost = done.counts["valid"] - kept - cut
-    rejects = out.stage(REJECTS, _rejects(done, scores if lost else None, by))
+        partitions = validated.rows.select(_passed(by)).distinct()
+        out.stage(PARTITIONS, partitions.withColumn(_ROW, F.lit(1)), "parquet")
+    files = output.partitions or math.ceil(max(1, validated.counts["valid"]) / _ROWS_PER_FILE)
+    # Spread by list before ranking: the windows need that anyway, and it names the files.
+    spread = candidates.rows.repartition(files, *candidates.list_columns)
+    written = out.stage(RANKED, rank_candidates(replace(candidates, rows=spread), config))
+    names = output_names(candidates.rows.columns)
+    group = tuple(names[name] for name in candidates.group)
+    written_counts = count_ranked(written, group)
+    kept, cut = written_counts["ranked"], count_cut(candidates, config)
+    lost = validated.counts["valid"] - kept - cut
+    rejects = out.stage(REJECTS, _rejects(validated, scores if lost else None, by))
     reasons = _by(rejects, "reason")
     counts = {
         "ranked": kept,
@@ -81,36 +104,28 @@ def write_ranked(
         "truncated": written_counts["truncated"],
         "queries": written_counts["queries"],
     }
-    _balance({**done.counts, **counts})
-    return Results(written, counts, reasons, written_counts)
+    _balance({**validated.counts, **counts})
+    return Results(written, group, counts, reasons, written_counts)
 
 
-def all_candidates(
-    config: RankingConfig, done: ValidatedInput, store: ScoreStore, results: Results
-) -> DataFrame:
-    """Return every scored candidate, before top_k and min_score cut any."""
+def all_candidates(config: RankingConfig, candidates: Candidates, results: Results) -> DataFrame:
+    """Return every scored candidate as a ranked table, before top_k and min_score cut any."""
     if not results.counts["cut"]:
         return results.ranked
-    everything = RankingConfig(tie_break=config.tie_break)
-    return ranked(_scored(done, store.read()), everything, label="label" in done.rows.columns)
+    return rank_candidates(candidates, RankingConfig(tie_break=config.tie_break))
 
 
-def _scored(done: ValidatedInput, scores: DataFrame) -> DataFrame:
-    """Valid rows with their scores."""
-    return done.valid.join(scores.where(F.col("status") == OK).drop("status"), on="pair_key")
-
-
-def _rejects(done: ValidatedInput, scores: DataFrame | None, by: Sequence[str]) -> DataFrame:
+def _rejects(validated: ValidatedInput, scores: DataFrame | None, by: Sequence[str]) -> DataFrame:
     """Rows that failed the checks, then pairs without a score.
 
     `scores` is None if every valid pair has one.
     """
     columns = ("query_id", "doc_id", "reason", "detail")
-    early = done.rows.where(F.col("status") == REJECTED).select(*columns, *_passed(by))
-    files = math.ceil(max(1, done.counts["rejected"]) / _ROWS_PER_FILE)
+    early = validated.rows.where(F.col("status") == REJECTED).select(*columns, *_passed(by))
+    files = math.ceil(max(1, validated.counts["rejected"]) / _ROWS_PER_FILE)
     if scores is None:
         return early.repartition(files)
-    unscored = done.valid.join(scores, on="pair_key", how="left").where(
+    unscored = validated.valid.join(scores, on="pair_key", how="left").where(
         F.isnull("status") | (F.col("status") != OK)
     )
     late = unscored.select(

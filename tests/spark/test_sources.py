@@ -4,9 +4,13 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
+from jobs.config import InputConfig, ModelConfig
+from jobs.input.layouts import read_input
 from jobs.input.readers import READ_ERROR, read_source
 from jobs.runtime.errors import RefusedError
 
@@ -123,3 +127,81 @@ def test_partitioned_json_keeps_its_folders_and_options_choose_files(
     )  # fmt: skip
     got = {(row["id"], row["lang"], row[READ_ERROR]) for row in table.collect()}
     assert got == {("en-1", "en", None), ("zh-1", "zh", None)}
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_data(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    files = {
+        "a.csv": b'"id","n"\r\n1,2\r\n', "a.tsv": b"id\tn\r\n1\t2\r\n",
+        "a.jsonl": b'{"id": "1", "n": "2"}\r\n',
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+        assert rows(spark, tmp_path / name) == [{"id": "1", "n": "2", READ_ERROR: None}], name
+    (tmp_path / "a.trec").write_bytes(b"\xef\xbb\xbfq1 Q0 d1 1e0 1.25e1 x\r\n")
+    assert rows(spark, tmp_path / "a.trec")[0] == {
+        "query_id": "q1", "doc_id": "d1", "retrieval_rank": "1e0", "retrieval_score": "1.25e1",
+        READ_ERROR: None,
+    }  # fmt: skip
+
+
+def test_csv_records_that_span_lines_are_read_whole(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "breaks.csv").write_text('id,doc\n1,"two\nlines, and ""more"""\n2,5" screen of x\n')
+    got = [(row["id"], row["doc"]) for row in rows(spark, tmp_path / "breaks.csv")]
+    assert got == [("1", 'two\nlines, and "more"'), ("2", '5" screen of x')]
+    # A quote that nothing closes spoils its own row and swallows no other.
+    (tmp_path / "stray.csv").write_text('id,doc\n1,"open\n2,x\n3,"fine"\n')
+    assert [row["id"] for row in rows(spark, tmp_path / "stray.csv")] == ["1", "2", "3"]
+
+
+def test_a_json_document_is_refused_with_the_option_that_reads_it(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    for name, content in (("l.json", [{"id": "1"}]), ("o.json", {"id": "1"})):
+        (tmp_path / name).write_text(json.dumps(content, indent=1))
+        with pytest.raises(RefusedError, match="multiLine=true"):
+            rows(spark, tmp_path / name)
+        assert [row["id"] for row in rows(spark, tmp_path / name, multiLine="true")] == ["1"]
+
+
+@pytest.mark.parametrize("name", ["o[1]", "a [1].jsonl", "{x}.jsonl", "a b%20'*.jsonl"])
+def test_a_path_that_exists_is_no_pattern(name: str, spark: SparkSession, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if name == "o[1]":
+        file.mkdir()
+        file = file / "part.jsonl"
+    file.write_text('{"id": "1"}\n')
+    (tmp_path / "x.jsonl").write_text('{"id": "2"}\n')
+    assert [row["id"] for row in rows(spark, tmp_path / name)] == ["1"]
+    assert len(rows(spark, tmp_path / "[x]*.jsonl")) == 1
+
+
+def test_values_of_partition_folders_are_text(spark: SparkSession, tmp_path: Path) -> None:
+    for query in ("007", "7"):
+        folder = tmp_path / "in" / f"query_id={query}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"doc_id": ["a"]}), folder / "a.parquet")
+    key = "spark.sql.sources.partitionColumnTypeInference.enabled"
+    before = spark.conf.get(key)
+    assert {row["query_id"] for row in rows(spark, tmp_path / "in")} == {"007", "7"}
+    assert spark.conf.get(key) == before
+
+
+@pytest.mark.parametrize("role", ["path", "corpus"])
+def test_the_first_line_of_a_file_without_header_is_not_printed(
+    role: str, spark: SparkSession, tmp_path: Path
+) -> None:
+    line = "q1\tsecret query\td1\tsecret\n"
+    (tmp_path / "in.tsv").write_text(line * 2)
+    (tmp_path / "ids.jsonl").write_text('{"query_id": "q1", "doc_id": "d1", "query": "q"}\n')
+    keys = {"path": str(tmp_path / "ids.jsonl"), role: str(tmp_path / "in.tsv")}
+    with pytest.raises(RefusedError, match="4 fields of 2, 12, 2, 6 characters") as caught:
+        read_input(spark, InputConfig.model_validate(keys), ModelConfig())
+    assert "secret" not in str(caught.value)
+    assert "header=false" in str(caught.value)
+    named = InputConfig.model_validate(
+        {"path": str(tmp_path / "in.tsv"), "options": {"header": "false"}, "query_id": "_c0",
+         "query": "_c1", "doc_id": "_c2", "doc": "_c3"}
+    )  # fmt: skip
+    assert read_input(spark, named, ModelConfig()).rows.count() == 2

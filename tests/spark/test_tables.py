@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.config import InputConfig, ModelConfig
+from jobs.input.columns import id_text
+from jobs.input.duplicates import COLLAPSED, REJECTED, VALID, resolve_duplicates
 from jobs.input.layouts import InputTable, read_input
 from jobs.input.templates import render
-from jobs.input.validation import (
-    COLLAPSED,
-    REJECTED,
-    VALID,
-    count_rows,
-    resolve_duplicates,
-    validate_rows,
-    with_pair_keys,
-)
+from jobs.input.validation import count_rows, validate, validate_rows, with_pair_keys
 from jobs.runtime.errors import RefusedError
 from udfs.templates import parse_template
 
@@ -37,7 +32,7 @@ def read(spark: SparkSession, model: ModelConfig = MODEL, **keys: object) -> Inp
 
 def checked(pairs: InputTable) -> DataFrame:
     """All rows, compared with each other whether they have to be or not."""
-    return resolve_duplicates(validate_rows(pairs))
+    return resolve_duplicates(validate_rows(pairs), pairs.group)
 
 
 def texts(pairs: InputTable) -> dict[tuple[str, str], tuple[str, str]]:
@@ -199,48 +194,142 @@ def test_every_row_gets_its_reason_and_none_is_lost(poison: InputTable) -> None:
         assert (row["status"] == REJECTED) == (row["reason"] is not None)
 
 
-def test_rows_have_to_be_compared_only_where_ids_repeat(poison: InputTable) -> None:
-    tally = count_rows(validate_rows(poison))
-    assert tally.may_have_duplicates
+def test_rows_are_compared_only_where_ids_repeat(poison: InputTable) -> None:
+    tally = count_rows(validate_rows(poison), poison)
+    assert tally.repeated
     assert (tally.valid, tally.distinct, tally.without_rank) == (7, 6, 6)
-    done = count_rows(checked(poison))
-    assert (done.valid, done.collapsed, done.rejected, done.distinct) == (4, 1, 14, 4)
-    assert (done.reasons["conflicting_duplicate"], done.may_have_duplicates) == (2, False)
+    done = count_rows(checked(poison), poison)
+    # Two impressions of `same` differ in their retrieval score, and both stay.
+    assert (done.valid, done.collapsed, done.rejected, done.distinct) == (5, 0, 14, 4)
+    assert (done.reasons["conflicting_duplicate"], done.repeated) == (2, True)
     ids = ~F.coalesce(F.col("doc_id"), F.lit("")).isin("same", "twice")
     alone = replace(poison, rows=poison.rows.where(ids))
-    assert not count_rows(validate_rows(alone)).may_have_duplicates
+    assert not count_rows(validate_rows(alone), alone).repeated
     assert sorted(map(str, validate_rows(alone).collect())) == sorted(
         map(str, checked(alone).collect())
     )
 
 
-def test_equal_duplicates_collapse_to_the_best_ranked(poison: InputTable) -> None:
-    same = [row for row in checked(poison).collect() if row["doc_id"] == "same"]
-    kept = {row["status"]: row["retrieval_score"] for row in same}
-    assert kept == {VALID: 3.0, COLLAPSED: 1.0}
+def test_details_carry_columns_and_lengths_and_no_texts(poison: InputTable) -> None:
+    details = {row["doc_id"]: row["detail"] for row in checked(poison).collect()}
+    assert details["i"] == "column retrieval_score; bytes: query_id: 1, query: 1, doc_id: 1, doc: 1"
+    assert details["twice"] == "2 rows with differing texts"
+    assert details["d"].startswith("bytes: ")
+    assert "another" not in str(details)
 
 
-def test_details_carry_lengths_and_no_texts(poison: InputTable) -> None:
-    for row in checked(poison).where("status = 'rejected'").collect():
-        assert row["detail"].startswith(("bytes: ", "2 rows"))
-        assert "another" not in row["detail"]
+IMPRESSION = (
+    "query_id string, query string, doc_id string, doc string, label int, day string, "
+    "at timestamp, tags map<string,int>"
+)
 
 
-def test_the_choice_of_a_duplicate_does_not_depend_on_the_order_of_the_rows(
-    spark: SparkSession,
-) -> None:
-    rows = [("1", "q", "d", "x", 1.0, extra) for extra in "abcdefgh"]
-    columns = ("query_id", "query", "doc_id", "doc")
-    schema = ", ".join(f"{name} string" for name in columns)
-    schema += ", retrieval_score double, tag string"
-    kept = set()
-    for order in (rows, rows[::-1], rows[3:] + rows[:3]):
-        spark.createDataFrame(order, schema).repartition(3).createOrReplaceTempView("twins")
-        kept |= {
-            row["in.tag"]
-            for row in checked(read(spark, table="twins")).where("status='valid'").collect()
-        }
-    assert len(kept) == 1
+def impressions(spark: SparkSession, rows: list[tuple[object, ...]], **keys: object) -> InputTable:
+    from datetime import UTC, datetime
+
+    rows = [("1", "q", doc_id, text, label, day, datetime(2026, 3, 1, microsecond=at, tzinfo=UTC),
+             {"a": 1}) for doc_id, text, label, day, at in rows]  # fmt: skip
+    spark.createDataFrame(rows, IMPRESSION).createOrReplaceTempView("impressions")
+    return read(spark, table="impressions", **keys)
+
+
+def test_only_rows_equal_in_all_columns_collapse(spark: SparkSession) -> None:
+    rows: list[tuple[object, ...]] = [
+        ("a", "x", 1, "mon", 1), ("a", "x", 1, "mon", 1),  # equal
+        ("a", "x", 1, "mon", 2),  # a microsecond later
+        ("a", "x ", None, "tue", 1),  # the same text but for white space at its end
+        ("b", "y", 0, "mon", 1), ("b", "y", 1, "tue", 1),  # labels that contradict each other
+        ("c", "z", 0, "mon", 1), ("c", "zz", 0, "tue", 1),  # texts that do
+    ]  # fmt: skip
+    found = checked(impressions(spark, rows))
+    kinds = [(r["doc_id"], r["status"], r["detail"]) for r in found.collect()]
+    assert sorted(kinds, key=str) == sorted(
+        [("a", COLLAPSED, None)] + [("a", VALID, None)] * 3
+        + [("b", REJECTED, "2 rows with differing labels")] * 2
+        + [("c", REJECTED, "2 rows with differing texts")] * 2, key=str,
+    )  # fmt: skip
+    by_day = impressions(spark, rows, group=["day"])
+    assert by_day.group == ("in.day",)
+    lists = count_rows(checked(by_day), by_day)
+    assert (lists.valid, lists.collapsed, lists.rejected, lists.repeated) == (7, 1, 0, True)
+
+
+def test_white_space_at_the_ends_is_no_part_of_ids_and_texts(spark: SparkSession) -> None:
+    rows = [(" 1\u3000", "\u00a0q\n", "a\t", " x y "), ("1", "q", "b", "x y"), ("1", "q", "c", " ")]
+    schema = "query_id string, query string, doc_id string, doc string"
+    spark.createDataFrame(rows, schema).createOrReplaceTempView("spaces")
+    found = {row["doc_id"]: row for row in with_pair_keys(read(spark, table="spaces")).collect()}
+    assert {row["query_id"] for row in found.values()} == {"1"}
+    assert found["a"]["pair_key"] == found["b"]["pair_key"]
+    assert found["b"]["pair_key"] == hashlib.sha256(b"1:qx y").hexdigest()
+    assert found["c"]["reason"] == "missing_doc"
+
+
+def test_whole_numbers_of_any_type_are_the_same_ids(spark: SparkSession) -> None:
+    values = [0.0, -0.0, 7.0, 0.5, 1e10, 2.0**53, 1e22, float("nan"), None]
+    table = spark.createDataFrame([(v,) for v in values], "d double")
+    decimal = table.select(F.col("d").try_cast("decimal(20,2)").alias("m"))
+    assert [row[0] for row in table.select(id_text(table, "d")).collect()] == [
+        "0", "0", "7", "0.5", "10000000000", "9007199254740992", "10000000000000000000000", None,
+        None,
+    ]  # fmt: skip
+    assert [row[0] for row in decimal.select(id_text(decimal, "m")).collect()][:4] == [
+        "0", "0", "7", "0.50",
+    ]  # fmt: skip
+    ids = spark.createDataFrame([(1.0, "q", "d", "x")], "query_id double, query string, "
+                                "doc_id string, doc string")  # fmt: skip
+    ids.createOrReplaceTempView("floats")
+    assert "column query_id is double: whole numbers" in read(spark, table="floats").notes[0]
+
+
+def test_labels_that_are_words_are_refused_or_mapped(spark: SparkSession) -> None:
+    schema = "query_id string, query string, doc_id string, doc string, label string"
+    rows = [("1", "q", "a", "x", "good"), ("1", "q", "b", "y", "bad "), ("1", "q", "c", "z", None)]
+    spark.createDataFrame(rows, schema).createOrReplaceTempView("words")
+    with pytest.raises(RefusedError, match="column label has no numbers") as caught:
+        validate(read(spark, table="words"))
+    assert "input.label_map" in str(caught.value)
+    mapped = read(spark, table="words", label_map={"good": 1, "bad": 0})
+    assert [row["label"] for row in mapped.rows.orderBy("doc_id").collect()] == [1.0, 0.0, None]
+    partly = validate(read(spark, table="words", label_map={"good": 1}))
+    (bad,) = partly.rows.where("status = 'rejected'").collect()
+    assert (bad["doc_id"], bad["reason"]) == ("b", "unreadable_number")
+    assert bad["detail"].startswith("column label; bytes")
+
+
+def test_an_input_without_rows_is_refused_unless_allowed(spark: SparkSession) -> None:
+    schema = "query_id string, query string, doc_id string, doc string"
+    spark.createDataFrame([], schema).createOrReplaceTempView("nothing")
+    with pytest.raises(RefusedError, match=r"no rows.*input\.allow_empty"):
+        validate(read(spark, table="nothing"))
+    assert validate(read(spark, table="nothing", allow_empty=True)).counts["input"] == 0
+
+
+def test_texts_that_are_missing_come_from_other_tables(spark: SparkSession, tmp_path: Path) -> None:
+    schema = "query_id double, doc_id string, query string, doc string, day string"
+    rows = [
+        (1.0, "a", None, "own", "mon"), (1.0, "b", "own query", None, "mon"),
+        (1.0, "b ", None, " ", "tue"), (2.0, "c", None, "own", "mon"),
+        (1.0, "d", None, None, "mon"),
+    ]  # fmt: skip
+    spark.createDataFrame(rows, schema).createOrReplaceTempView("some_texts")
+    corpus = [{"_id": "a", "title": "no", "text": "no"}, {"_id": "b", "title": "T", "text": "B"}]
+    keys = {
+        "corpus": write_lines(tmp_path / "c.jsonl", corpus),
+        "queries": write_lines(tmp_path / "q.jsonl", [{"_id": "1", "text": "found"}]),
+    }
+    found = read(spark, table="some_texts", **keys)
+    assert found.passed == ("day",)
+    got = [tuple(row) for row in with_pair_keys(found).orderBy("doc_id", "in.day")
+           .select("doc_id", "query", "doc", "reason").collect()]  # fmt: skip
+    assert got == [
+        ("a", "found", "own", None), ("b", "own query", "T\nB", None), ("b", "found", "T\nB", None),
+        ("c", None, "own", "unknown_query"), ("d", "found", None, "unknown_doc"),
+    ]  # fmt: skip
+    # Without columns of texts, and with a template of the corpus's fields.
+    spark.table("some_texts").drop("query", "doc").createOrReplaceTempView("no_texts")
+    bare = read(spark, table="no_texts", doc_template="{text}", **keys)
+    assert {row["doc"] for row in bare.rows.collect()} == {"no", "B", None}
 
 
 def test_a_pair_key_tells_apart_pairs_with_the_same_concatenation(spark: SparkSession) -> None:

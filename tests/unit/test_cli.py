@@ -73,7 +73,10 @@ def test_all_errors_of_files_and_arguments_come_together(tmp_path: Path) -> None
     [
         ([*GIVEN, "--model.max_length", "9000"], "raise one or lower the other"),
         ([*GIVEN, "--input.table", "t"], "set only one"),
-        (["--model.name", "m", "--output.path", "o", "--input.run", "r"], "all three"),
+        (
+            ["--model.name", "m", "--output.path", "o", "--input.run", "r"],
+            "corpus and input.queries",
+        ),
         ([*GIVEN, "--model.precision", "int16"], "use fp32, or ONNX Runtime int8"),
         ([*GIVEN, "--tune.precisions", "int16"], "use fp32, or ONNX Runtime int8"),
         ([*GIVEN, "--tune.precisions", "int8"], "tune.precisions=int8: unknown"),

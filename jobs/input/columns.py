@@ -1,0 +1,112 @@
+"""Columns of any type as ids, texts and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Final
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import DecimalType, DoubleType, FloatType, NumericType
+
+from udfs.templates import BLANK
+
+BYTE_ORDER_MARK: Final = "\ufeff"
+# What `str.strip` of Python removes; Java's `\s` and Spark's `trim` mean other sets.
+WHITE_SPACE: Final = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
+    "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+_LONG: Final = 2.0**63
+
+
+def quoted(name: str) -> Column:
+    """Return a column by its exact name, whatever characters are in it."""
+    return F.col("`" + name.replace("`", "``") + "`")
+
+
+def as_text(name: str) -> Column:
+    """Return a column as a string; binary is taken for UTF-8, and validated later."""
+    return quoted(name).cast("string")
+
+
+def trimmed(text: Column, extra: str = "") -> Column:
+    """Return a text without white space, and characters of `extra`, at its ends."""
+    characters = WHITE_SPACE + extra
+    # Trimming walks through the whole text; most texts need none. Broken UTF-8 is rejected later.
+    at_ends = F.left(text, F.lit(1)).isin(*characters) | F.right(text, F.lit(1)).isin(*characters)
+    return F.when(at_ends & F.is_valid_utf8(text), F.btrim(text, F.lit(characters))).otherwise(text)
+
+
+def id_text(rows: DataFrame, name: str) -> Column:
+    """Return a column of ids as text, equal for equal ids of tables with other types.
+
+    White space and a byte-order mark at the ends are removed. Whole numbers of a floating-point or
+    decimal column are written as integers: 0.0 is "0", 1e10 is "10000000000". NaN is null.
+    """
+    text = as_text(name)
+    if not holds_fractions(rows, name):
+        return trimmed(text, BYTE_ORDER_MARK)
+    value = quoted(name)
+    if isinstance(rows.schema[name].dataType, DecimalType):
+        whole = F.when(value == F.floor(value), value.cast("decimal(38,0)").cast("string"))
+        return F.coalesce(whole, text)
+    value = value.cast("double")
+    is_whole = (value == F.rint(value)) & (F.abs(value) < F.lit(1e37))
+    as_long = F.when(F.abs(value) < F.lit(_LONG), value.try_cast("long").cast("string"))
+    whole = F.coalesce(as_long, value.try_cast("decimal(38,0)").cast("string"))
+    return F.when(F.isnan(value), F.lit(None)).when(is_whole, whole).otherwise(text)
+
+
+def holds_fractions(rows: DataFrame, name: str) -> bool:
+    """Whether a column is of a type of numbers with digits behind the point."""
+    kind = rows.schema[name].dataType
+    if isinstance(kind, DecimalType):
+        return kind.scale > 0
+    return isinstance(kind, FloatType | DoubleType)
+
+
+def number(
+    rows: DataFrame,
+    name: str,
+    limit: float,
+    *,
+    nan_is_null: bool,
+    words: Mapping[str, int] | None = None,
+) -> tuple[Column, Column]:
+    """Return a column as a double below a limit, and whether a value is there that is none.
+
+    Args:
+        rows: the table.
+        name: of the column; a boolean is 0 or 1.
+        limit: bound of the absolute value, exclusive.
+        nan_is_null: whether NaN means that there is no value.
+        words: numbers of values that are words.
+    """
+    if isinstance(rows.schema[name].dataType, NumericType):
+        value = quoted(name).cast("double")
+        given = value.isNotNull()
+    else:
+        text = trimmed(as_text(name))
+        meanings = {"true": 1, "false": 0} | dict(words or {})
+        value = text.try_cast("double")
+        for word, meaning in meanings.items():
+            value = F.when(text == word, F.lit(float(meaning))).otherwise(value)
+        given = text.isNotNull() & (text != "")
+    if nan_is_null:
+        given = given & ~F.coalesce(F.isnan(value), F.lit(False))
+    finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(limit))
+    return F.when(finite, value), given & ~F.coalesce(finite, F.lit(False))
+
+
+def is_blank(text: Column) -> Column:
+    """Return whether a text is null or shows nothing."""
+    # Java's expressions need the text in Java's encoding; mostly its first character will do.
+    first = F.left(text, F.lit(1))
+    return text.isNull() | (first.rlike(f"^{BLANK}$") & text.rlike(f"^{BLANK}$"))
+
+
+def all_of(*conditions: Column) -> Column:
+    """Return whether all conditions hold."""
+    return reduce(lambda left, right: left & right, conditions)
