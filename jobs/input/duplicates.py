@@ -19,8 +19,6 @@ REJECTED: Final = "rejected"
 _CONTENT: Final = f"{INTERNAL_PREFIX}content"
 _ROWS: Final = f"{INTERNAL_PREFIX}rows"
 _COPY: Final = f"{INTERNAL_PREFIX}copy"
-_TEXTS_DIFFER: Final = f"{INTERNAL_PREFIX}texts_differ"
-_LABELS_DIFFER: Final = f"{INTERNAL_PREFIX}labels_differ"
 # Whole values: by default microseconds are cut off, and nulls left out.
 _JSON: Final = {
     "ignoreNullFields": "false",
@@ -51,26 +49,26 @@ def resolve_duplicates(rows: DataFrame, group: Sequence[str]) -> DataFrame:
     same_ids = Window.partitionBy(*ids)
     copies = Window.partitionBy(*ids, "pair_key", _CONTENT).orderBy(_CONTENT)
     valid = rows.where(F.isnotnull("pair_key")).withColumn(_CONTENT, content_hash(rows))
+    differ = {name: F.min(name).over(same_ids) != F.max(name).over(same_ids)
+              for name in ("pair_key", "label")}  # fmt: skip
     compared = valid.withColumns(
         {
-            _TEXTS_DIFFER: F.min("pair_key").over(same_ids) != F.max("pair_key").over(same_ids),
-            _LABELS_DIFFER: F.min("label").over(same_ids) != F.max("label").over(same_ids),
+            "reason": F.when(differ["pair_key"], "conflicting_duplicate").when(
+                differ["label"], "conflicting_label"
+            ),
             _ROWS: F.count(F.lit(1)).over(same_ids),
             _COPY: F.row_number().over(copies),
         }
     )
-    reason = F.when(F.col(_TEXTS_DIFFER), "conflicting_duplicate").when(
-        F.col(_LABELS_DIFFER), "conflicting_label"
-    )
-    detail = F.when(
-        F.col(_TEXTS_DIFFER), F.format_string("%d rows with differing texts", _ROWS)
-    ).when(F.col(_LABELS_DIFFER), F.format_string("%d rows with differing labels", _ROWS))
-    resolved = compared.withColumns({"reason": reason, "detail": detail}).withColumns(
+    conflict = F.isnotnull("reason")
+    what = F.when(F.col("reason") == "conflicting_label", "labels").otherwise("texts")
+    detail = F.format_string("%d rows with differing %s", _ROWS, what)
+    status = F.when(conflict, REJECTED).when(F.col(_COPY) > 1, COLLAPSED).otherwise(VALID)
+    resolved = compared.withColumns(
         {
-            "pair_key": F.when(F.isnull("reason"), F.col("pair_key")),
-            "status": F.when(F.isnotnull("reason"), REJECTED)
-            .when(F.col(_COPY) > 1, COLLAPSED)
-            .otherwise(VALID),
+            "status": status,
+            "detail": F.when(conflict, detail),
+            "pair_key": F.when(~conflict, F.col("pair_key")),
         }
-    )
-    return resolved.select(*map(quoted, rows.columns)).unionByName(rows.where(F.isnull("pair_key")))
+    ).select(*map(quoted, rows.columns))
+    return resolved.unionByName(rows.where(F.isnull("pair_key")))

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from jobs.input.columns import BYTE_ORDER_MARK, quoted
-from jobs.output.filesystem import Files
+from jobs.output.filesystem import Files, literal
 from jobs.runtime.errors import RefusedError
 
 # Columns added here start like this; a source that has any like it is refused.
@@ -32,7 +32,6 @@ _ENDINGS: Final = {
     "tsv": "tsv", "orc": "orc", "avro": "avro", "trec": "trec", "run": "trec",
 }  # fmt: skip
 _COMPRESSIONS: Final = ("gz", "bz2", "zst", "snappy", "lz4", "deflate")
-_GLOB: Final = re.compile(r"([*?\[\]{}])")
 # Options that choose files, for the reader of lines as well.
 _FILE_OPTIONS: Final = (
     "recursiveFileLookup", "pathGlobFilter", "modifiedBefore", "modifiedAfter",
@@ -78,15 +77,15 @@ def read_source(
             return _without_errors(spark.table(table))
         assert path is not None, "the configuration has a path or a table"
         kind = resolve_format(spark, path, source_format, otherwise)
-        path = _as_pattern(spark, path)
+        pattern = literal(path) if Files(spark).exists(path) else path
         with _text_partitions(spark):
             if kind == "json" and not _PLAIN_JSON & given:
-                return _read_json_lines(spark, path, options)
+                return _read_json_lines(spark, pattern, options)
             if kind in ("csv", "tsv"):
-                return _read_csv(spark, path, kind, options)
+                return _read_csv(spark, pattern, kind, options)
             if kind == "trec":
-                return _read_trec_run(spark, path)
-            return _without_errors(spark.read.format(kind).options(**options).load(path))
+                return _read_trec_run(spark, pattern)
+            return _without_errors(spark.read.format(kind).options(**options).load(pattern))
     except AnalysisException as error:
         what = f"input.table={table}" if table else path
         condition = error.getCondition() or type(error).__name__
@@ -107,7 +106,7 @@ def resolve_format(
         return source_format
     files = Files(spark)
     there = files.exists(path)
-    if not there and not _GLOB.search(path):
+    if not there and literal(path) == path:
         raise RefusedError(f"{path} does not exist; check the path")
     names = [path]
     if there and files.is_folder(path):
@@ -123,13 +122,6 @@ def resolve_format(
     if otherwise:
         return otherwise
     raise RefusedError(f"the format of {path} does not show in its name; set input.format")
-
-
-def _as_pattern(spark: SparkSession, path: str) -> str:
-    """Return the pattern that matches a path alone, if the path exists as it is written."""
-    if _GLOB.search(path) and Files(spark).exists(path):
-        return _GLOB.sub(r"\\\1", path)
-    return path
 
 
 @contextmanager
