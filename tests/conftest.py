@@ -6,6 +6,8 @@ computing them agrees.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ TINY = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
     "max_position_embeddings": 128, "num_labels": 1, "initializer_range": 0.4,
 }  # fmt: skip
+
+Database = Callable[[Path], str]
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -112,6 +116,26 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     XLMRobertaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mlflow.tracking import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def database(_empty_database: Path) -> Database:
+    """Make MLflow databases: the tables of the first take half a minute, the others are copies."""
+
+    def make(file: Path) -> str:
+        shutil.copy(_empty_database, file)
+        return f"sqlite:///{file}"
+
+    return make
 
 
 @pytest.fixture(params=["tiny_bert", "tiny_xlmr"])

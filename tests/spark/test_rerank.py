@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 
 from jobs import rerank
 from jobs.runtime.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS, UNEXPECTED
-from tests.conftest import SENTENCES, shared_data
+from tests.conftest import SENTENCES, Database, shared_data
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
 from udfs.devices import TaskSlot, has_gpu
@@ -321,14 +321,14 @@ def test_a_dry_run_prices_the_job_and_writes_nothing(
 
 
 def test_mlflow_gets_the_run_and_an_outage_costs_no_data(
-    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    job: Job, database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Against a real sqlite store, and a port where nobody listens."""
     import subprocess
 
     from mlflow.tracking import MlflowClient
 
-    store, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
+    store, out = database(tmp_path / "mlflow.db"), tmp_path / "out"
     down = "http://127.0.0.1:9"
     keys = {"mlflow__enabled": "true", "mlflow__tracking_uri": down, "input__label": "label"}
     assert job(out, **keys) == NOT_TRACKED

@@ -158,7 +158,7 @@ def test_an_unexpected_error_shows_no_frames_of_java_and_no_quoted_value() -> No
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert ended.returncode == 1
-    assert "Caused by: x" in ended.stderr and "[CAST]" in ended.stderr
+    assert "Caused by: x" in ended.stderr and "[CAST_INVALID_INPUT]" in ended.stderr
     assert "of a user" not in ended.stderr and "Some.scala" not in ended.stderr
 
 

@@ -47,7 +47,7 @@ def test_many_queries_take_the_t_test_and_end_near_the_resampled_interval() -> N
     assert (many.low, many.high) == pytest.approx(fewer, abs=1e-3)
 
 
-@pytest.mark.parametrize("queries", [13, 14, 1023, 1024, 2000, EXACT_UP_TO])
+@pytest.mark.parametrize("queries", [13, 14, 1023, 1024, 2000])
 def test_any_number_of_queries_has_a_p_value(queries: int) -> None:
     """There are more exchanges of a thousand queries than a double can hold."""
     before = RNG.uniform(0, 0.5, queries)

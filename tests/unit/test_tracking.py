@@ -18,6 +18,7 @@ from jobs.output.tracking.client import TrackingError, refuse_tracking, replay_c
 from jobs.output.tracking.runs import fetch_model
 from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from jobs.runtime.redaction import masked
+from tests.conftest import Database
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_no_password_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_replay_asks_for_the_password_that_the_record_does_not_hold(
-    run_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run_json: Path, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """MLflow's own database takes a whole address, with a query, from the environment."""
@@ -103,14 +104,14 @@ def test_a_replay_asks_for_the_password_that_the_record_does_not_hold(
     assert "set MLFLOW_TRACKING_URI to the whole address" in said
     ended = subprocess.run(
         command.splitlines()[0], shell=True, capture_output=True, text=True, check=False,
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"},
+        env={**os.environ, "MLFLOW_TRACKING_URI": database(tmp_path / "mlflow.db")},
     )  # fmt: skip
     assert ended.returncode == DONE, ended.stderr
     assert json.loads(run_json.read_text())["mlflow_run_id"] == ended.stdout.strip()
 
 
 def test_a_run_inside_another_is_nested_in_it_and_artifacts_are_beside_the_database(
-    run_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_json: Path, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLFLOW_RUN_ID is set inside `mlflow run`, Databricks jobs and Airflow."""
     from mlflow.tracking import MlflowClient
@@ -119,7 +120,7 @@ def test_a_run_inside_another_is_nested_in_it_and_artifacts_are_beside_the_datab
     folder.mkdir()
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    config = MlflowConfig(tracking_uri=f"sqlite:///{folder}/runs.db")
+    config = MlflowConfig(tracking_uri=database(folder / "runs.db"))
     client = MlflowClient(config.tracking_uri)
     experiment = client.create_experiment("pipeline", (folder / "files").as_uri())
     parent = client.create_run(experiment).info.run_id
@@ -141,13 +142,15 @@ def test_a_run_inside_another_is_nested_in_it_and_artifacts_are_beside_the_datab
     assert not list(elsewhere.iterdir())
 
 
-def test_an_experiment_that_cannot_be_logged_to_is_refused(tmp_path: Path, black_hole: str) -> None:
+def test_an_experiment_that_cannot_be_logged_to_is_refused(
+    database: Database, tmp_path: Path, black_hole: str
+) -> None:
     from mlflow.tracking import MlflowClient
 
     refuse_tracking(MlflowConfig(tracking_uri=f"sqlite:///{tmp_path}/new.db"))
     assert not list(tmp_path.iterdir())
     refuse_tracking(MlflowConfig(tracking_uri=black_hole, timeout=6.0))  # it may be up again later
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = database(tmp_path / "mlflow.db")
     client = MlflowClient(uri)
     client.delete_experiment(client.create_experiment("nightly"))
     refuse_tracking(MlflowConfig(tracking_uri=uri, experiment="weekly"))
@@ -163,13 +166,13 @@ def test_the_replay_command_refuses_what_is_no_record(argv: list[str]) -> None:
 
 
 def test_a_registered_model_is_fetched_and_a_missing_one_refused(
-    tiny_bert: Path, tmp_path: Path
+    tiny_bert: Path, database: Database, tmp_path: Path
 ) -> None:
     """Against a real registry in sqlite."""
     import mlflow
     from mlflow.tracking import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = database(tmp_path / "mlflow.db")
     client = MlflowClient(uri)
     client.create_registered_model("reranker")
     client.create_model_version("reranker", source=tiny_bert.as_uri())
