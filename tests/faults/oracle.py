@@ -112,8 +112,12 @@ class Watcher:
             assert min(self._ranked.values()) >= least, self._ranked
 
     def _watch(self) -> None:
+        seen: list[tuple[int, int] | None] = []
         while not self._ended.wait(_LOOK):
-            self._look()
+            names = [_changed(self._out / name) for name in ("run.json", "ranked", "rejects")]
+            if names != seen:  # counting rows takes time of the cores that the run needs
+                self._look()
+            seen = names
 
     def _look(self) -> str | None:
         """Return the id of the run whose result is published now; None if there is no such sign."""
@@ -149,6 +153,15 @@ def stored(out: Path) -> pd.DataFrame:
     """Every score in the store of an output folder, of all fingerprints and attempts."""
     files = sorted(out.glob("scores/fingerprint=*/attempt=*/*.parquet"))
     return pd.concat([pq.ParquetFile(file).read().to_pandas() for file in files])
+
+
+def _changed(path: Path) -> tuple[int, int] | None:
+    """Return a file's or folder's identity and time; None if it is not there."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _rows(folder: Path) -> int | None:
