@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jobs.config import Config
-from jobs.evaluation.ranked import record_beside
 from jobs.evaluation.report import render
-from jobs.evaluation.result import Table, evaluate
+from jobs.evaluation.result import evaluate
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY
 from jobs.output.publish import not_published, publish, result_files, track_run
@@ -44,11 +44,10 @@ def run(config: Config) -> int:
 def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
     """Measure, publish or keep beside, report, log."""
     spark, (name, *_) = ready.spark, ready.paths
-    further = {other: table for other, table in ready.tables.items() if other != name}
+    further = [table for table in ready.tables.values() if table.name != name]
     with OutputFolder(spark, config.output) as out:
         with watch.part("measuring"):
-            beside = record_beside(spark, ready.paths[name])
-            judged = Table(name, ready.tables[name], beside, ready.texts)
+            judged = replace(ready.tables[name], texts=ready.texts)
             document = evaluate(
                 ready.plan, judged, further, ready.baseline, ready.qrels, out,
                 tie_break=config.ranking.tie_break,

@@ -16,12 +16,12 @@ from typing import ParamSpec
 
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.config import Config, EvaluationConfig
+from jobs.config import Config
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.plan import Plan, make_plan
-from jobs.evaluation.qrels import read_qrels
-from jobs.evaluation.ranked import named, read_ranked
-from jobs.evaluation.result import find_baseline, labels_of
+from jobs.evaluation.qrels import from_labels, read_qrels
+from jobs.evaluation.ranked import Table, named, read_ranked
+from jobs.evaluation.result import find_baseline
 from jobs.input.layouts import InputTable, read_input
 from jobs.output.folder import refuse_columns
 from jobs.output.locations import refuse_locations, table_folders
@@ -59,7 +59,7 @@ class Rerank:
     checkpoint: Checkpoint
     pairs: InputTable
     qrels: DataFrame | None
-    baseline: Baseline | DataFrame | None
+    baseline: Baseline | Table | None
 
 
 def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
@@ -94,7 +94,8 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
             errors.run(refuse_columns, pairs.rows.schema, config.output.format)
             errors.run(_refuse_partitions, pairs.passed, config.output.partition_by)
             errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
-            errors.run(refuse_unmeasured, config.evaluation, pairs.has)
+            if plan is not None:
+                errors.run(refuse_unmeasured, plan, pairs.has)
         qrels = errors.run(read_qrels, spark, qrels_at) if qrels_at else None
         baseline = None
         if plan is not None:
@@ -161,7 +162,7 @@ class Evaluate:
         plan: what to answer.
         paths: ranked tables by name, the judged one first.
         tables: the same, read.
-        qrels: what to measure by.
+        qrels: what to measure by; None where no rule needs any.
         texts: the pairs with their texts, None if none are to be shown.
         baseline: what to compare with, None if there is nothing (yet).
     """
@@ -169,10 +170,10 @@ class Evaluate:
     spark: SparkSession
     plan: Plan
     paths: dict[str, str]
-    tables: dict[str, DataFrame]
-    qrels: DataFrame
+    tables: dict[str, Table]
+    qrels: DataFrame | None
     texts: DataFrame | None
-    baseline: Baseline | DataFrame | None
+    baseline: Baseline | Table | None
 
 
 def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
@@ -199,9 +200,11 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
     with watch.part("reading"):
         errors.run(refuse_locations, spark, config.output, list(paths.values()))
         slices = {first: config.evaluation.slices}
-        read = {n: errors.run(read_ranked, spark, p, slices.get(n, ())) for n, p in paths.items()}
+        read = {
+            n: errors.run(read_ranked, spark, n, p, slices.get(n, ())) for n, p in paths.items()
+        }
         tables = {name: table for name, table in read.items() if table is not None}
-        qrels = _judgements(errors, spark, config.evaluation.qrels, tables.get(first))
+        qrels = _judgements(errors, spark, plan, tables.get(first))
         pairs = None
         if config.report.examples and not errors:
             pairs = errors.run(read_input, spark, given, config.model)
@@ -211,21 +214,21 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
             fetch = partial(fetch_baseline, config.mlflow)
             baseline = errors.run(find_baseline, spark, plan, others, fetch)
     errors.raise_if_any()
-    assert plan is not None and qrels is not None  # or it was refused
+    assert plan is not None  # or it was refused
     texts = None if pairs is None else pairs.rows
     return Evaluate(spark, plan, paths, tables, qrels, texts, baseline)
 
 
 def _judgements(
-    errors: ErrorCollector, spark: SparkSession, path: str | None, table: DataFrame | None
+    errors: ErrorCollector, spark: SparkSession, plan: Plan | None, table: Table | None
 ) -> DataFrame | None:
     """The qrels; those of a file even where the table to be judged cannot be read."""
-    if path:
-        return errors.run(read_qrels, spark, path)
-    if table is None:
+    if plan is not None and plan.config.qrels:
+        return errors.run(read_qrels, spark, plan.config.qrels)
+    if table is None or plan is None:
         return None
-    qrels = errors.run(labels_of, table)
-    if qrels is None and not errors:
+    qrels = errors.run(from_labels, table.candidates)
+    if qrels is None and not errors and (plan.needs_judgements or not plan.rules):
         errors.add(
             "there is nothing to measure by: set evaluation.qrels, or give a ranked table with "
             "grades in a column label"
@@ -234,7 +237,7 @@ def _judgements(
 
 
 def judgements_of(
-    config: EvaluationConfig, qrels: DataFrame | None, labelled: DataFrame | None
+    plan: Plan, qrels: DataFrame | None, labelled: DataFrame | None
 ) -> DataFrame | None:
     """The qrels that were read, else the labels of these rows; None where there are none.
 
@@ -243,22 +246,21 @@ def judgements_of(
     """
     if qrels is not None:
         return qrels
-    found = None if labelled is None else labels_of(labelled)
-    refuse_unmeasured(config, () if found is None else ("label",))
+    found = None if labelled is None else from_labels(labelled)
+    refuse_unmeasured(plan, () if found is None else ("label",))
     return found
 
 
-def refuse_unmeasured(config: EvaluationConfig, has: Collection[str]) -> None:
-    """A gate, or a comparison, that nothing can answer must not pass in silence.
+def refuse_unmeasured(plan: Plan, has: Collection[str]) -> None:
+    """A rule, or a comparison, that nothing can answer must not pass in silence.
 
     Raises:
         RefusedError: if there are neither qrels nor labels.
     """
-    asked = [f"evaluation.{key}" for key in ("gate", "baseline") if getattr(config, key)]
-    if asked and not config.qrels and "label" not in has:
+    if plan.needs_judgements and not plan.config.qrels and "label" not in has:
         raise RefusedError(
-            f"{' and '.join(asked)} cannot be answered without judgements; set evaluation.qrels, "
-            "or input.label to a column of grades"
+            f"{' and '.join(plan.needs_judgements)} cannot be answered without judgements; set "
+            "evaluation.qrels, or input.label to a column of grades"
         )
 
 

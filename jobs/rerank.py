@@ -16,9 +16,9 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from jobs.config import Config
-from jobs.evaluation.first_stage import without_partial_first_stage
+from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
-from jobs.evaluation.result import Table, evaluate
+from jobs.evaluation.result import evaluate, refuse_unrelated
 from jobs.input.validation import ValidatedInput, validate
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY, RANKED, REJECTS, SCORES
@@ -100,7 +100,8 @@ def produce(
     with watch.part("checking"):
         done = validate(pairs, out)
         labelled = done.valid if "label" in pairs.has else None
-        qrels = judgements_of(config.evaluation, ready.qrels, labelled)
+        qrels = judgements_of(plan, ready.qrels, labelled)
+        refuse_unrelated(done.valid, ready.qrels, ready.baseline)
     store = ScoreStore(spark, scores_at, spec.fingerprint())
     about = scores_record(config, checkpoint, spec)["model"]
     store.open({"model": about["name"], "revision": about["revision"], **spec.scoring()})
@@ -127,14 +128,14 @@ def produce(
         },
     }  # fmt: skip
     document = None
-    if qrels is not None:
+    if qrels is not None or plan.rules:
         with watch.part("measuring"):
-            ranked = without_partial_first_stage(
-                all_candidates(config.ranking, candidates, results)
-            )
-            judged = Table(_RERANKED, ranked, record, pairs.rows if plan.examples else None)
+            judged = Table(
+                _RERANKED, all_candidates(config.ranking, candidates, results), results.group,
+                record, pairs.rows if plan.examples else None,
+            )  # fmt: skip
             document = evaluate(
-                plan, judged, {}, ready.baseline, qrels, out, tie_break=config.ranking.tie_break
+                plan, judged, [], ready.baseline, qrels, out, tie_break=config.ranking.tie_break
             )
     return {**record, "timings": watch.timings(), **evaluation_record(document)}, document
 

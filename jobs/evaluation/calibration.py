@@ -1,4 +1,4 @@
-"""Scores against labels: how the two classes lie apart, and whether a probability is one."""
+"""Scores by themselves and against labels: ties, how the classes lie apart, calibration."""
 
 from __future__ import annotations
 
@@ -8,43 +8,54 @@ from typing import Any, Final
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.evaluation.distributions import round_edges
+from jobs.runtime.distributions import round_edges
 
 _SCORE_BINS: Final = 40
 _RELIABILITY_BINS: Final = 10
-# Sums of decimals do not depend on the order of the rows, see `metrics`.
+# Sums of decimals do not depend on the order of the rows.
 _EXACT: Final = "decimal(20,18)"
 _CLASSES: Final = ("relevant", "not_relevant", "unjudged")
 
 
-def with_labels(candidates: DataFrame, qrels: DataFrame) -> DataFrame:
-    """Add `relevance` (int, null where a pair has no judgement)."""
-    judged = qrels.select(
-        F.col("query_id").cast("string").alias("query_id"),
-        F.col("doc_id").cast("string").alias("doc_id"),
-        "relevance",
-    )
-    return candidates.join(judged, on=["query_id", "doc_id"], how="left")
-
-
-def calibration(labelled: DataFrame) -> dict[str, Any]:
-    """Histogram of the logits by class, reliability curve and expected calibration error.
+def describe_scores(labelled: DataFrame, per_query: DataFrame) -> dict[str, Any]:
+    """Return ties, a histogram of the logits by class, reliability, expected calibration error.
 
     A pair is relevant from a grade of 1 on. The curve has ten bins of equal width, the error is
     their mean distance from the diagonal, weighted by size (Naeini et al., AAAI 2015).
 
     Args:
-        labelled: score (logit), relevance.
+        labelled: score (logit), relevance (null where unjudged).
+        per_query: n_retrieved, n_tied.
 
     Returns:
-        `edges`, `relevant`, `not_relevant`, `unjudged`, `reliability`, `ece`, `judged_pairs`.
+        `tied_rate` (of the candidates of lists with two or more, those whose score another one of
+        the list has; None without such a list) and `constant` (all scores of the table are equal).
+        Where any score is finite, also `edges`, `relevant`, `not_relevant`, `unjudged`,
+        `reliability`, `ece` (None without a judgement), `judged_pairs`.
     """
+    several = F.col("n_retrieved") > 1
+    ties = per_query.agg(
+        F.sum(F.when(several, F.col("n_retrieved"))), F.sum(F.when(several, F.col("n_tied")))
+    ).first()
     # Tables of others may hold infinite scores, which are in no bin.
-    finite = labelled.where(F.abs("score") < float("inf"))
-    ends = finite.agg(F.min("score"), F.max("score")).first()
-    if ends is None or ends[0] is None:
-        return {}
-    edges = round_edges(float(ends[0]), float(ends[1]), _SCORE_BINS)
+    finite = F.abs("score") < float("inf")
+    ends = labelled.agg(
+        F.min(F.when(finite, F.col("score"))), F.max(F.when(finite, F.col("score"))),
+        F.count(F.lit(1)), F.count_if(finite),
+    ).first()  # fmt: skip
+    assert ties is not None and ends is not None  # aggregates without groups have one row
+    low, high, pairs, usable = ends
+    found = {
+        "tied_rate": ties[1] / ties[0] if ties[0] else None,
+        "constant": bool(pairs > 1 and usable == pairs and low == high),
+    }
+    if not usable:
+        return found
+    return {**found, **_calibrated(labelled.where(finite), float(low), float(high))}
+
+
+def _calibrated(labelled: DataFrame, low: float, high: float) -> dict[str, Any]:
+    edges = round_edges(low, high, _SCORE_BINS)
     kind = (
         F.when(F.isnull("relevance"), "unjudged")
         .when(F.col("relevance") >= 1, "relevant")
@@ -53,7 +64,7 @@ def calibration(labelled: DataFrame) -> dict[str, Any]:
     probability = 1 / (1 + F.exp(-F.col("score").cast("double")))
     width = edges[1] - edges[0]
     cells = (
-        finite.select(
+        labelled.select(
             kind.alias("kind"),
             F.floor((F.col("score").cast("double") - edges[0]) / width).alias("bin"),
             F.least(F.floor(probability * _RELIABILITY_BINS), F.lit(_RELIABILITY_BINS - 1)).alias(

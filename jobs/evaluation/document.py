@@ -1,4 +1,14 @@
-"""Studies of tables -> one document: what `metrics.json` holds, and what gate and report read."""
+"""Evaluations of tables -> one document: what `metrics.json` holds, and what gate and report read.
+
+Keys: name, measures, queries (and queries_judged: with a judged candidate, queries_unanswered,
+queries_without_relevant, queries_only_in_run), judged (mean share of the first ten documents that
+have a judgement), first_stage_order, first_stage, reranked, delta, ceiling, intervals, tests,
+baseline, systems, per_query, slices; `jobs.evaluation.result` adds moved, scores, lengths,
+operations, examples, warnings, notes, gate.
+
+`baseline` and `systems` are about the queries that table and baseline both rank: `queries` of them,
+`only_here` and `only_baseline` left out. `values` and `reranked` are the means of both over them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +20,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from jobs.evaluation.measures import AFTER, BEFORE, CEILING, JUDGED
+from jobs.evaluation.run import RunEvaluation, means
 from jobs.evaluation.significance import Difference, compare_paired, holm, interval
-from jobs.evaluation.study import AFTER, BEFORE, Study
 from jobs.runtime.errors import RefusedError
 
 FIRST_STAGE: Final = "first stage"
@@ -19,163 +30,219 @@ LEVEL: Final = 0.95  # of every interval
 _POINTS: Final = 1000  # of the plot per query
 _EXTREMES: Final = 20  # most helped and most hurt queries
 _GROUPS: Final = 12  # distinct numbers up to which a numeric slice is not cut into quarters
+_EXAMPLES: Final = 3  # ids that an error names
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a table is compared with: `query_id` and a column per measure."""
+    """What a table is compared with.
+
+    Attributes:
+        name: of the table or the experiment.
+        values: its judged lists: `keys`, answered, and a column `reranked M` per measure M.
+    """
 
     name: str
     values: pd.DataFrame
 
 
-def baseline_of(found: Study) -> Baseline:
-    """Another table as a baseline."""
-    return Baseline(found.name, _side(found.values, AFTER))
-
-
 def assemble(
-    judged: Study, others: Sequence[Study], baseline: Baseline | None, slices: Sequence[str]
+    judged: RunEvaluation,
+    others: Sequence[RunEvaluation],
+    baseline: Baseline | None,
+    measures: Sequence[str],
+    slices: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything that follows from values per query.
+    """Return everything that follows from values per list.
 
     Args:
         judged: the table that the gate is about.
         others: further tables over the same qrels.
         baseline: what `judged` is compared with beside its own first stage.
+        measures: to be shown.
         slices: columns of `judged.values`.
 
     Raises:
         RefusedError: if baseline and table share no query.
     """
-    names = list(judged.reranked)
-    tested = [name for name in names if not name.startswith("Judged")]
-    after, before = _side(judged.values, AFTER), _side(judged.values, BEFORE)
-    has_first = judged.first_stage is not None
-    found = {n: compare_paired(_floats(before[n]), _floats(after[n]), level=LEVEL) for n in tested
-             } if has_first else {}  # fmt: skip
-    first_stage = judged.first_stage
+    values, names = judged.values, list(measures)
+    tested = _tested(names)
+    first_stage, reranked = judged.means(BEFORE, names), judged.means(AFTER, names) or {}
+    found = _compare(values, BEFORE, AFTER, tested) if first_stage else {}
+    answered = values[values["answered"]]
+    shared = _shared(values, baseline.values, judged.keys) if baseline else values
     return {
         "name": judged.name,
         "measures": names,
-        **judged.counts,
-        "first_stage_order": judged.order,
+        **judged.counts(),
+        "judged": _mean(answered, AFTER + JUDGED),
+        "first_stage_order": judged.first_stage_order,
         "first_stage": first_stage,
-        "reranked": judged.reranked,
-        "delta": first_stage and {n: judged.reranked[n] - first_stage[n] for n in names},
-        "ceiling": judged.ceiling,
+        "reranked": reranked,
+        "delta": first_stage and {n: reranked[n] - first_stage[n] for n in names},
+        "ceiling": judged.means(CEILING, names),
         "intervals": {
             "level": LEVEL,
-            "first_stage": _intervals(before, names) if has_first else None,
-            "reranked": _intervals(after, names),
-            "delta": {n: [found[n].low, found[n].high] for n in tested} if has_first else None,
+            "first_stage": _intervals(values, BEFORE, names) if first_stage else None,
+            "reranked": _intervals(values, AFTER, names),
+            "delta": _ends(found) if first_stage else None,
         },
-        "tests": _tests(found) if has_first else None,
-        "baseline": _against(baseline, after, tested) if baseline else None,
-        "systems": _systems(judged, others, baseline, tested),
-        "per_query": _extremes(judged.values, tested[0]) if has_first and tested else None,
-        "slices": [_slice(judged.values, column, names, has_first) for column in slices],
+        "tests": _tests(found) if first_stage else None,
+        "baseline": _against(baseline, judged, shared, names) if baseline else None,
+        "systems": _systems(judged, others, baseline, shared, names),
+        "per_query": _extremes(judged, tested[0]) if first_stage and tested else None,
+        "slices": [_slice(values, c, names, bool(first_stage)) for c in slices],
     }
 
 
-def _side(values: pd.DataFrame, side: str) -> pd.DataFrame:
-    """query_id and the measures of one side under their plain names."""
-    kept = {c: c.removeprefix(side) for c in values.columns if c.startswith(side)}
-    return values[["query_id", *kept]].rename(columns=kept)
+def refuse_apart(what: str, here: Sequence[str], there: Sequence[str]) -> None:
+    """Refuse two sides that have no id in common.
+
+    Raises:
+        RefusedError: with three ids of each side.
+    """
+    ids = [", ".join(map(repr, side[:_EXAMPLES])) for side in (here, there)]
+    raise RefusedError(
+        f"{what} have no id in common: {ids[0]} here, {ids[1]} there; check that both write ids "
+        "in the same way"
+    )
+
+
+def _tested(names: Sequence[str]) -> list[str]:
+    """Measures whose difference is tested: Judged counts judgements, and is no quality."""
+    return [name for name in names if not name.startswith("Judged")]
 
 
 def _floats(column: pd.Series) -> Any:
     return column.to_numpy(dtype=np.float64)
 
 
-def _intervals(values: pd.DataFrame, names: Sequence[str]) -> dict[str, list[float]]:
-    return {name: list(interval(_floats(values[name]), level=LEVEL)) for name in names}
+def _mean(values: pd.DataFrame, column: str) -> float:
+    return float(_floats(values[column]).mean()) if len(values) else 0.0
+
+
+def _intervals(values: pd.DataFrame, side: str, names: Sequence[str]) -> dict[str, list[float]]:
+    return {name: list(interval(_floats(values[side + name]), level=LEVEL)) for name in names}
+
+
+def _ends(found: Mapping[str, Difference]) -> dict[str, list[float]]:
+    return {name: [each.low, each.high] for name, each in found.items()}
 
 
 def _tests(found: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
     corrected = holm({name: difference.p for name, difference in found.items()})
-    return {n: {**found[n].test(), "p_holm": corrected[n]} for n in found}
+    return {name: {**found[name].test(), "p_holm": corrected[name]} for name in found}
 
 
-def _paired(left: pd.DataFrame, right: pd.DataFrame, names: Sequence[str]) -> dict[str, Difference]:
-    """right minus left over the queries that both have, by query id."""
-    both = left.merge(right, on="query_id", suffixes=(" l", " r")).sort_values("query_id")
-    if both.empty:
-        return {}
+def _compare(
+    values: pd.DataFrame, left: str, right: str, names: Sequence[str]
+) -> dict[str, Difference]:
+    """Columns `right M` minus `left M` of every measure that has both."""
     return {
-        n: compare_paired(_floats(both[f"{n} l"]), _floats(both[f"{n} r"]), level=LEVEL)
-        for n in names
-        if f"{n} l" in both.columns
+        name: compare_paired(_floats(values[left + name]), _floats(values[right + name]))
+        for name in names
+        if {left + name, right + name} <= set(values.columns)
     }
 
 
-def _against(baseline: Baseline, after: pd.DataFrame, tested: Sequence[str]) -> dict[str, Any]:
-    found = _paired(baseline.values, after, tested)
-    if not found:
-        raise RefusedError(
-            f"evaluation.baseline {baseline.name} shares no query and measure with the ranked "
-            "table; name a run over the same queries"
+def _shared(values: pd.DataFrame, baseline: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Lists that both sides rank, in order of their keys; `baseline M` beside `reranked M`."""
+    named = {c: c.replace(AFTER, "baseline ", 1) for c in baseline.columns if c.startswith(AFTER)}
+    if missing := set(keys) - set(baseline.columns):
+        raise RefusedError(f"evaluation.baseline has no column {', '.join(sorted(missing))}")
+    other = baseline[baseline["answered"]][[*keys, *named]].rename(columns=named)
+    both = values[values["answered"]].merge(other, on=list(keys))
+    if both.empty:
+        sides = (values, baseline)
+        refuse_apart(
+            "evaluation.baseline and the ranked table",
+            *(side[side["answered"]]["query_id"].tolist() for side in sides),
         )
-    shared = baseline.values[baseline.values["query_id"].isin(after["query_id"])]
+    return both.sort_values(list(keys), ignore_index=True)
+
+
+def _against(
+    baseline: Baseline, judged: RunEvaluation, shared: pd.DataFrame, names: Sequence[str]
+) -> dict[str, Any]:
+    before = "baseline "
+    known = [name for name in names if before + name in shared.columns]
+    found = _compare(shared, before, AFTER, _tested(known))
+    after, values = means(shared, AFTER, known) or {}, means(shared, before, known) or {}
     return {
         "name": baseline.name,
         "queries": len(shared),
-        "values": {n: float(_floats(shared[n]).mean()) for n in found},
-        "delta": {n: found[n].delta for n in found},
-        "intervals": {n: [found[n].low, found[n].high] for n in found},
+        "queries_judged": int((shared["n_judged"] > 0).sum()),
+        "only_here": int(judged.values["answered"].sum()) - len(shared),
+        "only_baseline": int(baseline.values["answered"].sum()) - len(shared),
+        "judged": _mean(shared, AFTER + JUDGED),
+        "judged_before": _mean(shared, before + JUDGED) if before + JUDGED in shared else None,
+        "values": values,
+        "reranked": after,
+        "delta": {name: after[name] - values[name] for name in known},
+        "intervals": _ends(found),
         "tests": _tests(found),
     }
 
 
 def _systems(
-    judged: Study, others: Sequence[Study], baseline: Baseline | None, tested: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Rows of the table models x measures; each against the baseline, else the first stage."""
-    rows: list[tuple[str, dict[str, float], pd.DataFrame]] = []
+    judged: RunEvaluation, others: Sequence[RunEvaluation], baseline: Baseline | None,
+    shared: pd.DataFrame, names: Sequence[str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of the table models x measures; each against the baseline, else the first stage.
+
+    All over one set of queries: those of `shared`.
+    """
+    keys = list(judged.keys)
+    rows: list[tuple[str, pd.DataFrame]] = []
+
+    def side_of(values: pd.DataFrame, side: str) -> pd.DataFrame:
+        columns = {c: c.removeprefix(side) for c in values.columns if c.startswith(side)}
+        here = shared[keys].merge(values[[*keys, *columns]], on=keys, how="left")
+        return here.rename(columns=columns).fillna(dict.fromkeys(columns.values(), 0.0))
+
     for each in (judged, *others):
-        known = [row[1] for row in rows]
-        if each.first_stage is not None and each.first_stage not in known:
+        if each.first_stage_order is not None:
+            before = side_of(each.values, BEFORE)
             label = FIRST_STAGE if each is judged else f"{FIRST_STAGE} of {each.name}"
-            rows.append((label, each.first_stage, _side(each.values, BEFORE)))
-    if baseline and baseline.name not in [s.name for s in (judged, *others)]:
-        means = {n: float(_floats(baseline.values[n]).mean()) for n in baseline.values.columns[1:]}
-        rows.append((baseline.name, means, baseline.values))
-    rows += [(s.name, s.reranked, _side(s.values, AFTER)) for s in (judged, *others)]
+            if not any(before.equals(known) for _, known in rows):
+                rows.append((label, before))
+    if baseline and baseline.name not in [each.name for each in (judged, *others)]:
+        rows.append((baseline.name, side_of(baseline.values, AFTER)))
+    rows += [(each.name, side_of(each.values, AFTER)) for each in (judged, *others)]
     reference = baseline.name if baseline else rows[0][0]
-    standard = next(values for name, _, values in rows if name == reference)
+    standard = next(values for name, values in rows if name == reference)
     return [
         {
             "name": name,
-            "values": means,
-            "versus": None if name == reference else _versus(standard, values, tested),
+            "queries": len(shared),
+            "values": means(values, "", names),
+            "versus": None if name == reference else _versus(standard, values, names),
         }
-        for name, means, values in rows
+        for name, values in rows
     ]
 
 
 def _versus(
-    standard: pd.DataFrame, values: pd.DataFrame, tested: Sequence[str]
+    standard: pd.DataFrame, values: pd.DataFrame, names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    found = _paired(standard, values, tested)
-    corrected = holm({name: difference.p for name, difference in found.items()})
-    return {n: {"delta": d.delta, "p": d.p, "p_holm": corrected[n]} for n, d in found.items()}
+    both = pd.concat([standard.add_prefix("left "), values.add_prefix("right ")], axis=1)
+    tests = _compare(both, "left ", "right ", _tested(names))
+    corrected = holm({name: difference.p for name, difference in tests.items()})
+    return {n: {"delta": d.delta, "p": d.p, "p_holm": corrected[n]} for n, d in tests.items()}
 
 
-def _extremes(values: pd.DataFrame, measure: str) -> dict[str, Any]:
-    """The differences of one measure, and the queries at both ends; ties by query id."""
-    frame = pd.DataFrame(
-        {
-            "query_id": values["query_id"],
-            "before": values[BEFORE + measure].astype(float),
-            "after": values[AFTER + measure].astype(float),
-        }
+def _extremes(judged: RunEvaluation, measure: str) -> dict[str, Any]:
+    """The differences of one measure, and the lists at both ends; ties by their keys."""
+    values, keys = judged.values, list(judged.keys)
+    frame = values[keys].assign(
+        before=_floats(values[BEFORE + measure]), after=_floats(values[AFTER + measure])
     )
     frame["delta"] = frame["after"] - frame["before"]
-    ordered = frame.sort_values(["delta", "query_id"], ascending=[False, True])
+    ordered = frame.sort_values(["delta", *keys], ascending=[False] + [True] * len(keys))
     differences = ordered["delta"].to_numpy()
     if len(differences) > _POINTS:
         differences = differences[np.linspace(0, len(differences) - 1, _POINTS).round().astype(int)]
-    hurt = frame.sort_values(["delta", "query_id"])
+    hurt = frame.sort_values(["delta", *keys])
     return {
         "measure": measure,
         "differences": differences.tolist(),
@@ -192,19 +259,18 @@ def _slice(
     rows = []
     for value in sorted(groups.unique(), key=_natural):
         part = values[groups == value]
-        after, before = _side(part, AFTER), _side(part, BEFORE)
+        found = _compare(part, BEFORE, AFTER, names) if has_first else {}
         row: dict[str, Any] = {
             "value": str(value),
             "queries": len(part),
-            "reranked": {n: float(_floats(after[n]).mean()) for n in names},
-            "first_stage": None, "delta": None, "intervals": None, "p_holm": None,
-        }  # fmt: skip
-        if has_first:
-            found = {n: compare_paired(_floats(before[n]), _floats(after[n])) for n in names}
-            row["first_stage"] = {n: float(_floats(before[n]).mean()) for n in names}
-            row["delta"] = {n: found[n].delta for n in names}
-            row["intervals"] = {n: [found[n].low, found[n].high] for n in names}
-            row["p_holm"] = {n: found[n].p for n in names}
+            "reranked": means(part, AFTER, names),
+        }
+        row |= {
+            "first_stage": means(part, BEFORE, names) if found else None,
+            "delta": {n: found[n].delta for n in names} if found else None,
+            "intervals": _ends(found) if found else None,
+            "p_holm": {n: found[n].p for n in names} if found else None,
+        }
         rows.append(row)
     for name in names if has_first else ():
         corrected = holm({row["value"]: row["p_holm"][name] for row in rows})
@@ -224,8 +290,8 @@ def _grouped(column: pd.Series) -> pd.Series:
     labels = [f"up to {ends[0]}"]
     labels += [f"over {low} to {high}" for low, high in pairwise(ends)]
     labels += [f"over {ends[-1]}"]
-    places = np.searchsorted(edges, column.to_numpy(dtype=float), side="left")
-    named = pd.Series([labels[place] for place in places], index=column.index)
+    quarter = np.searchsorted(edges, column.to_numpy(dtype=float), side="left")
+    named = pd.Series([labels[at] for at in quarter], index=column.index)
     return named.where(column.notna(), "none")
 
 

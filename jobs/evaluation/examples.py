@@ -1,4 +1,4 @@
-"""A few queries with their texts, before and after. Only for who asks: texts are private."""
+"""A few lists with their texts, before and after. Only for who asks: texts are private."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from pyspark.sql import functions as F
 _DEPTH: Final = 5  # documents of each order
 
 
-def choose(document: Mapping[str, Any], count: int) -> list[str]:
-    """The queries that changed most, helped and hurt in turn, by id."""
-    changed = document.get("per_query") or {"most_helped": [], "most_hurt": []}
-    turns = zip_longest(changed["most_helped"], changed["most_hurt"])
-    return [row["query_id"] for row in chain.from_iterable(turns) if row is not None][:count]
-
-
-def examples(rows: DataFrame, texts: DataFrame, queries: list[str]) -> list[dict[str, Any]]:
-    """The first documents of both orders of some queries.
+def examples(
+    rows: DataFrame, texts: DataFrame, document: Mapping[str, Any], count: int
+) -> list[dict[str, Any]]:
+    """Return the first documents of both orders of the lists that changed most, helped and hurt.
 
     Args:
-        rows: query_id, doc_id, after, before, relevance.
+        rows: query_id, columns of the group, doc_id, after, before, relevance.
         texts: query_id, doc_id, query, doc.
-        queries: ids, in the order to show them.
+        document: with `per_query`.
+        count: of lists at most.
 
     Returns:
-        Per query `query_id`, `query`, `before` and `after`, lists of `rank`, `doc_id`, `label`
+        Per list `query_id`, `query`, `before` and `after`, lists of `rank`, `doc_id`, `label`
         and `text`.
     """
+    changed = document.get("per_query") or {"most_helped": [], "most_hurt": []}
+    turns = chain.from_iterable(zip_longest(changed["most_helped"], changed["most_hurt"]))
+    numbers = ("before", "after", "delta")
+    wanted = [{k: v for k, v in row.items() if k not in numbers} for row in turns if row][:count]
+    ids = F.col("query_id").isin([keys["query_id"] for keys in wanted])
     near = (F.col("after") <= _DEPTH) | (F.col("before") <= _DEPTH)
-    wanted = F.col("query_id").isin(queries)
-    told = texts.where(wanted).select("query_id", "doc_id", "query", "doc")
-    found = rows.where(wanted & near).join(told, on=["query_id", "doc_id"]).collect()
+    told = texts.where(ids).select("query_id", "doc_id", "query", "doc")
+    told = told.dropDuplicates(["query_id", "doc_id"])  # impressions of a pair have one text
+    found = rows.where(ids & near).join(told, on=["query_id", "doc_id"]).collect()
     shown = []
-    for query in queries:
-        mine = {row["doc_id"]: row for row in found if row["query_id"] == query}
-        if not mine:
-            continue
-        orders = {side: _first(mine.values(), side) for side in ("before", "after")}
-        shown.append({"query_id": query, "query": next(iter(mine.values()))["query"], **orders})
+    for keys in wanted:
+        mine = [row for row in found if all(row[key] == value for key, value in keys.items())]
+        if mine:
+            orders = {side: _first(mine, side) for side in ("before", "after")}
+            shown.append({**keys, "query": mine[0]["query"], **orders})
     return shown
 
 

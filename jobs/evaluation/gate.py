@@ -7,9 +7,9 @@
     top1_change_rate <= 0.5                          any of `OPERATIONS`
 
 A rule marked `(significant)` fails only if the difference is also significant at
-`evaluation.alpha`, after Holm's correction over all measures. A rule whose value is not known
-fails: a gate that passes what it cannot see is none. The one exception is a baseline of
-`mlflow:EXPERIMENT` before the first passing run.
+`evaluation.alpha`, after Holm's correction over all measures. A rule fails where its value is not
+known, or rests on fewer judgements than `evaluation.min_queries` and `evaluation.min_judged` ask
+for. The one exception is a baseline of `mlflow:EXPERIMENT` before the first passing run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from jobs.evaluation.measures import Measure, parse_measure
+from jobs.config import EvaluationConfig
+from jobs.evaluation.measures import parse_measure
 
 Side = Literal["reranked", "first_stage", "delta", "baseline"]
 
@@ -29,6 +30,7 @@ OPERATIONS: Final[dict[str, str]] = {
     "top1_change_rate": "share of queries with a new first document",
     "kendall_tau": "mean agreement of both orders",
     "rbo": "mean rank-biased overlap of both orders",
+    "tied_rate": "share of candidates whose score another candidate of the list has",
     "ece": "expected calibration error of the probability",
     "queries": "queries of the qrels",
     "queries_unanswered": "queries of the qrels without any candidate",
@@ -45,6 +47,19 @@ OPERATIONS: Final[dict[str, str]] = {
     "truncated_rate": "share of pairs cut to max_length",
     "from_store_rate": "share of pairs whose score was known",
 }
+_OF_LABELS: Final = frozenset({"ece", "queries", "queries_unanswered"})
+#: Where an operation stands in a document, of those that are not at its top or in `operations`.
+_PLACES: Final = {
+    "top1_change_rate": ("moved", "top1_change_rate"),
+    "kendall_tau": ("moved", "kendall_tau", "mean"),
+    "rbo": ("moved", "rbo", "mean"),
+    "tied_rate": ("scores", "tied_rate"),
+    "ece": ("scores", "ece"),
+    "queries": ("queries",),
+    "queries_unanswered": ("queries_unanswered",),
+    "process_mb": ("operations", "memory", "process_mb"),
+    "device_mb": ("operations", "memory", "device_mb"),
+}
 
 _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
@@ -53,10 +68,12 @@ _SIDES: Final[dict[str, Side]] = {
     "": "reranked", "first_stage": "first_stage", "delta": "delta", "vs baseline": "baseline",
 }  # fmt: skip
 _RULE: Final = re.compile(
-    r"(?P<name>\S+?)\s*(?P<side>first_stage|delta|vs\s+baseline)?\s*(?P<sign>>=|<=|>|<)\s*"
-    r"(?P<limit>[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*(?P<significant>\(significant\))?",
+    r"(?P<name>\S+?(?:\([^()]*\)\S*?)?)\s*(?P<side>first_stage|delta|vs\s+baseline)?\s*"
+    r"(?P<sign>>=|<=|>|<)\s*"
+    r"(?P<limit>[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<significant>\(significant\))?",
     re.ASCII,
 )
+_DECIMAL_COMMA: Final = re.compile(r"\d,\d+\s*(\(significant\))?$")
 
 
 @dataclass(frozen=True)
@@ -65,11 +82,16 @@ class Rule:
 
     text: str
     name: str
-    measure: Measure | None
+    measure: str | None
     side: Side
     sign: str
     limit: float
     significant: bool
+
+    @property
+    def needs_judgements(self) -> bool:
+        """Whether the value is unknown without qrels or labels."""
+        return self.measure is not None or self.name in _OF_LABELS
 
 
 def parse_rule(text: str) -> Rule:
@@ -81,32 +103,33 @@ def parse_rule(text: str) -> Rule:
     words = " ".join(text.split())
     match = _RULE.fullmatch(words)
     if match is None:
-        raise ValueError(
-            f"cannot read rule {text!r}; write NAME [first_stage|delta|vs baseline] "
-            "{>=|<=|>|<} NUMBER [(significant)], for example 'nDCG@10 delta >= 0'"
+        remedy = (
+            "write a number as 0.3"
+            if _DECIMAL_COMMA.search(words)
+            else "write NAME [first_stage|delta|vs baseline] {>=|<=|>|<} NUMBER [(significant)], "
+            "for example 'nDCG@10 delta >= 0'"
         )
+        raise ValueError(f"cannot read {text!r}; {remedy}")
     side = _SIDES[" ".join((match["side"] or "").split())]
-    significant = bool(match["significant"])
-    measure = None
-    if match["name"] in OPERATIONS:
+    significant, name, measure = bool(match["significant"]), match["name"], None
+    if name in OPERATIONS:
         if side != "reranked":
-            raise ValueError(f"rule {text!r}: {match['name']} has one value only; leave out {side}")
+            raise ValueError(f"rule {text!r}: {name} has one value only; leave out {side}")
     else:
         try:
-            measure = parse_measure(match["name"])
+            measure = parse_measure(name)
         except ValueError as error:
             raise ValueError(f"rule {text!r}: {error}; or one of {', '.join(OPERATIONS)}") from None
     if significant and side not in ("delta", "baseline"):
         raise ValueError(
             f"rule {text!r}: only a difference can be significant; write 'delta' or 'vs baseline'"
         )
-    if significant and measure is not None and measure.name == "Judged":
+    if significant and (measure or "").startswith("Judged"):
         raise ValueError(
             f"rule {text!r}: {measure} counts judgements, whose difference is not tested; leave "
             "out (significant)"
         )
-    limit = float(match["limit"])
-    return Rule(words, match["name"], measure, side, match["sign"], limit, significant)
+    return Rule(words, name, measure, side, match["sign"], float(match["limit"]), significant)
 
 
 def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
@@ -122,59 +145,73 @@ def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def judge(rules: Iterable[Rule], document: Mapping[str, Any], alpha: float) -> dict[str, Any]:
+def judge(
+    rules: Iterable[Rule], document: Mapping[str, Any], config: EvaluationConfig
+) -> dict[str, Any]:
     """Hold an evaluation against the rules.
 
     Args:
         rules: what has to hold.
         document: an evaluation, see `jobs.evaluation.document`.
-        alpha: chance of a false alarm that `(significant)` rules accept.
+        config: `alpha`, `min_queries`, `min_judged`.
 
     Returns:
         `passed`, and `rules` with `rule`, `value`, `limit`, `passed` and `note` of each.
     """
-    found = [_judge(rule, document, alpha) for rule in rules]
+    found = [_judge(rule, document, config) for rule in rules]
     return {"passed": all(row["passed"] for row in found), "rules": found}
 
 
-def _judge(rule: Rule, document: Mapping[str, Any], alpha: float) -> dict[str, Any]:
-    value = _value(rule, document)
-    if rule.side == "baseline" and document.get("baseline") is None:
+def _judge(rule: Rule, document: Mapping[str, Any], config: EvaluationConfig) -> dict[str, Any]:
+    row = {"rule": rule.text, "value": None, "limit": rule.limit, "passed": False, "note": ""}
+    baseline = document.get("baseline")
+    if rule.side == "baseline" and baseline is None:
         # The first run of an experiment; somebody has to begin.
-        note = "no passing run to compare with yet"
-        return {"rule": rule.text, "value": None, "limit": rule.limit, "passed": True, "note": note}
-    holds = value is not None and _COMPARE[rule.sign](value, rule.limit)
-    note = "" if value is not None else "no value is known"
-    if value is not None and rule.significant:
-        p = _tests(rule, document)["p_holm"]
-        note = f"p = {p:.3g} after Holm"
-        holds = holds or p >= alpha
-    return {"rule": rule.text, "value": value, "limit": rule.limit, "passed": holds, "note": note}
+        return {**row, "passed": True, "note": "no passing run to compare with yet"}
+    holder = baseline if rule.side == "baseline" and baseline else document
+    value = _value(rule, document, holder)
+    if value is None:
+        return {**row, "note": "no value is known"}
+    holds, notes = _COMPARE[rule.sign](value, rule.limit), []
+    if rule.significant:
+        p = holder["tests"][rule.measure]["p_holm"]
+        notes.append(f"p = {p:.3g} after Holm")
+        holds = holds or p >= config.alpha
+    if rule.measure is not None and (weak := _too_few(holder, config)):
+        holds = False
+        notes.append(weak)
+    return {**row, "value": value, "passed": holds, "note": "; ".join(notes)}
 
 
-def _value(rule: Rule, document: Mapping[str, Any]) -> float | None:
-    if rule.measure is None:
-        return _operation(rule.name, document)
-    holder = document.get("baseline") if rule.side == "baseline" else document
-    part = (holder or {}).get("delta" if rule.side == "baseline" else rule.side) or {}
-    return part.get(str(rule.measure))
+def _too_few(holder: Mapping[str, Any], config: EvaluationConfig) -> str:
+    """Why a value rests on too little to pass; empty if it does not."""
+    queries, judged = holder["queries_judged"], holder["judged"]
+    shared = "shared " if holder.get("only_baseline") is not None else ""
+    found = []
+    if queries < config.min_queries:
+        unit = "query" if queries == 1 else "queries"
+        found.append(
+            f"rests on {queries} judged {shared}{unit}, evaluation.min_queries is "
+            f"{config.min_queries}"
+        )
+    if judged < config.min_judged:
+        found.append(
+            f"{judged:.2%} of the first ten documents are judged, evaluation.min_judged is "
+            f"{config.min_judged:.2%}"
+        )
+    return "; ".join(found)
 
 
-def _tests(rule: Rule, document: Mapping[str, Any]) -> Mapping[str, Any]:
-    holder = document["baseline"] if rule.side == "baseline" else document
-    tests: Mapping[str, Any] = holder["tests"][str(rule.measure)]
-    return tests
-
-
-def _operation(name: str, document: Mapping[str, Any]) -> float | None:
-    moved, operations = document.get("moved") or {}, document.get("operations") or {}
-    if name.endswith("_ms_per_pair"):
-        return (operations.get("ms_per_pair") or {}).get(name.removesuffix("_ms_per_pair"))
-    if name in ("process_mb", "device_mb"):
-        return (operations.get("memory") or {}).get(name)
-    if name in ("kendall_tau", "rbo"):
-        return (moved.get(name) or {}).get("mean")
-    if name == "ece":
-        return (document.get("scores") or {}).get("ece")
-    holders = (moved, operations, document)
-    return next((holder[name] for holder in holders if holder.get(name) is not None), None)
+def _value(rule: Rule, document: Mapping[str, Any], holder: Mapping[str, Any]) -> float | None:
+    found: Any
+    if rule.measure is not None:
+        part = holder.get("delta" if rule.side == "baseline" else rule.side) or {}
+        found = part.get(rule.measure)
+        return None if found is None else float(found)
+    place: tuple[str, ...] = ("operations", rule.name)
+    if rule.name.endswith("_ms_per_pair"):
+        place = ("operations", "ms_per_pair", rule.name.removesuffix("_ms_per_pair"))
+    found = document
+    for key in _PLACES.get(rule.name, place):
+        found = (found or {}).get(key)
+    return None if found is None else float(found)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from jobs.config import EvaluationConfig, ReportConfig
 from jobs.evaluation.gate import Rule, parse_rules
-from jobs.evaluation.measures import Measure, parse_measures
-from jobs.evaluation.study import RESERVED
+from jobs.evaluation.measures import parse_measures
+from jobs.evaluation.run import RESERVED
 from jobs.runtime.errors import RefusedError
+
+_T = TypeVar("_T")
 
 REGISTERED: Final = "mlflow:"  # prefix of a baseline that is looked up in an experiment
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Measures, those of the rules included, and the rules."""
+    """Measures, those of the rules included, the rules, and the settings they come from."""
 
-    measures: tuple[Measure, ...]
+    measures: tuple[str, ...]
     rules: tuple[Rule, ...]
-    slices: tuple[str, ...]
-    alpha: float
-    baseline: str | None
+    config: EvaluationConfig
     examples: int
+
+    @property
+    def baseline(self) -> str | None:
+        """What to compare with: a name, a path, or `mlflow:EXPERIMENT`."""
+        return self.config.baseline
+
+    @property
+    def needs_judgements(self) -> list[str]:
+        """Rules and keys that nothing can answer without qrels or labels."""
+        asked = [f"rule {rule.text!r}" for rule in self.rules if rule.needs_judgements]
+        return asked + (["evaluation.baseline"] if self.baseline else [])
 
 
 def make_plan(config: EvaluationConfig, report: ReportConfig) -> Plan:
@@ -32,39 +44,31 @@ def make_plan(config: EvaluationConfig, report: ReportConfig) -> Plan:
     Raises:
         RefusedError: with everything that cannot be read.
     """
-    findings: list[str] = []
-    measures: tuple[Measure, ...] = ()
-    rules: tuple[Rule, ...] = ()
-    try:
-        measures = parse_measures(config.metrics)
-    except ValueError as error:
-        findings += [f"evaluation.metrics: {line}" for line in str(error).splitlines()]
-    try:
-        rules = parse_rules(config.gate)
-    except ValueError as error:
-        findings += [f"evaluation.gate: {line}" for line in str(error).splitlines()]
+    messages: list[str] = []
+
+    def read(key: str, parse: Callable[[Sequence[str]], tuple[_T, ...]]) -> tuple[_T, ...]:
+        try:
+            return parse(getattr(config, key))
+        except ValueError as error:
+            messages.extend(f"evaluation.{key}: {line}" for line in str(error).splitlines())
+            return ()
+
+    measures, rules = read("metrics", parse_measures), read("gate", parse_rules)
     if not config.metrics:
-        findings.append("evaluation.metrics is empty; name at least one, for example nDCG@10")
+        messages.append("evaluation.metrics is empty; name at least one, for example nDCG@10")
     needs = [rule.text for rule in rules if rule.side == "baseline"]
     if needs and not config.baseline:
-        findings.append(
+        messages.append(
             f"evaluation.gate: {needs[0]!r} needs something to compare with; set "
             "evaluation.baseline"
         )
     if config.baseline and not config.baseline.removeprefix(REGISTERED):
-        findings.append("evaluation.baseline names no experiment; write mlflow:EXPERIMENT")
-    findings += [
+        messages.append("evaluation.baseline names no experiment; write mlflow:EXPERIMENT")
+    messages += [
         f"evaluation.slices: {name} is a column of the table per query; rename yours"
         for name in sorted(RESERVED & set(config.slices))
     ]
-    if findings:
-        raise RefusedError(findings)
+    if messages:
+        raise RefusedError(messages)
     extra = [rule.measure for rule in rules if rule.measure is not None]
-    return Plan(
-        measures=tuple(dict.fromkeys([*measures, *extra])),
-        rules=rules,
-        slices=tuple(dict.fromkeys(config.slices)),
-        alpha=config.alpha,
-        baseline=config.baseline,
-        examples=report.examples,
-    )
+    return Plan(tuple(dict.fromkeys([*measures, *extra])), rules, config, report.examples)

@@ -8,13 +8,15 @@ What a file holds is told from its first line, not from its name:
     {"query_id": ...}                     a JSON object per line
     PAR1                                  Parquet
 
-Grades are whole numbers. Error messages hold ids and positions only.
+Grades are whole numbers, also when written 1.0 or 1e0. A byte-order mark, Windows line ends and
+white space around an id are no part of the content. Error messages hold ids and positions only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -23,21 +25,20 @@ from pyspark.sql import functions as F
 from jobs.runtime.errors import RefusedError
 
 #: Accepted column names, in the order in which they are looked for.
-NAMES = {
+NAMES: Final = {
     "query_id": ("query_id", "query-id", "qid"),
     "doc_id": ("doc_id", "corpus-id", "doc-id", "docid"),
     "relevance": ("relevance", "label", "score", "grade"),
 }
 
-_TREC = ["query_id", "iteration", "doc_id", "relevance"]
-_FORMS = (
+_TREC: Final = ["query_id", "iteration", "doc_id", "relevance"]
+_FORMS: Final = (
     "TREC lines (query iteration document grade), a tab- or comma-separated table with a header, "
     "JSON lines or Parquet"
 )
-# Whole, also when written 1.0; nine digits always fit into an int.
-_GRADE = r"^[+-]?[0-9]{1,9}(\.0*)?$"
-_FILLED = r"\S"  # a line that is not blank
-_BYTE_ORDER_MARK = "\ufeff"
+_NUMBER: Final = r"^[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?$"
+_FILLED: Final = r"\S"  # a line that is not blank
+_BYTE_ORDER_MARK: Final = "\ufeff"
 
 
 class QrelsError(RefusedError, ValueError):
@@ -69,18 +70,20 @@ def read_qrels(spark: SparkSession, path: str) -> DataFrame:
 
 
 def from_labels(table: DataFrame) -> DataFrame | None:
-    """Qrels from the label column of a table of pairs; a null label is no judgement.
+    """Return qrels from the label column of a table of pairs; a null label is no judgement.
 
     Args:
         table: query_id, doc_id, label (a whole number of any type, or a bool; NaN is taken as
             null); the rest is ignored.
 
     Returns:
-        As `read_qrels`; None where every label is null.
+        As `read_qrels`; None where every label is null, or there is no column label.
 
     Raises:
         QrelsError: a label that is no whole number, or a pair with two different ones.
     """
+    if "label" not in table.columns:
+        return None
     label = F.col("label")
     kind = table.schema["label"].dataType.typeName()
     if kind == "boolean":
@@ -124,61 +127,57 @@ def _read(spark: SparkSession, path: str, first: str) -> DataFrame:
 
 def _separator(first: str) -> str | None:
     """Tab or comma if the line is a header with the column names, else None."""
-    for separator in ("\t", ","):
-        if not _missing(_header(first, separator)):
-            return separator
-    return None
+    return next((s for s in "\t," if None not in _positions(_header(first, s)).values()), None)
 
 
 def _header(first: str, separator: str) -> list[str]:
     return [name.strip().strip('"') for name in first.split(separator)]
 
 
-def _missing(columns: Sequence[str]) -> list[str]:
-    return [name for name, accepted in NAMES.items() if not set(accepted) & set(columns)]
-
-
-def _position(columns: Sequence[str], name: str) -> int:
-    return next(columns.index(known) for known in NAMES[name] if known in columns)
+def _positions(columns: Sequence[str]) -> dict[str, int | None]:
+    """Where query_id, doc_id and relevance stand under any of their names."""
+    return {
+        name: next((columns.index(known) for known in accepted if known in columns), None)
+        for name, accepted in NAMES.items()
+    }
 
 
 def _mapped(table: DataFrame, path: str) -> DataFrame:
-    missing = _missing(table.columns)
+    positions = _positions(table.columns)
+    missing = [name for name, at in positions.items() if at is None]
     if missing:
         wanted = "; ".join(f"{name} (or {', '.join(NAMES[name][1:])})" for name in missing)
         raise QrelsError(
             f"qrels {path} lack {wanted}; the columns present are {', '.join(table.columns)}"
         )
     # By position, for a name may hold dots or dashes.
-    plain = table.toDF(*[str(i) for i in range(len(table.columns))])
-    return plain.select(
-        *[F.col(f"{_position(table.columns, n)}").cast("string").alias(n) for n in NAMES]
-    )
+    plain = table.toDF(*map(str, range(len(table.columns))))
+    kinds = dict(plain.dtypes)
+
+    def text(at: int | None) -> Column:
+        column = F.col(str(at))
+        whole = kinds[str(at)] in ("float", "double")  # ids that became numbers on their way
+        number = F.when(column == F.floor(column), F.floor(column).cast("string"))
+        return F.coalesce(number, column.cast("string")) if whole else column.cast("string")
+
+    return plain.select(*(text(at).alias(name) for name, at in positions.items()))
 
 
 def _parsed(lines: DataFrame, first: str) -> DataFrame:
     """Split TREC or tab-separated lines; keeps the other columns of `lines`."""
-    columns, parts = _layout(first)
-    whole = F.size(parts) == len(columns)
-    text = F.col("value")
-    skip = ~text.rlike(_FILLED)
-    if columns != _TREC:
-        skip = skip | (_without_mark(text) == first)  # each file of a folder has the header
-    return lines.where(~skip).select(
-        *[F.when(whole, parts[_position(columns, name)]).alias(name) for name in NAMES],
-        *[name for name in lines.columns if name != "value"],
-    )
-
-
-def _layout(first: str) -> tuple[list[str], Column]:
-    line = _without_mark(F.col("value"))
+    line = F.regexp_replace("value", f"^{_BYTE_ORDER_MARK}", "")
+    skip = ~F.col("value").rlike(_FILLED)
     if _separator(first) == "\t":
-        return _header(first, "\t"), F.split(line, "\t")
-    return _TREC, F.split(F.regexp_replace(line, r"^\s+|\s+$", ""), r"\s+")
-
-
-def _without_mark(line: Column) -> Column:
-    return F.regexp_replace(line, f"^{_BYTE_ORDER_MARK}", "")
+        columns, parts = _header(first, "\t"), F.split(line, "\t")
+        skip = skip | (line == first)  # each file of a folder has the header
+    else:
+        columns, parts = _TREC, F.split(F.regexp_replace(line, r"^\s+|\s+$", ""), r"\s+")
+    whole = F.size(parts) == len(columns)
+    return lines.where(~skip).select(
+        *(F.when(whole, F.get(parts, F.lit(at))).alias(name)
+          for name, at in _positions(columns).items()),
+        *(name for name in lines.columns if name != "value"),
+    )  # fmt: skip
 
 
 def _lines_of(spark: SparkSession, path: str, first: str) -> DataFrame | None:
@@ -201,19 +200,20 @@ def _checked(raw: DataFrame, source: str, lines: DataFrame | None) -> DataFrame 
 
     Reads the table once to find what is wrong.
     """
-    grade = F.trim("relevance")
-    pairs = raw.groupBy("query_id", "doc_id").agg(
-        F.min(F.when(grade.rlike(_GRADE), grade.cast("double").cast("int"))).alias("least"),
-        F.max(F.when(grade.rlike(_GRADE), grade.cast("double").cast("int"))).alias("relevance"),
+    ids = {name: F.regexp_replace(name, r"^\s+|\s+$", "") for name in ("query_id", "doc_id")}
+    grade = _grade()
+    pairs = raw.withColumns(ids).groupBy("query_id", "doc_id").agg(
+        F.min(grade).alias("least"),
+        F.max(grade).alias("relevance"),
         F.max(F.when(_malformed(), 1)).alias("malformed"),
-    )
-    ids = F.struct("query_id", "doc_id")
+    )  # fmt: skip
+    pair = F.struct("query_id", "doc_id")
     row = pairs.agg(
         F.count(F.lit(1)).alias("pairs"),
         F.count_if(F.col("malformed") == 1).alias("malformed"),
-        F.min(F.when(F.col("malformed") == 1, ids)).alias("malformed_pair"),
+        F.min(F.when(F.col("malformed") == 1, pair)).alias("malformed_pair"),
         F.count_if(F.col("least") < F.col("relevance")).alias("conflicting"),
-        F.min(F.when(F.col("least") < F.col("relevance"), ids)).alias("conflicting_pair"),
+        F.min(F.when(F.col("least") < F.col("relevance"), pair)).alias("conflicting_pair"),
     ).first()
     assert row is not None  # an aggregate without groups has one row
     if row["malformed"]:
@@ -230,11 +230,18 @@ def _checked(raw: DataFrame, source: str, lines: DataFrame | None) -> DataFrame 
     return pairs.select("query_id", "doc_id", "relevance") if row["pairs"] else None
 
 
+def _grade() -> Column:
+    """The column relevance as int, null where it is no whole number of nine digits at most."""
+    text = F.trim("relevance")
+    number = F.when(text.rlike(_NUMBER), text.cast("double"))
+    return F.when((number == F.floor(number)) & (F.abs(number) < 1e9), number.cast("int"))
+
+
 def _malformed() -> Column:
-    fine = F.trim("relevance").rlike(_GRADE)
+    fine = _grade().isNotNull()
     for name in ("query_id", "doc_id"):
-        fine = fine & (F.col(name) != "")
-    return ~F.coalesce(fine, F.lit(False))
+        fine = fine & F.coalesce(F.col(name).rlike(_FILLED), F.lit(False))
+    return ~fine
 
 
 def _named(pair: Sequence[str | None]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pyspark.sql import DataFrame, SparkSession
@@ -23,6 +24,31 @@ _OPTIONAL: Final = {
     "n_tokens": "int",
     "truncated": "boolean",
 }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Candidates under a name.
+
+    Attributes:
+        name: of the table.
+        candidates: query_id and doc_id (string), score (float), retrieval_score, retrieval_rank,
+            n_tokens, truncated (null where unknown), label if there is one, `group`, slices.
+        group: columns that make a list together with query_id.
+        record: `run.json` of the run that scored them, None if unknown.
+        texts: query_id, doc_id, query, doc; None if no example is to be shown.
+    """
+
+    name: str
+    candidates: DataFrame
+    group: tuple[str, ...] = ()
+    record: Mapping[str, Any] | None = None
+    texts: DataFrame | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether a run of this project made it: a pair may then come twice, as impressions."""
+        return self.record is not None
 
 
 def named(paths: Sequence[str]) -> dict[str, str]:
@@ -46,52 +72,59 @@ def named(paths: Sequence[str]) -> dict[str, str]:
 
 
 def read_ranked(
-    spark: SparkSession, path: str, slices: Sequence[str], *, output_format: str = "auto"
-) -> DataFrame:
-    """The columns of a ranked table that an evaluation needs.
+    spark: SparkSession, name: str, path: str, slices: Sequence[str] = (), group: Sequence[str] = ()
+) -> Table:
+    """Read the columns of a ranked table that an evaluation needs, and the record beside it.
 
-    Returns:
-        query_id and doc_id (string), score (float), retrieval_score, retrieval_rank, n_tokens,
-        truncated (null where the table lacks them), label if there is one, and the slices.
+    Args:
+        spark: the session.
+        name: of the table.
+        path: of the table.
+        slices: columns to split the result by.
+        group: columns that make a list; empty: those of the run that wrote the table.
 
     Raises:
         RefusedError: naming missing and present columns.
     """
-    table = read_source(spark, path=path, source_format=output_format, otherwise="parquet")
-    present = [name for name in table.columns if name != READ_ERROR]
-    missing = [name for name in (*_NEEDED, *slices) if name not in present]
+    record = _record_beside(spark, path)
+    group = tuple(group) or _group_of(record)
+    table = read_source(spark, path=path, otherwise="parquet")
+    present = [column for column in table.columns if column != READ_ERROR]
+    missing = [column for column in (*_NEEDED, *group, *slices) if column not in present]
     if missing:
         raise RefusedError(
             f"ranked table {path} lacks {', '.join(missing)}; the columns present are "
             f"{', '.join(present)}"
         )
     optional = [
-        quoted(name).cast(kind).alias(name)
-        if name in present
-        else F.lit(None).cast(kind).alias(name)
-        for name, kind in _OPTIONAL.items()
+        (quoted(column) if column in present else F.lit(None)).cast(kind).alias(column)
+        for column, kind in _OPTIONAL.items()
     ]
     taken = {*_NEEDED, *_OPTIONAL, "label"}
-    return table.select(
+    rows = table.select(
         F.col("query_id").cast("string").alias("query_id"),
         F.col("doc_id").cast("string").alias("doc_id"),
         F.col("score").cast("float").alias("score"),
         *optional,
         *(["label"] if "label" in present else []),
-        *(quoted(name) for name in slices if name not in taken),
+        *(quoted(column) for column in dict.fromkeys([*group, *slices]) if column not in taken),
     )
+    return Table(name, rows, group, record)
 
 
-def record_beside(spark: SparkSession, path: str) -> dict[str, Any] | None:
+def _record_beside(spark: SparkSession, path: str) -> dict[str, Any] | None:
     """The `run.json` of the run that wrote a ranked table, None where there is none."""
-    files = Files(spark)
+    folder = path.rstrip("/").rpartition("/")[0] or "."
     try:
-        found = json.loads(
-            files.read_text(f"{path.rstrip('/').rpartition('/')[0] or '.'}/run.json")
-        )
+        found = json.loads(Files(spark).read_text(f"{folder}/run.json"))
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and found.get("kind") == "rerank" else None
+
+
+def _group_of(record: Mapping[str, Any] | None) -> tuple[str, ...]:
+    config = (record or {}).get("config") or {}
+    return tuple((config.get("input") or {}).get("group") or ())
 
 
 def _short(path: str) -> str:

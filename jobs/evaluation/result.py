@@ -3,72 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.evaluation import study as studies
-from jobs.evaluation.calibration import calibration
-from jobs.evaluation.document import Baseline, assemble, baseline_of
-from jobs.evaluation.examples import choose, examples
+from jobs.evaluation.calibration import describe_scores
+from jobs.evaluation.document import Baseline, assemble, refuse_apart
+from jobs.evaluation.examples import examples
 from jobs.evaluation.gate import judge
-from jobs.evaluation.metrics import TieBreak
-from jobs.evaluation.operations import max_length, operations
+from jobs.evaluation.measures import AFTER, JUDGED
 from jobs.evaluation.plan import REGISTERED, Plan
-from jobs.evaluation.qrels import from_labels
-from jobs.evaluation.ranked import read_ranked
+from jobs.evaluation.rank_changes import count_changes
+from jobs.evaluation.ranked import Table, read_ranked
+from jobs.evaluation.run import RunEvaluation, TieBreak, evaluate_run
 from jobs.output.folder import OutputFolder
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import masked
 
 PER_QUERY = "per_query"
+TIED: Final = 0.5  # share of tied candidates beyond which a warning says so
+JUDGED_FALL: Final = 0.01  # fall of Judged@10 beyond which a warning says so
+
+_QRELS: Final = "query_id string, doc_id string, relevance int"
+_RATES: Final = (
+    "pairs_per_s", "tokens_per_s", "padding_share", "from_store_rate", "reject_rate",
+    "truncated_rate",
+)  # fmt: skip
 
 #: Fetches the table per query of the latest passing run of an experiment; None if there is none.
 FetchBaseline = Callable[[str], Path | None]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Candidates under a name.
-
-    Attributes:
-        name: of the table.
-        candidates: its rows.
-        record: `run.json` of the run that scored them, None if unknown.
-        texts: query_id, doc_id, query, doc; None if no example is to be shown.
-    """
-
-    name: str
-    candidates: DataFrame
-    record: Mapping[str, Any] | None = None
-    texts: DataFrame | None = None
-
-
-def labels_of(table: DataFrame) -> DataFrame | None:
-    """The qrels in a table's column label; None if there is none, or it is empty.
-
-    Raises:
-        RefusedError: if they cannot be used.
-    """
-    if "label" not in table.columns:
-        return None
-    return from_labels(table.select("query_id", "doc_id", "label"))
-
-
 def find_baseline(
-    spark: SparkSession, plan: Plan, others: Mapping[str, DataFrame], fetch: FetchBaseline
-) -> Baseline | DataFrame | None:
-    """What the plan wants to compare with, found before anything costly starts.
+    spark: SparkSession, plan: Plan, others: Mapping[str, Table], fetch: FetchBaseline,
+    group: Sequence[str] = (),
+) -> Baseline | Table | None:  # fmt: skip
+    """Return what the plan wants to compare with, found before anything costly starts.
 
     Args:
         spark: the session.
         plan: names the baseline.
         others: tables that are compared anyway, by name.
         fetch: asked only for a baseline of `mlflow:`.
+        group: columns that make a list.
 
     Returns:
         Values per query of a logged run, or a ranked table; None if there is nothing to compare
@@ -82,17 +62,62 @@ def find_baseline(
     if plan.baseline in others:
         return others[plan.baseline]
     if not plan.baseline.startswith(REGISTERED):
-        return read_ranked(spark, plan.baseline, ())
+        return read_ranked(spark, masked(plan.baseline), plan.baseline, group=group)
     folder = fetch(plan.baseline.removeprefix(REGISTERED))
-    return None if folder is None else _logged(plan, folder)
+    if folder is None:
+        return None
+    values = pd.read_parquet(folder)
+    wanted = [AFTER + measure for measure in plan.measures]
+    if not {"query_id", "judged", "answered"} <= set(values.columns) or not (
+        set(wanted) & set(values.columns)
+    ):
+        raise RefusedError(
+            f"evaluation.baseline {plan.baseline}: its latest passing run has none of the measures "
+            f"{', '.join(plan.measures)}; name an experiment that measured one of them"
+        )
+    return Baseline(plan.baseline, values[values["judged"]].reset_index(drop=True))
+
+
+def refuse_unrelated(rows: DataFrame, qrels: DataFrame | None, baseline: object = None) -> None:
+    """Refuse ranked or checked rows that have no id in common with what they are held against.
+
+    Args:
+        rows: query_id, doc_id; may be empty.
+        qrels: query_id, doc_id; None if there are none.
+        baseline: a `Baseline` or `Table`; None if there is none.
+
+    Raises:
+        RefusedError: with three ids of each side.
+    """
+    if rows.isEmpty():
+        return
+    if qrels is not None:
+        _refuse_without_common(rows, qrels, "query_id", "the queries and the qrels")
+        shared = rows.join(qrels.select("query_id").distinct(), on="query_id", how="left_semi")
+        _refuse_without_common(shared, qrels, "doc_id", "the documents and the qrels")
+    if isinstance(baseline, Baseline):
+        spark = rows.sparkSession
+        other = spark.createDataFrame(baseline.values[["query_id"]].astype(str))
+    elif isinstance(baseline, Table):
+        other = baseline.candidates
+    else:
+        return
+    _refuse_without_common(rows, other, "query_id", "the queries and evaluation.baseline")
+
+
+def _refuse_without_common(here: DataFrame, there: DataFrame, name: str, what: str) -> None:
+    on = ["query_id", "doc_id"] if name == "doc_id" else [name]
+    if here.join(there.select(*on), on=on, how="left_semi").isEmpty() and not there.isEmpty():
+        sides = [side.select(name).distinct().orderBy(name).limit(3) for side in (here, there)]
+        refuse_apart(what, *([row[0] for row in side.collect()] for side in sides))
 
 
 def evaluate(
     plan: Plan,
     judged: Table,
-    others: Mapping[str, DataFrame],
-    baseline: Baseline | DataFrame | None,
-    qrels: DataFrame,
+    others: Sequence[Table],
+    baseline: Baseline | Table | None,
+    qrels: DataFrame | None,
     out: OutputFolder,
     *,
     tie_break: TieBreak,
@@ -102,67 +127,125 @@ def evaluate(
     Args:
         plan: measures, rules, slices.
         judged: the table that the rules are about.
-        others: further tables by name.
+        others: further tables.
         baseline: see `find_baseline`.
-        qrels: query_id, doc_id, relevance.
+        qrels: query_id, doc_id, relevance; None: only what needs no judgement is computed.
         out: where tables are staged.
         tie_break: order of equal scores.
 
     Returns:
-        The document, see `jobs.evaluation.document`, with `gate` (None without rules).
+        The document, see `jobs.evaluation.document`. Without qrels: `name`, `moved`, `scores`,
+        `lengths`, `operations`, `warnings` and `gate`.
 
     Raises:
-        RefusedError: tables that cannot be measured, or a baseline over other queries.
+        RefusedError: tables that cannot be measured, or share no id with qrels or baseline.
     """
-    places = count()
+    number = count()
+    spark = judged.candidates.sparkSession
+    refuse_unrelated(judged.candidates, qrels)
+    known = qrels if qrels is not None else spark.createDataFrame([], _QRELS)
+    known = out.stage("qrels", known.select("query_id", "doc_id", "relevance"), "parquet")
 
-    def measured(
-        name: str, table: DataFrame, slices: Sequence[str] = ()
-    ) -> tuple[studies.Study, DataFrame]:
-        folder = f"study-{next(places)}"
+    def measured(table: Table, slices: Sequence[str] = ()) -> RunEvaluation:
+        if table.group != judged.group:
+            raise RefusedError(
+                f"a list of {table.name} is ({', '.join((*table.group, 'query_id'))}), of "
+                f"{judged.name} ({', '.join((*judged.group, 'query_id'))}); set input.group"
+            )
+        folder = f"evaluation-{next(number)}"
 
         def stage(part: str, rows: DataFrame) -> DataFrame:
             return out.stage(f"{folder}-{part}", rows, "parquet")
 
-        return studies.study(
-            name, table, qrels, plan.measures, stage, tie_break=tie_break, slices=slices
-        )
+        return evaluate_run(table, known, plan.measures, stage, tie_break=tie_break, slices=slices)
 
-    first, rows = measured(judged.name, judged.candidates, plan.slices)
-    further = {name: measured(name, table)[0] for name, table in others.items()}
-    if isinstance(baseline, DataFrame):
-        name = str(plan.baseline)
-        known = further.get(name) or measured(masked(name), baseline)[0]
-        baseline = baseline_of(known)
-    found = assemble(first, list(further.values()), baseline, plan.slices)
-    if plan.baseline and baseline is None:
-        found["notes"] = [
+    first = measured(judged, plan.config.slices)
+    document: dict[str, Any] = {"name": judged.name}
+    if qrels is not None:
+        if first.values.empty:
+            raise RefusedError("the qrels hold no query; give at least one judged document")
+        further = {table.name: measured(table) for table in others}
+        if isinstance(baseline, Table):
+            run = further.get(baseline.name) or measured(baseline)
+            baseline = Baseline(run.name, run.values)
+        document = assemble(first, [*further.values()], baseline, plan.measures, plan.config.slices)
+    document |= _described(first, judged)
+    if qrels is not None and plan.baseline and baseline is None:
+        document["notes"] = [
             f"{plan.baseline} has no passing run yet: there is nothing to compare with, and rules "
             "against the baseline hold"
         ]
-    pairs = studies.count_pairs(rows)
-    found["moved"] = studies.moved(first, pairs)
-    found["scores"] = calibration(rows)
-    found["lengths"] = studies.lengths(pairs, max_length(judged.record))
-    found["operations"] = operations(judged.record)
-    found["examples"] = []
-    if judged.texts is not None:
-        found["examples"] = examples(rows, judged.texts, choose(found, plan.examples))
-    found["gate"] = judge(plan.rules, found, plan.alpha) if plan.rules else None
+    document["examples"] = []
+    if judged.texts is not None and plan.examples and qrels is not None:
+        document["examples"] = examples(first.rows, judged.texts, document, plan.examples)
+    document["warnings"] = _warnings(document, first, plan)
+    document["gate"] = judge(plan.rules, document, plan.config) if plan.rules else None
     out.stage(PER_QUERY, first.per_query, "parquet")
-    return found
+    return document
 
 
-def _logged(plan: Plan, folder: Path) -> Baseline:
-    """The table per query of a logged run."""
-    table = pd.read_parquet(folder)
-    columns = {f"{studies.AFTER}{m}": str(m) for m in plan.measures}
-    kept = {have: want for have, want in columns.items() if have in table.columns}
-    if not {"query_id", "judged"} <= set(table.columns) or not kept:
-        raise RefusedError(
-            f"evaluation.baseline {plan.baseline}: its latest passing run has none of the measures "
-            f"{', '.join(columns.values())}; name an experiment that measured one of them"
+def _described(run: RunEvaluation, table: Table) -> dict[str, Any]:
+    """What needs no judgement."""
+    moved, lengths = count_changes(run, table.record)
+    return {
+        "moved": moved,
+        "scores": describe_scores(run.rows, run.per_query),
+        "lengths": lengths,
+        "operations": _operations(table.record),
+    }
+
+
+def _operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Speed, shares and counts of a rerank run; None where nothing is known of it."""
+    if not record or "rates" not in record:
+        return None
+    rates = record["rates"]
+    return {
+        "counts": record.get("counts", {}),
+        "ms_per_pair": record.get("device_ms"),
+        "memory": record.get("memory"),
+        **{name: rates.get(name) for name in _RATES},
+        "reject_reasons": record.get("reject_reasons", {}),
+        "timings": record.get("timings", {}),
+        "model": record.get("model", {}),
+    }
+
+
+def _warnings(document: Mapping[str, Any], run: RunEvaluation, plan: Plan) -> list[str]:
+    """What a reader must know before believing a number, in plain sentences."""
+    found = [run.partial] if run.partial else []
+    scores, baseline = document["scores"], document.get("baseline")
+    if scores["constant"]:
+        found.append("All scores are equal: the order is that of the document ids.")
+    elif (scores["tied_rate"] or 0.0) > TIED:
+        found.append(
+            f"{scores['tied_rate']:.0%} of the candidates have the score of another candidate of "
+            "their list: ties are in order of the document ids."
         )
-    values = table[table["judged"]][["query_id", *kept]].rename(columns=kept)
-    values = values.reset_index(drop=True)
-    return Baseline(str(plan.baseline), values)
+    if "queries_judged" not in document:
+        return found
+    judged, limit = document["queries_judged"], plan.config.min_queries
+    if judged < limit:
+        found.append(f"Only {judged} of {document['queries']} judged queries have a judged "
+                     f"candidate; evaluation.min_queries is {limit}.")  # fmt: skip
+    if document["judged"] < plan.config.min_judged:
+        found.append(
+            f"Only {document['judged']:.2%} of the first ten documents have a judgement: ids may "
+            "hardly meet, or the qrels belong to other documents."
+        )
+    falls = [("first stage", run.judged_before)]
+    falls += [("baseline", baseline["judged_before"])] if baseline else []
+    for name, before in falls:
+        after = baseline["judged"] if name == "baseline" and baseline else document["judged"]
+        if before is not None and after < before - JUDGED_FALL:
+            found.append(
+                f"{JUDGED} fell from {before:.3f} ({name}) to {after:.3f}: documents without a "
+                "judgement count as not relevant, so part of a loss may be theirs."
+            )
+    if baseline and (baseline["only_here"] or baseline["only_baseline"]):
+        found.append(
+            f"The comparison with {baseline['name']} is over the {baseline['queries']} queries "
+            f"that both rank; {baseline['only_here']} are only here, {baseline['only_baseline']} "
+            "only in the baseline."
+        )
+    return found

@@ -14,8 +14,8 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from jobs.config import Config
+from jobs.evaluation.qrels import from_labels
 from jobs.evaluation.report import render_tuning
-from jobs.evaluation.result import labels_of
 from jobs.input.validation import with_pair_keys
 from jobs.output.folder import OutputFolder
 from jobs.output.names import RECOMMENDED, TUNING, TUNING_PAGE
@@ -62,7 +62,7 @@ def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
         device = device_of(spark, config.model, config.scoring)
         qrels = ready.qrels
         if qrels is None and "label" in pairs.has:
-            qrels = labels_of(pairs.rows)
+            qrels = from_labels(pairs.rows)
         number = with_pair_keys(pairs).select(F.count_distinct("pair_key")).collect()[0][0]
         lengths = sample_lengths(pairs, checkpoint.path, draft)
         if lengths is None:

@@ -18,9 +18,9 @@ from scipy import stats
 
 from jobs import evaluate
 from jobs.evaluation.document import assemble
-from jobs.evaluation.measures import Measure, parse_measure, parse_measures
-from jobs.evaluation.metrics import RunError
-from jobs.evaluation.study import study
+from jobs.evaluation.measures import BEFORE, parse_measures
+from jobs.evaluation.ranked import Table
+from jobs.evaluation.run import RunError, evaluate_run
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED
 from tests.conftest import shared_data
 from tests.spark.test_metrics import Grades, expected
@@ -45,34 +45,36 @@ def as_ranked(spark: SparkSession, rows: list[Any]) -> DataFrame:
 
 
 def measured(
-    spark: SparkSession, rows: list[Any], measures: Sequence[Measure] = (Measure("RR", None),)
+    spark: SparkSession, rows: list[Any], names: Sequence[str] = ("RR",), **table: Any
 ) -> dict[str, Any]:
-    qrels = [(q, d, g) for q, grades in GRADES.items() for d, g in grades.items()]
-    table = spark.createDataFrame(qrels, "query_id string, doc_id string, relevance int")
-    found, _ = study("s", as_ranked(spark, rows), table, measures, lambda _, rows: rows)
-    return assemble(found, [], None, [])
+    grades = [(q, d, g) for q, grades in GRADES.items() for d, g in grades.items()]
+    qrels = spark.createDataFrame(grades, "query_id string, doc_id string, relevance int")
+    run = Table("s", as_ranked(spark, rows), **table)
+    found = evaluate_run(run, qrels, names, lambda _, rows: rows.cache())
+    return assemble(found, [], None, names) | {"partial": found.partial}
 
 
 def test_both_stages_stand_side_by_side_under_a_ceiling(spark: SparkSession) -> None:
-    measures = parse_measures(["nDCG@10", "RR", "R@10", "R@1", "Judged@10"])
+    measures = ["nDCG@10", "RR", "R@10", "R@1", "Judged@10"]
     result = measured(spark, ROWS, measures)
     first = {"q": {"a": 1.0, "b": 5.0, "c": 5.0}}
     second = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}
     best = {"q": {"a": 2.0, "b": -9.0, "c": 1.0}}
     stages = {"first_stage": first, "reranked": second, "ceiling": best}
     for stage, run in stages.items():
-        names = [str(m) for m in measures]
+        names = [*measures]
         if stage == "ceiling":
             names.remove("Judged@10")
         assert list(result[stage]) == names
         for name in names:
-            values = expected(parse_measure(name), run, GRADES)
+            values = expected(name, run, GRADES)
             assert result[stage][name] == pytest.approx(values["q"] / 2, abs=1e-6), (stage, name)
     for name, value in result["delta"].items():
         assert value == result["reranked"][name] - result["first_stage"][name]
     counts = {name: value for name, value in result.items() if name.startswith("queries")}
     assert counts == {
         "queries": 2,
+        "queries_judged": 1,
         "queries_unanswered": 1,
         "queries_without_relevant": 0,
         "queries_only_in_run": 1,
@@ -102,6 +104,12 @@ def test_a_first_stage_with_gaps_in_both_columns_is_refused(spark: SparkSession)
     rows = [(*ROWS[0][:4], None, 1.0), (*ROWS[1][:4], 2, None)]
     with pytest.raises(RunError, match="of 2 rows 1 have a retrieval_score and 1 a retrieval_rank"):
         measured(spark, rows)
+    own = measured(spark, rows, record={"kind": "rerank"})
+    assert own["first_stage"] is None
+    assert own["partial"] == (
+        "The first stage is partial and was not measured: of 2 rows 1 have a retrieval_score and "
+        "1 a retrieval_rank."
+    )
 
 
 QUERIES, DEPTH = 40, 25
@@ -305,6 +313,98 @@ def test_several_tables_and_a_baseline(
     assert "FAIL nDCG@10 vs baseline >= 0 (significant): -0." in capsys.readouterr().out
 
 
+def shifted(ranked: Path, folder: Path, queries: int) -> Path:
+    """The same table with the first queries under other names."""
+    frame = pq.read_table(ranked).to_pandas()
+    other = frame["query_id"] < f"q{queries:02}"
+    frame.loc[other, "query_id"] = "r" + frame["query_id"]
+    frame.to_parquet(folder / "shifted.parquet")
+    return folder / "shifted.parquet"
+
+
+def test_a_baseline_is_compared_on_the_queries_that_both_rank(
+    command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 14: the rule was about 4 shared queries, and the terminal showed 12."""
+    ranked, qrels = tables(tmp_path)
+    few = shifted(ranked, tmp_path, QUERIES - 4)
+    words = ("--evaluation.qrels", str(qrels), "--evaluation.baseline", str(few),
+             "--evaluation.gate", "nDCG@10 vs baseline >= 0", *OFF)  # fmt: skip
+    assert command(tmp_path / "1", [ranked], *words) == GATE_NOT_PASSED
+    found = document(tmp_path / "1")
+    baseline = found["baseline"]
+    assert (baseline["queries"], baseline["only_here"], baseline["only_baseline"]) == (
+        4, QUERIES - 4, 0,
+    )  # fmt: skip
+    frame = pq.read_table(tmp_path / "1" / "per_query").to_pandas()
+    shared = frame[frame["query_id"].between("q36", "q39")]["reranked nDCG@10"].mean()
+    systems = {row["name"]: row for row in found["systems"]}
+    for value in (baseline["reranked"], baseline["values"], systems["run1"]["values"]):
+        assert value["nDCG@10"] == pytest.approx(shared)
+    assert found["gate"]["rules"][0]["value"] == baseline["delta"]["nDCG@10"] == 0.0
+    assert {row["queries"] for row in found["systems"]} == {4}
+    assert any("over the 4 queries that both rank; 36 are only here" in w
+               for w in found["warnings"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "rests on 4 judged shared queries, evaluation.min_queries is 5" in said
+    assert command(tmp_path / "2", [ranked], *words, "--evaluation.min_queries", "4") == DONE
+    none = shifted(ranked, tmp_path, QUERIES)
+    words = tuple(str(none) if word == str(few) else word for word in words)
+    assert command(tmp_path / "3", [ranked], *words) == REFUSED
+    assert "'q00', 'q01', 'q02' here" in capsys.readouterr().err
+
+
+def test_a_gate_does_not_pass_on_nothing(
+    command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 14: ids that meet nowhere gave 0 everywhere, and 'delta >= 0' held."""
+    ranked, _ = tables(tmp_path)
+    rule = ("--evaluation.gate", "nDCG@10 delta >= 0", *OFF)
+    other, docs, few = (tmp_path / name for name in ("other", "docs", "few"))
+    other.write_text("nobody 0 nothing 1\n")
+    docs.write_text("q00 0 doc-1 1\n")
+    few.write_text("".join(f"q{q:02} 0 d0{q} 1\n" for q in range(4)))
+    assert command(tmp_path / "1", [ranked], "--evaluation.qrels", str(other), *rule) == REFUSED
+    assert "'q00', 'q01', 'q02' here, 'nobody' there" in capsys.readouterr().err
+    assert command(tmp_path / "1", [ranked], "--evaluation.qrels", str(docs), *rule) == REFUSED
+    assert "'d00', 'd01', 'd02' here, 'doc-1' there" in capsys.readouterr().err
+    assert not list(tmp_path.glob("1/[!.]*"))
+    words = ("--evaluation.qrels", str(few), *rule)
+    assert command(tmp_path / "2", [ranked], *words) == GATE_NOT_PASSED
+    said = capsys.readouterr().out
+    assert "rests on 4 judged queries, evaluation.min_queries is 5" in said
+    assert any("Only 4 of 4" in warning for warning in document(tmp_path / "2")["warnings"])
+
+
+def test_operational_rules_need_no_labels_and_ties_are_told(
+    command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A constant scorer was ranked and measured without a word."""
+    ranked, qrels = tables(tmp_path)
+    frame = pq.read_table(ranked).to_pandas()
+    frame.assign(score=np.float32(0.5)).to_parquet(tmp_path / "same.parquet")
+    rules = ("--evaluation.gate", "tied_rate <= 0.9", "--evaluation.gate", "kendall_tau <= 1")
+    assert command(tmp_path / "1", [tmp_path / "same.parquet"], *rules, *OFF) == GATE_NOT_PASSED
+    assert "FAIL tied_rate <= 0.9: 1.0000" in capsys.readouterr().out
+    found = document(tmp_path / "1")
+    assert (found["scores"]["tied_rate"], found["scores"]["constant"]) == (1.0, True)
+    assert found["warnings"][0].startswith("All scores are equal")
+    assert "reranked" not in found and found["operations"] is None
+    # Half of them equal in pairs, and a Judged@10 that falls.
+    rank = frame.groupby("query_id")["doc_id"].rank().astype(int)
+    frame["score"] = (rank // 2).astype(np.float32)
+    frame["retrieval_score"] = -frame["score"].astype(float)
+    frame.to_parquet(tmp_path / "pairs.parquet")
+    lines = [f"{q} 0 d0{d} 1" for q in frame["query_id"].unique() for d in (0, 1, 2)]
+    qrels.write_text("\n".join(lines) + "\n")
+    words = ("--evaluation.qrels", str(qrels), *OFF)
+    assert command(tmp_path / "2", [tmp_path / "pairs.parquet"], *words) == DONE
+    found = document(tmp_path / "2")
+    assert found["scores"]["tied_rate"] == 24 / 25
+    assert any(warning.startswith("96% of the candidates") for warning in found["warnings"])
+    assert any("Judged@10 fell from 0.300 (first stage) to 0.000" in w for w in found["warnings"])
+
+
 @pytest.mark.slow
 def test_a_gate_in_mlflow_and_the_latest_passing_run_as_baseline(
     command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -323,7 +423,7 @@ def test_a_gate_in_mlflow_and_the_latest_passing_run_as_baseline(
     assert command(tmp_path / "2", [poor], *words) == GATE_NOT_PASSED
     assert command(tmp_path / "3", [good], *words) == DONE
     third = document(tmp_path / "3")["baseline"]
-    assert third["queries"] == QUERIES + 1
+    assert (third["queries"], third["only_here"], third["only_baseline"]) == (QUERIES, 0, 0)
     assert third["delta"]["nDCG@10"] == 0.0
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("nightly")
@@ -377,10 +477,11 @@ def test_texts_are_shown_only_on_demand(
         ((), "set evaluation.qrels, or give a ranked table with grades in a column label"),
         (("--evaluation.qrels", "/no/file"), "/no/file"),
         (("--evaluation.slices", "tongue"), "lacks tongue; the columns present are query_id"),
-        (("--evaluation.gate", "nDCG@10 is good"), "cannot read rule"),
+        (("--evaluation.gate", "nDCG@10 is good"), "cannot read 'nDCG@10 is good'; write NAME"),
+        (("--evaluation.gate", "nDCG@10 >= 0,3"), "'nDCG@10 >= 0,3'; write a number as 0.3"),
         (("--evaluation.gate", "goodness >= 1"), "top1_change_rate"),
         (("--evaluation.gate", "AP vs baseline >= 0"), "set evaluation.baseline"),
-        (("--evaluation.metrics", "MRR"), "did you mean RR?"),
+        (("--evaluation.metrics", "ndgc@5"), "did you mean nDCG@5"),
         (("--evaluation.slices", "rbo"), "rbo is a column of the table per query"),
         (("--evaluation.baseline", "run1"), "run1 is the table that is judged"),
         (("--ranked.path", "/no/table"), "/no/table"),
@@ -429,9 +530,9 @@ def test_askubuntu(spark: SparkSession, part: str, known: dict[str, float]) -> N
         grades += [(query, doc, 1) for doc in positives.split()]
     qrels = spark.createDataFrame(grades, "query_id string, doc_id string, relevance int")
     measures = parse_measures(known)
-    found, _ = study("s", as_ranked(spark, rows), qrels, measures, lambda _, rows: rows)
-    assert found.first_stage is not None
-    assert {name: round(value, 3) for name, value in found.first_stage.items()} == known
+    run = Table("s", as_ranked(spark, rows))
+    means = evaluate_run(run, qrels, measures, lambda _, rows: rows.cache()).means(BEFORE, measures)
+    assert {name: round(value, 3) for name, value in (means or {}).items()} == known
 
 
 @pytest.mark.slow
@@ -465,7 +566,9 @@ def test_cmedqa2(spark: SparkSession, tmp_path: Path) -> None:
         )}
     )  # fmt: skip
     qrels = table.select("query_id", "doc_id", F.col("label").cast("int").alias("relevance"))
-    found, _ = study("s", table, qrels, parse_measures(names), lambda _, rows: rows)
+    found = evaluate_run(
+        Table("s", table), qrels, parse_measures(names), lambda _, rows: rows.cache()
+    )
     assert found.values["query_id"].tolist() == known.index.tolist()
     for name, trec in names.items():
         mine = found.values[f"reranked {name}"].to_numpy()

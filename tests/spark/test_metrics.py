@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.evaluation.measures import Measure, parse_measure, parse_measures
-from jobs.evaluation.metrics import RunError, per_query, summarise
+from jobs.evaluation.measures import AFTER, CEILING, parse_measures
 from jobs.evaluation.qrels import read_qrels
+from jobs.evaluation.ranked import Table
+from jobs.evaluation.run import RunError, RunEvaluation, evaluate_run
 from jobs.runtime.errors import RefusedError
 
 Scores = dict[str, dict[str, float]]
@@ -33,6 +35,7 @@ MEASURES = parse_measures(
     [
         *("nDCG", "nDCG@3", "AP", "AP@3", "AP(rel=2)", "RR", "RR(rel=2)", "RR(rel=2)@3", "P@5"),
         *("P(rel=2)@3", "R@100", "R(rel=2)@3", "Success@1", "Success(rel=2)@3", "Judged@2"),
+        *("Bpref", "Rprec"),
     ]
 )
 # "9" and "10" differ as text and as numbers; the others have one to four bytes per character.
@@ -47,11 +50,31 @@ def as_run(spark: SparkSession, run: Scores, kind: str = "double") -> DataFrame:
     return spark.createDataFrame(rows, f"query_id string, doc_id string, score {kind}")
 
 
-def as_qrels(spark: SparkSession, qrels: Grades, kind: str = "int") -> DataFrame:
+def as_table(run: DataFrame, name: str = "run") -> Table:
+    """A run without a first stage."""
+    unknown = {"retrieval_score": "double", "retrieval_rank": "int", "n_tokens": "int",
+               "truncated": "boolean"}  # fmt: skip
+    nulls = {column: F.lit(None).cast(kind) for column, kind in unknown.items()}
+    return Table(name, run.withColumns(nulls))
+
+
+def measured(
+    run: DataFrame, qrels: DataFrame, measures: Sequence[str], **options: Any
+) -> RunEvaluation:
+    return evaluate_run(as_table(run), qrels, measures, lambda _, rows: rows.cache(), **options)
+
+
+def values_of(found: RunEvaluation, side: str = AFTER) -> dict[str, dict[str, float]]:
+    """Values of one side by query and measure."""
+    table = found.values.set_index("query_id")
+    return table[[c for c in table if c.startswith(side)]].rename(
+        columns=lambda name: name.removeprefix(side)
+    ).T.to_dict()  # fmt: skip
+
+
+def as_qrels(spark: SparkSession, qrels: Grades) -> DataFrame:
     rows = [(q, d, g) for q, docs in qrels.items() for d, g in docs.items()]
-    schema = "query_id string, doc_id string, relevance int"
-    table = spark.createDataFrame(rows, schema)
-    return table.withColumn("relevance", F.col("relevance").cast(kind))
+    return spark.createDataFrame(rows, "query_id string, doc_id string, relevance int")
 
 
 def random_queries(seed: int, queries: int = 80) -> tuple[Scores, Grades]:
@@ -71,20 +94,21 @@ def random_queries(seed: int, queries: int = 80) -> tuple[Scores, Grades]:
     return run, qrels
 
 
-def trec_eval(measure: Measure, run: Scores, qrels: Grades) -> dict[str, float]:
+def trec_eval(name: str, run: Scores, qrels: Grades) -> dict[str, float]:
     """Values by query, for what trec_eval has; queries missing from the run are absent."""
-    k = measure.cutoff
+    measure = ir_measures.parse_measure(name)
+    k, rel = measure.params.get("cutoff"), measure.params.get("rel", 1)
     cut = {"nDCG": "ndcg_cut", "AP": "map_cut", "P": "P", "R": "recall", "Success": "success"}
-    uncut = {"nDCG": "ndcg", "AP": "map", "RR": "recip_rank"}
+    uncut = {"nDCG": "ndcg", "AP": "map", "RR": "recip_rank", "Bpref": "bpref", "Rprec": "Rprec"}
     asked, key = (
-        (uncut[measure.name],) * 2
+        (uncut[measure.NAME],) * 2
         if k is None
-        else (f"{cut[measure.name]}.{k}", f"{cut[measure.name]}_{k}")
+        else (f"{cut[measure.NAME]}.{k}", f"{cut[measure.NAME]}_{k}")
     )
     # Where every grade of a query is negative, pytrec-eval reads past an array and can crash.
     # Nothing is relevant there, which is 0 in every measure.
     usable = {query: grades for query, grades in qrels.items() if max(grades.values()) >= 0}
-    judge = pytrec_eval.RelevanceEvaluator(usable, {asked}, relevance_level=measure.rel)
+    judge = pytrec_eval.RelevanceEvaluator(usable, {asked}, relevance_level=rel)
     values = {query: found[key] for query, found in judge.evaluate(run).items()}
     return values | dict.fromkeys(run.keys() & qrels.keys() - usable.keys(), 0.0)
 
@@ -105,79 +129,71 @@ def in_trec_order(run: Scores) -> Scores:
     }
 
 
-def expected(measure: Measure, run: Scores, qrels: Grades) -> dict[str, float]:
-    if measure.name == "Judged" or (measure.name == "RR" and measure.cutoff is not None):
+def expected(name: str, run: Scores, qrels: Grades) -> dict[str, float]:
+    if name.startswith("Judged") or (name.startswith("RR") and "@" in name):
         # trec_eval has neither. ir_measures has, but breaks ties by ascending doc_id in these two
         # and compares in double; given an order without ties it has nothing to break.
-        asked = [ir_measures.parse_measure(str(measure))]
-        values = ir_measures.iter_calc(asked, qrels, in_trec_order(run))
+        values = ir_measures.iter_calc([ir_measures.parse_measure(name)], qrels, in_trec_order(run))
         return {value.query_id: value.value for value in values}
-    return trec_eval(measure, run, qrels)
+    return trec_eval(name, run, qrels)
 
 
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_measure_of_every_query_is_the_references(spark: SparkSession, seed: int) -> None:
     run, qrels = random_queries(seed)
-    run_type, grade_type = ("float", "int") if seed % 2 else ("double", "double")
-    table = per_query(
-        as_run(spark, run, run_type), as_qrels(spark, qrels, grade_type), MEASURES, ceiling=True
-    )
-    found = {row["query_id"]: row for row in table.collect()}
-    assert found.keys() == qrels.keys()
+    kind = "float" if seed % 2 else "double"
+    found = measured(as_run(spark, run, kind), as_qrels(spark, qrels), MEASURES)
+    table = found.values.set_index("query_id")
+    assert set(table.index) == qrels.keys()
     best = {
         query: {doc: float(qrels.get(query, {}).get(doc, -9)) for doc in docs}
         for query, docs in run.items()
     }
-    for measure in MEASURES:
-        values = expected(measure, run, qrels)
-        for query in qrels:
-            want = values.get(query, 0.0)  # missing is zero, never absent
-            story = (str(measure), run.get(query), qrels[query])
-            assert found[query][str(measure)] == pytest.approx(want, abs=1e-6), story
-        if measure.name == "Judged":
-            assert f"ceiling {measure}" not in table.columns
-            continue
-        values = expected(measure, best, qrels)
-        for query in qrels:
-            want = values.get(query, 0.0)
-            assert found[query][f"ceiling {measure}"] == pytest.approx(want, abs=1e-6), measure
+    for side, order in ((AFTER, run), (CEILING, best)):
+        for name in MEASURES:
+            if side == CEILING and name.startswith("Judged"):
+                assert side + name not in table
+                continue
+            values = expected(name, order, qrels)
+            for query in qrels:
+                want = values.get(query, 0.0)  # missing is zero, never absent
+                story = (side, name, run.get(query), qrels[query])
+                assert table.at[query, side + name] == pytest.approx(want, abs=1e-6), story
     for query, grades in qrels.items():
-        row = found[query]
+        row = table.loc[query]
         assert row["n_retrieved"] == len(run.get(query, {}))
         assert row["n_relevant"] == sum(grade > 0 for grade in grades.values())
         assert row["answered"] == (query in run)
-
-
-@settings(max_examples=2, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_means_and_counts_are_over_the_queries_of_the_qrels(spark: SparkSession, seed: int) -> None:
-    run, qrels = random_queries(seed)
-    table = per_query(as_run(spark, run), as_qrels(spark, qrels), MEASURES, run_only=True)
-    summary = summarise(table)
-    for measure in MEASURES:
-        values = expected(measure, run, qrels)
+    means, counts = found.means(AFTER, MEASURES), found.counts()
+    assert means is not None
+    for name in MEASURES:
+        values = expected(name, run, qrels)
         want = sum(values.get(query, 0.0) for query in qrels) / len(qrels)
-        assert summary[str(measure)] == pytest.approx(want, abs=1e-6)
-    assert summary["queries"] == len(qrels)
-    assert summary["queries_unanswered"] == len(qrels.keys() - run.keys())
-    assert summary["queries_only_in_run"] == len(run.keys() - qrels.keys())
-    assert summary["queries_without_relevant"] == sum(
-        all(grade < 1 for grade in grades.values()) for grades in qrels.values()
-    )
+        assert means[name] == pytest.approx(want, abs=1e-6)
+    assert counts == {
+        "queries": len(qrels),
+        "queries_judged": sum(bool(run.get(q, {}).keys() & qrels[q].keys()) for q in qrels),
+        "queries_unanswered": len(qrels.keys() - run.keys()),
+        "queries_without_relevant": sum(
+            all(grade < 1 for grade in grades.values()) for grades in qrels.values()
+        ),
+        "queries_only_in_run": len(run.keys() - qrels.keys()),
+    }
 
 
 def test_the_digits_do_not_depend_on_the_partitions(
-    spark: SparkSession, shuffle_partitions: Any
+    spark: SparkSession, shuffle_partitions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measures = parse_measures(["nDCG", "nDCG@3", "AP", "RR", "R@2", "Judged@10"])
+    names = parse_measures(["nDCG", "nDCG@3", "AP", "RR", "R@2", "Judged@10"])
     run, qrels = random_queries(7, queries=300)
     printed = set()
-    for n in (1, 3, 7):
+    for n, bucket in ((1, 20_000), (3, 500), (7, 100)):
         shuffle_partitions(n)
+        monkeypatch.setattr("jobs.evaluation.run._BUCKET", bucket)
         shuffled = as_run(spark, run).repartition(n, F.rand(seed=n))
         judged = as_qrels(spark, qrels).repartition(n, F.rand(seed=n + 1))
-        printed.add(repr(summarise(per_query(shuffled, judged, measures))))
+        printed.add(repr(measured(shuffled, judged, names).means(AFTER, names)))
     assert len(printed) == 1
 
 
@@ -197,33 +213,17 @@ def test_ties_go_to_the_higher_doc_id_where_ir_measures_alone_takes_the_lower(
     """trec_eval's order holds for all measures here: "9" comes before "10".
 
     ir_measures takes RR without a cutoff from trec_eval, and RR@10 from MS MARCO's script, which
-    sorts by ascending id: its two values differ on the same run.
+    sorts by ascending id and compares in double: its two values differ on the same run.
     """
-    run, qrels = {"q": {"10": 1.0, "9": 1.0}}, {"q": {"10": 1}}
-    measures = parse_measures(["RR", "RR@10"])
-    theirs = ir_measures.calc_aggregate(
-        [ir_measures.parse_measure(str(m)) for m in measures], qrels, run
-    )
+    rows = {"equal": {"10": 1.0, "9": 1.0}, "equal in float32": {"10": 1.0 + 1e-9, "9": 1.0}}
+    qrels = {query: {"10": 1} for query in rows}
+    names = parse_measures(["RR", "RR@10"])
+    theirs = ir_measures.calc_aggregate(map(ir_measures.parse_measure, names), qrels, rows)
     assert {str(name): value for name, value in theirs.items()} == {"RR": 0.5, "RR@10": 1.0}
-    ours = per_query(as_run(spark, run), as_qrels(spark, qrels), measures).first()
-    assert ours is not None
-    assert (ours["RR"], ours["RR@10"]) == (0.5, 0.5)
-    other = per_query(
-        as_run(spark, run), as_qrels(spark, qrels), measures, tie_break="doc_id_asc"
-    ).first()
-    assert other is not None
-    assert (other["RR"], other["RR@10"]) == (1.0, 1.0)
-
-
-def test_scores_that_differ_beyond_float32_are_ties_as_in_trec_eval_and_not_in_ir_measures(
-    spark: SparkSession,
-) -> None:
-    run, qrels = {"q": {"10": 1.0 + 1e-9, "9": 1.0}}, {"q": {"10": 1}}
-    measures = parse_measures(["RR", "RR@10"])
-    theirs = ir_measures.calc_aggregate([ir_measures.RR, ir_measures.RR @ 10], qrels, run)
-    assert {str(name): value for name, value in theirs.items()} == {"RR": 0.5, "RR@10": 1.0}
-    ours = summarise(per_query(as_run(spark, run), as_qrels(spark, qrels), measures))
-    assert (ours["RR"], ours["RR@10"]) == (0.5, 0.5)
+    run, judged = as_run(spark, rows), as_qrels(spark, qrels)
+    assert measured(run, judged, names).means(AFTER, names) == {"RR": 0.5, "RR@10": 0.5}
+    other = measured(run, judged, names, tie_break="doc_id_asc")
+    assert other.means(AFTER, names) == {"RR": 1.0, "RR@10": 1.0}
 
 
 def test_unanswered_queries_count_zero_where_trec_eval_without_c_leaves_them_out(
@@ -231,50 +231,28 @@ def test_unanswered_queries_count_zero_where_trec_eval_without_c_leaves_them_out
 ) -> None:
     """ir_measures and `trec_eval -c` average over the qrels; plain trec_eval over the answers."""
     run, qrels = {"a": {"d": 1.0}}, {"a": {"d": 1}, "b": {"d": 1}}
-    assert trec_eval(parse_measure("AP"), run, qrels) == {"a": 1.0}
+    assert trec_eval("AP", run, qrels) == {"a": 1.0}
     assert ir_measures.calc_aggregate([ir_measures.AP], qrels, run) == {ir_measures.AP: 0.5}
-    ours = summarise(per_query(as_run(spark, run), as_qrels(spark, qrels), [Measure("AP", None)]))
-    assert (ours["AP"], ours["queries"], ours["queries_unanswered"]) == (0.5, 2, 1)
+    found = measured(as_run(spark, run), as_qrels(spark, qrels), ["AP"])
+    assert found.means(AFTER, ["AP"]) == {"AP": 0.5}
+    empty = measured(as_run(spark, {}), as_qrels(spark, qrels), MEASURES)
+    assert set((empty.means(AFTER, MEASURES) or {}).values()) == {0.0}
+    assert empty.counts()["queries_unanswered"] == 2
 
 
-def test_an_empty_run_scores_zero(spark: SparkSession) -> None:
-    table = per_query(as_run(spark, {}), as_qrels(spark, {"a": {"d": 1}}), MEASURES)
-    summary = summarise(table)
-    assert {summary[str(measure)] for measure in MEASURES} == {0.0}
-    assert summary["queries_unanswered"] == 1
-
-
-def test_empty_qrels_are_refused(spark: SparkSession) -> None:
-    with pytest.raises(RunError, match="hold no query"):
-        summarise(per_query(as_run(spark, {"a": {"d": 1.0}}), as_qrels(spark, {}), MEASURES))
-
-
-def test_faults_are_refused_together_and_leave_no_number(spark: SparkSession) -> None:
-    rows = [
-        ("twice", "d", 1.0),
-        ("twice", "e", 2.0),
-        ("twice", "d", 3.0),
-        ("nan", "d", float("nan")),
-        ("none", "d", None),
-        ("fine", "d", 1.0),
-    ]
-    run = spark.createDataFrame(rows, "query_id string, doc_id string, score double")
-    grades = [(q, "d", 1) for q in ("twice", "nan", "none", "fine", "torn")] + [("torn", "d", 2)]
-    qrels = spark.createDataFrame(grades, "query_id string, doc_id string, relevance int")
-    table = per_query(run, qrels, [Measure("AP", None)])
-    values = {row["query_id"]: row["AP"] for row in table.collect()}
-    assert values == {"twice": None, "nan": None, "none": None, "torn": None, "fine": 1.0}
-    with pytest.raises(RunError) as caught:
-        summarise(table)
+def test_a_run_with_repeated_pairs_or_missing_scores_leaves_no_number(spark: SparkSession) -> None:
+    schema, qrels = "query_id string, doc_id string, score double", as_qrels(spark, {"q": {"d": 1}})
+    twice = spark.createDataFrame([("q", "d", 1.0), ("q", "d", 3.0), ("r", "d", 1.0)], schema)
+    with pytest.raises(RunError, match=r"1 rows of the run repeat .* in query 'q'") as caught:
+        measured(twice, qrels, ["AP"])
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, RefusedError)
-    repeated, unscored, conflicting = caught.value.messages
-    assert repeated.startswith("1 rows of the run repeat")
-    assert "'twice'" in repeated
-    assert unscored.startswith("2 rows of the run have a null or NaN score")
-    assert "'nan'" in unscored
-    assert "two different grades" in conflicting
-    assert "'torn'" in conflicting
+    own = replace(as_table(twice), record={"kind": "rerank"})
+    found = evaluate_run(own, qrels, ["AP"], lambda _, rows: rows.cache())
+    assert found.means(AFTER, ["AP"]) == {"AP": 1.0}
+    missing = spark.createDataFrame([("a", "d", float("nan")), ("b", "d", None)], schema)
+    with pytest.raises(RunError, match=r"2 rows of run have a null or NaN score.*query 'a'"):
+        measured(missing, qrels, ["AP"])
 
 
 def read_run(spark: SparkSession, path: Path) -> DataFrame:
@@ -301,10 +279,23 @@ def read_run(spark: SparkSession, path: Path) -> DataFrame:
     ],
 )
 def test_known_values(spark: SparkSession, run: str, qrels: str, known: dict[str, float]) -> None:
-    table = per_query(
-        read_run(spark, DATA / run),
-        read_qrels(spark, str(DATA / qrels)),
-        parse_measures(known),
-    )
-    summary = summarise(table)
-    assert {name: round(summary[name], 4) for name in known} == known
+    table, judged = read_run(spark, DATA / run), read_qrels(spark, str(DATA / qrels))
+    names = parse_measures(known)
+    means = measured(table, judged, names).means(AFTER, names) or {}
+    assert {name: round(value, 4) for name, value in means.items()} == known
+
+
+@pytest.mark.slow
+def test_a_query_with_100_000_candidates(spark: SparkSession) -> None:
+    """One bucket then holds more rows than others; the values are trec_eval's all the same."""
+    count = 100_000
+    table = spark.range(count).select(
+        F.lit("q").alias("query_id"), F.col("id").cast("string").alias("doc_id"),
+        (F.col("id") * 7919 % 9973).cast("double").alias("score"),
+    )  # fmt: skip
+    run = {"q": {str(i): float(i * 7919 % 9973) for i in range(count)}}
+    qrels = {"q": {str(i): i % 3 for i in range(0, count, 997)}}
+    names = parse_measures(["AP", "nDCG", "RR", "R@1000"])
+    means = measured(table, as_qrels(spark, qrels), names).means(AFTER, names) or {}
+    for name in names:
+        assert means[name] == pytest.approx(trec_eval(name, run, qrels)["q"], abs=1e-6)

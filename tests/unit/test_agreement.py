@@ -6,7 +6,7 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.evaluation.agreement import kendall_tau, ndcg
+from jobs.runtime.agreement import kendall_tau, ndcg
 
 PAIRS = st.lists(
     st.tuples(

@@ -4,22 +4,33 @@ from typing import Any
 
 import pytest
 
+from jobs.config import EvaluationConfig
 from jobs.evaluation.gate import OPERATIONS, judge, parse_rule, parse_rules
+
+SETTINGS = EvaluationConfig()
 
 DOCUMENT: dict[str, Any] = {
     "queries": 43,
+    "queries_judged": 43,
+    "judged": 0.9,
     "reranked": {"nDCG@10": 0.57, "RR(rel=2)@10": 0.7},
     "first_stage": {"nDCG@10": 0.50},
     "delta": {"nDCG@10": 0.07},
     "tests": {"nDCG@10": {"p_holm": 0.2}},
-    "baseline": {"delta": {"nDCG@10": -0.02}, "tests": {"nDCG@10": {"p_holm": 0.001}}},
+    "baseline": {
+        "delta": {"nDCG@10": -0.02},
+        "tests": {"nDCG@10": {"p_holm": 0.001}},
+        "queries_judged": 40,
+        "only_baseline": 3,
+        "judged": 0.9,
+    },
     "moved": {"top1_change_rate": 0.4, "kendall_tau": {"mean": 0.3}},
     "operations": {
         "ms_per_pair": {"p95": 12.5},
         "reject_rate": 0.0,
         "memory": {"process_mb": 3120.4},
     },
-    "scores": {"ece": 0.1},
+    "scores": {"ece": 0.1, "tied_rate": 0.6},
 }
 
 
@@ -45,18 +56,47 @@ DOCUMENT: dict[str, Any] = {
         ("device_mb <= 4000", None, False),
         ("ece <= 0.05", 0.1, False),
         ("queries >= 40", 43, True),
+        ("tied_rate <= .5", 0.6, False),
     ],
 )
 def test_rules(text: str, value: float | None, passed: bool) -> None:
-    found = judge([parse_rule(text)], DOCUMENT, 0.05)
+    found = judge([parse_rule(text)], DOCUMENT, SETTINGS)
     (row,) = found["rules"]
     assert (row["value"], row["passed"], found["passed"]) == (value, passed, passed)
     assert row["note"] == ("no value is known" if value is None else row["note"])
 
 
 def test_a_significant_rule_gives_its_p() -> None:
-    found = judge([parse_rule("nDCG@10 vs baseline >= 0 (significant)")], DOCUMENT, 0.05)
+    found = judge([parse_rule("nDCG@10 vs baseline >= 0 (significant)")], DOCUMENT, SETTINGS)
     assert found["rules"][0]["note"] == "p = 0.001 after Holm"
+
+
+def test_a_value_that_rests_on_too_little_fails_and_says_so() -> None:
+    document = DOCUMENT | {"queries_judged": 4, "judged": 0.001}
+    rules = [parse_rule(text) for text in ("nDCG@10 >= 0", "queries >= 1", "reject_rate <= 1")]
+    found = judge(rules, document, SETTINGS)["rules"]
+    assert [row["passed"] for row in found] == [False, True, True]
+    assert found[0]["note"] == (
+        "rests on 4 judged queries, evaluation.min_queries is 5; 0.10% of the first ten documents "
+        "are judged, evaluation.min_judged is 1.00%"
+    )
+    loose = EvaluationConfig(min_queries=4, min_judged=0.0)
+    assert judge(rules, document, loose)["passed"]
+    few = DOCUMENT | {"baseline": {**DOCUMENT["baseline"], "queries_judged": 1}}
+    versus = [parse_rule("nDCG@10 vs baseline >= -1 (significant)")]
+    (row,) = judge(versus, few, SETTINGS)["rules"]
+    assert not row["passed"] and "rests on 1 judged shared query" in row["note"]
+
+
+def test_rules_of_operations_need_no_judgements() -> None:
+    needs = {name for name in OPERATIONS if parse_rule(f"{name} >= 0").needs_judgements}
+    assert needs == {"ece", "queries", "queries_unanswered"}
+    assert parse_rule("AP delta >= 0").needs_judgements
+
+
+def test_a_decimal_comma_is_shown_with_its_rule() -> None:
+    with pytest.raises(ValueError, match=r"cannot read .nDCG@10 >= 0,3.; write a number as 0\.3"):
+        parse_rule("nDCG@10 >= 0,3")
 
 
 def test_counts_of_judgements_are_not_tested() -> None:
@@ -65,9 +105,9 @@ def test_counts_of_judgements_are_not_tested() -> None:
 
 
 def test_nothing_to_hold_is_passed_and_one_failure_fails_all() -> None:
-    assert judge([], DOCUMENT, 0.05) == {"passed": True, "rules": []}
+    assert judge([], DOCUMENT, SETTINGS) == {"passed": True, "rules": []}
     rules = parse_rules(["queries >= 1", "queries >= 100"])
-    found = judge(rules, DOCUMENT, 0.05)
+    found = judge(rules, DOCUMENT, SETTINGS)
     assert [row["passed"] for row in found["rules"]] == [True, False]
     assert not found["passed"]
 
@@ -80,7 +120,7 @@ def test_all_mistakes_are_told_together() -> None:
     lines = str(error.value).splitlines()
     assert len(lines) == 4
     assert "nDCG10" in lines[0] and "top1_change_rate" in lines[0]
-    assert "cannot read" in lines[1]
+    assert "cannot read 'nDCG@10 = 1'" in lines[1]
     assert "one value only" in lines[2]
     assert "only a difference" in lines[3]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.evaluation.distributions import Distribution, round_edges
-from jobs.evaluation.rank_changes import kendall_tau, rank_biased_overlap
+from jobs.evaluation.measures import kendall_tau, rank_biased_overlap
+from jobs.runtime.distributions import Distribution, round_edges
 
 PERMUTATIONS = st.integers(2, 12).flatmap(lambda n: st.permutations(list(range(1, n + 1))))
 

@@ -1,0 +1,65 @@
+"""Whether two scorers agree on a few pairs that fit into memory. Pure, on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MEASURE: Final = "nDCG@10"
+
+Floats = NDArray[np.floating]
+
+
+def kendall_tau(queries: Sequence[str], one: Floats, other: Floats) -> float | None:
+    """Return the mean over queries of Kendall's tau-b between two scores of the same candidates.
+
+    Args:
+        queries: query id of each of N pairs.
+        one: float[N], scores; NaN where a pair has none, which leaves it out.
+        other: float[N], as `one`.
+
+    Returns:
+        None where no query has two candidates with scores that differ.
+    """
+    from scipy import stats
+
+    names = np.asarray(queries, dtype=object)
+    both = np.isfinite(one) & np.isfinite(other)
+    rows = [np.flatnonzero((names == name) & both) for name in dict.fromkeys(queries)]
+    found = [stats.kendalltau(one[kept], other[kept]).statistic for kept in rows if len(kept) > 1]
+    known = [float(tau) for tau in found if np.isfinite(tau)]
+    return float(np.mean(known)) if known else None
+
+
+def ndcg(
+    queries: Sequence[str], docs: Sequence[str], scores: Floats, grades: Floats
+) -> float | None:
+    """Return the mean nDCG@10 over queries with a relevant document, trec_eval's.
+
+    The ideal order is that of these candidates alone, so the value is not that of the whole table.
+
+    Args:
+        queries: query id of each of N pairs.
+        docs: document id of each pair.
+        scores: float[N]; a pair without one (NaN) comes last.
+        grades: float[N], NaN where a pair is not judged.
+
+    Returns:
+        None where no pair has a grade above 0.
+    """
+    import ir_measures
+
+    keyed = np.where(np.isfinite(scores), scores, -np.inf)
+    run: dict[str, dict[str, float]] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for query, doc, score, grade in zip(queries, docs, keyed.tolist(), grades, strict=True):
+        run.setdefault(query, {})[doc] = score
+        if grade > 0:
+            qrels.setdefault(query, {})[doc] = int(grade)
+    if not qrels:
+        return None
+    measure = ir_measures.parse_measure(MEASURE)
+    return float(ir_measures.calc_aggregate([measure], qrels, run)[measure])
