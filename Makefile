@@ -9,9 +9,9 @@ PY := $(VENV)/bin/python
 # and type stubs of the pandas that is in use.
 HOLD ?= 'torch==2.13.0' 'pandas-stubs<3'
 
-# What `udfs` and the UDF of jobs/evaluation/rank_changes.py import, besides the pyspark that a cluster has
+# What `udfs` and the UDF of jobs/evaluation/measures.py import, besides the pyspark that a cluster has
 # of its own. `make environment EXECUTOR='... onnxruntime'` is for model.backend: onnxruntime.
-EXECUTOR := torch transformers safetensors pandas pyarrow scipy
+EXECUTOR := torch transformers safetensors pandas pyarrow scipy ir-measures pytrec-eval-terrier
 
 # Tests of one file share a Spark session, so a file stays with one process.
 TWO := -n 2 --dist loadfile

@@ -22,11 +22,10 @@ import pandas as pd
 
 from jobs.evaluation.measures import AFTER, BEFORE, CEILING, JUDGED
 from jobs.evaluation.run import RunEvaluation, means
-from jobs.evaluation.significance import Difference, compare_paired, holm, interval
+from jobs.evaluation.significance import LEVEL, Difference, compare_paired, holm, interval
 from jobs.runtime.errors import RefusedError
 
 FIRST_STAGE: Final = "first stage"
-LEVEL: Final = 0.95  # of every interval
 _POINTS: Final = 1000  # of the plot per query
 _EXTREMES: Final = 20  # most helped and most hurt queries
 _GROUPS: Final = 12  # distinct numbers up to which a numeric slice is not cut into quarters
@@ -122,7 +121,7 @@ def _mean(values: pd.DataFrame, column: str) -> float:
 
 
 def _intervals(values: pd.DataFrame, side: str, names: Sequence[str]) -> dict[str, list[float]]:
-    return {name: list(interval(_floats(values[side + name]), level=LEVEL)) for name in names}
+    return {name: list(interval(_floats(values[side + name]))) for name in names}
 
 
 def _ends(found: Mapping[str, Difference]) -> dict[str, list[float]]:

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from jobs.evaluation.measures import AFTER, BEFORE, CEILING, JUDGED, measure_bucket
 from jobs.evaluation.ranked import Table
-from jobs.input.readers import quoted
+from jobs.input.columns import quoted
 from jobs.runtime.errors import RefusedError
 
 TieBreak = Literal["doc_id_desc", "doc_id_asc"]

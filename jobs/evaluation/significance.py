@@ -3,8 +3,7 @@
 The unit is the query, and the two values of a query belong together: paired tests. With up to
 `EXACT_UP_TO` queries nothing is assumed of the differences: a randomisation test (Fisher 1935;
 for retrieval: Smucker, Allan, Carterette, CIKM 2007) and a percentile bootstrap (Efron 1979;
-Sakai, SIGIR 2006), both scipy's. Beyond, means are normal for all practical purposes, and
-Student's t gives the same numbers in no time.
+Sakai, SIGIR 2006), both scipy's. Beyond, Student's t gives the same numbers in no time.
 
 Everything is seeded and takes its values in the order of query ids, so that the same tables give
 the same digits wherever their rows came from.
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 EXACT_UP_TO: Final = 10_000  # queries
 RESAMPLES: Final = 9_999
 SIGNIFICANT: Final = 0.05  # p after Holm's correction below which a difference is marked
+LEVEL: Final = 0.95  # of every interval
 _SEED: Final = 20_240_229
 _BATCH: Final = 2**24  # values resampled at once: 128 MiB
 _SAME: Final = 1e-9  # differences below it are rounding
@@ -32,19 +32,11 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """What is known of the mean of paired differences.
+    """The mean of paired differences, `delta`, its interval, and a two-sided test.
 
-    Attributes:
-        delta: mean of after minus before.
-        low: lower end of the interval of the mean.
-        high: its upper end.
-        p: chance of a mean at least as far from 0 if the two were exchangeable, two-sided.
-        effect_size: mean over standard deviation of the differences (Cohen's d_z); 0 if all are 0,
-            None if they are all alike otherwise.
-        helped: queries whose value rose [queries].
-        hurt: queries whose value fell [queries].
-        tied: the rest [queries].
-        method: name of the test.
+    `p` is the chance of a mean at least as far from 0 if the two were exchangeable; `effect_size`
+    is Cohen's d_z (mean over standard deviation), None where all queries changed alike; `helped`,
+    `hurt` and `tied` count queries.
     """
 
     delta: float
@@ -63,13 +55,8 @@ class Difference:
         return {key: kept[key] for key in kept if key not in ("delta", "low", "high")}
 
 
-def compare_paired(before: Values, after: Values, *, level: float = 0.95) -> Difference:
-    """Compare two values of each query.
-
-    Args:
-        before: float64[Q], by query id.
-        after: float64[Q], of the same queries.
-        level: of the interval of the mean difference.
+def compare_paired(before: Values, after: Values) -> Difference:
+    """Compare float64[Q] values of the same Q queries, by query id.
 
     Raises:
         ValueError: if the two differ in number, or there is no query.
@@ -78,55 +65,45 @@ def compare_paired(before: Values, after: Values, *, level: float = 0.95) -> Dif
         raise ValueError(f"{len(before)} values against {len(after)}; both need the same queries")
     difference = after - before
     difference[np.abs(difference) < _SAME] = 0.0
-    low, high = interval(difference, level=level)
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     mean = float(difference.mean())
-    flat = spread < _SAME
+    alike = 0.0 if abs(mean) < _SAME else None
     p, method = _p_value(difference)
+    low, high = interval(difference)
+    helped, hurt = int((difference > 0).sum()), int((difference < 0).sum())
     return Difference(
-        delta=mean,
-        low=low,
-        high=high,
-        p=p,
-        effect_size=(0.0 if abs(mean) < _SAME else None) if flat else mean / spread,
-        helped=int((difference > 0).sum()),
-        hurt=int((difference < 0).sum()),
-        tied=int((difference == 0).sum()),
-        method=method,
-    )
+        delta=mean, low=low, high=high, p=p, method=method,
+        effect_size=alike if spread < _SAME else mean / spread,
+        helped=helped, hurt=hurt, tied=len(difference) - helped - hurt,
+    )  # fmt: skip
 
 
-def interval(values: Values, *, level: float = 0.95) -> tuple[float, float]:
-    """The interval of the mean of float64[Q] values; a point where all are alike."""
+def interval(values: Values) -> tuple[float, float]:
+    """Return the interval of the mean of float64[Q] values; a point where all are alike."""
     from scipy import stats
 
     mean = float(values.mean())
     if len(values) < 2 or np.ptp(values) < _SAME:
         return mean, mean
     if len(values) > EXACT_UP_TO:
-        low, high = stats.t.interval(level, len(values) - 1, mean, stats.sem(values))
+        low, high = stats.t.interval(LEVEL, len(values) - 1, mean, stats.sem(values))
         return float(low), float(high)
     found = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=RESAMPLES,
-        batch=max(1, _BATCH // len(values)),
-        method="percentile",
-        rng=np.random.default_rng(_SEED),
-    ).confidence_interval
+        (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
+        batch=max(1, _BATCH // len(values)), rng=np.random.default_rng(_SEED),
+    ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979).
+    """Return p after Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979).
 
     With it, the chance of even one false alarm among all the tests stays at the level of one.
     """
     adjusted: dict[str, float] = {}
     floor = 0.0
-    for place, name in enumerate(sorted(p_values, key=lambda key: (p_values[key], key))):
-        floor = max(floor, min(1.0, (len(p_values) - place) * p_values[name]))
+    for rank, name in enumerate(sorted(p_values, key=lambda key: (p_values[key], key))):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = floor
     return {name: adjusted[name] for name in p_values}
 
@@ -144,14 +121,10 @@ def _p_value(difference: Values) -> tuple[float, str]:
     # Queries that did not change stay where they are under every exchange: leaving them out gives
     # the same distribution, and the exact one for more queries.
     result = stats.permutation_test(
-        (changed, np.zeros_like(changed)),
-        _mean_difference,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=max(1, _BATCH // len(changed)),
+        (changed, np.zeros_like(changed)), _mean_difference, permutation_type="samples",
+        vectorized=True, n_resamples=RESAMPLES, batch=max(1, _BATCH // len(changed)),
         rng=np.random.default_rng(_SEED),
-    )
+    )  # fmt: skip
     exact = len(changed) <= math.log2(RESAMPLES)
     kind = "all exchanges" if exact else f"{RESAMPLES:,} resamples"
     return float(result.pvalue), f"paired randomisation test, {kind}"

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from jobs.config import TuneConfig
-from jobs.evaluation.agreement import kendall_tau, ndcg
+from jobs.runtime.agreement import kendall_tau, ndcg
 from jobs.tune.sample import Sample
 from jobs.tune.sweep import Measured
 from udfs.scorers.base import OK, OUT_OF_MEMORY
