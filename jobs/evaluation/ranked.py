@@ -10,7 +10,7 @@ from typing import Any, Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.input.columns import quoted
+from jobs.input.columns import id_text, quoted
 from jobs.input.readers import READ_ERROR, read_source
 from jobs.output.filesystem import Files
 from jobs.runtime.errors import RefusedError
@@ -102,8 +102,8 @@ def read_ranked(
     ]
     taken = {*_NEEDED, *_OPTIONAL, "label"}
     rows = table.select(
-        F.col("query_id").cast("string").alias("query_id"),
-        F.col("doc_id").cast("string").alias("doc_id"),
+        id_text(table, "query_id").alias("query_id"),
+        id_text(table, "doc_id").alias("doc_id"),
         F.col("score").cast("float").alias("score"),
         *optional,
         *(["label"] if "label" in present else []),

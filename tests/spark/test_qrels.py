@@ -16,7 +16,7 @@ TEXTS = {
     "trec": "1 Q0 9 2\n1\t0\t10   0\n\n \t\n  é 0 中文 -1  \n",
     "trec with windows line ends": "1 Q0 9 2\r\n1 0 10 0\r\né 0 中文 -1\r\n",
     "trec with a byte order mark": "\ufeff1 Q0 9 2\n1 0 10 0\né 0 中文 -1\n",
-    "grades and ids as spreadsheets leave them": "1 Q0 9 2e0\n1 0 10 0.0E+00\né 0 中文 -1.\n",
+    "trec with grades as spreadsheets leave them": "1 Q0 9 2e0\n1 0 10 0.0E+00\né 0 中文 -1.\n",
     "spaces around ids": "query-id\tcorpus-id\tscore\n 1\t9 \t 2\n1 \t10\t0\né\t中 文\t-1\n",
     "trec said twice": "1 Q0 9 2\n1 0 10 0\né 0 中文 -1\n1 Q0 9 2\n",
     "beir": "query-id\tcorpus-id\tscore\n1\t9\t2\n1\t10\t0\né\t中 文\t-1\n",
