@@ -4,10 +4,8 @@ Keys: name, measures, queries (and queries_judged: with a judged candidate, quer
 queries_without_relevant, queries_only_in_run), judged (mean share of the first ten documents that
 have a judgement), first_stage_order, first_stage, reranked, delta, ceiling, intervals, tests,
 baseline, systems, per_query, slices; `jobs.evaluation.result` adds moved, scores, lengths,
-operations, examples, warnings, notes, gate.
-
-`baseline` and `systems` are about the queries that table and baseline both rank: `queries` of them,
-`only_here` and `only_baseline` left out. `values` and `reranked` are the means of both over them.
+operations, examples, warnings, notes, gate. `baseline` and `systems` are about the queries that
+table and baseline both rank; `values` and `reranked` are means over them.
 """
 
 from __future__ import annotations
@@ -152,11 +150,8 @@ def _shared(values: pd.DataFrame, baseline: pd.DataFrame, keys: Sequence[str]) -
     other = baseline[baseline["answered"]][[*keys, *named]].rename(columns=named)
     both = values[values["answered"]].merge(other, on=list(keys))
     if both.empty:
-        sides = (values, baseline)
-        refuse_apart(
-            "evaluation.baseline and the ranked table",
-            *(side[side["answered"]]["query_id"].tolist() for side in sides),
-        )
+        ids = (side[side["answered"]]["query_id"].tolist() for side in (values, baseline))
+        refuse_apart("evaluation.baseline and the ranked table", *ids)
     return both.sort_values(list(keys), ignore_index=True)
 
 

@@ -1,9 +1,7 @@
 """Ranking measures by the names of ir_measures, and their values for a bucket of lists.
 
-Executors import this module: it needs numpy, pandas, scipy and ir_measures (with pytrec_eval).
-
-Reference: S. MacAvaney, C. Macdonald, I. Ounis, "Streamlining Evaluation with ir-measures",
-ECIR 2022.
+Executors import this module: it needs numpy, pandas, scipy and ir_measures (MacAvaney, Macdonald,
+Ounis, ECIR 2022) with pytrec_eval.
 """
 
 from __future__ import annotations
@@ -85,9 +83,8 @@ def parse_measures(texts: Iterable[str]) -> tuple[str, ...]:
 def _near(text: str) -> list[str]:
     """Names like a text: trec_eval's for the same measure, another case, a similar spelling."""
     name, rest = re.fullmatch(r"(\w*)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    registry = ir_measures.measures.registry
     # An alias (NDCG) comes behind the measure's own name (nDCG).
-    known = {each.lower(): each for each in reversed(registry)}
+    known = {each.lower(): each for each in reversed(ir_measures.measures.registry)}
     try:
         return [str(each) for each in ir_measures.parse_trec_measure(name)[:3]]
     except ValueError:
@@ -275,8 +272,7 @@ def _values(
         evaluator = ir_measures.evaluator([*measures], truth)
         for side, run in runs.items():
             for found in evaluator.iter_calc(run) if run else ():
-                column = table.get(side + measures[found.measure])
-                if column is not None:
+                if (column := table.get(side + measures[found.measure])) is not None:
                     column[int(found.query_id)] = found.value
     return pd.DataFrame(table, index=range(count))
 
@@ -285,9 +281,8 @@ def kendall_tau(before: Ranks) -> float:
     """Return Kendall's tau between 1, 2, 3, ... and a permutation of it; NaN of one rank."""
     from scipy import stats
 
-    if len(before) < 2:
-        return float("nan")
-    return float(stats.kendalltau(np.arange(len(before)), before).statistic)
+    known = len(before) > 1
+    return float(stats.kendalltau(np.arange(len(before)), before).statistic) if known else np.nan
 
 
 def rank_biased_overlap(before: Ranks, persistence: float = _PERSISTENCE) -> float:
@@ -297,7 +292,7 @@ def rank_biased_overlap(before: Ranks, persistence: float = _PERSISTENCE) -> flo
     equation 32 for two lists of one length. 1 for equal orders.
     """
     depth = np.arange(1, len(before) + 1)
-    # A document is in both lists to depth d when d reaches the lower of its two ranks.
+    # In both lists to depth d: documents whose lower rank d reaches.
     reached = np.bincount(np.maximum(depth, before), minlength=len(before) + 1)[1:]
     agreement = np.cumsum(reached) / depth
     weights = persistence**depth
