@@ -100,7 +100,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         baseline = None
         if plan is not None:
             baseline = errors.run(
-                find_baseline, spark, plan, {}, partial(fetch_baseline, config.mlflow)
+                find_baseline, spark, plan, {}, partial(fetch_baseline, config.mlflow), given.group
             )
     errors.raise_if_any()
     # Or it was refused.
@@ -201,7 +201,8 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
         errors.run(refuse_locations, spark, config.output, list(paths.values()))
         slices = {first: config.evaluation.slices}
         read = {
-            n: errors.run(read_ranked, spark, n, p, slices.get(n, ())) for n, p in paths.items()
+            n: errors.run(read_ranked, spark, n, p, slices.get(n, ()), given.group)
+            for n, p in paths.items()
         }
         tables = {name: table for name, table in read.items() if table is not None}
         qrels = _judgements(errors, spark, plan, tables.get(first))
@@ -212,7 +213,7 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
         if plan is not None:
             others = {name: table for name, table in tables.items() if name != first}
             fetch = partial(fetch_baseline, config.mlflow)
-            baseline = errors.run(find_baseline, spark, plan, others, fetch)
+            baseline = errors.run(find_baseline, spark, plan, others, fetch, given.group)
     errors.raise_if_any()
     assert plan is not None  # or it was refused
     texts = None if pairs is None else pairs.rows

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Final
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.runtime.distributions import round_edges
-
 _SCORE_BINS: Final = 40
 _RELIABILITY_BINS: Final = 10
 # Sums of decimals do not depend on the order of the rows.
+_NICE: Final = (1.0, 2.0, 5.0, 10.0)
 _EXACT: Final = "decimal(20,18)"
 _CLASSES: Final = ("relevant", "not_relevant", "unjudged")
 
@@ -107,3 +108,15 @@ def _point(at: int, pairs: int, total: Decimal, hits: int) -> dict[str, Any]:
         "mean_probability": float(total / pairs) if pairs else None,
         "share_relevant": hits / pairs if pairs else None,
     }
+
+
+def round_edges(low: float, high: float, bins: int) -> list[float]:
+    """About `bins` equal bins at round numbers that hold both ends, the upper one inside."""
+    width = max(high - low, 1e-6 * max(1.0, abs(high))) / bins
+    scale = 10.0 ** math.floor(math.log10(width))
+    width = next(nice * scale for nice in _NICE if nice * scale >= width - 1e-12)
+    # A quotient that should be whole may come out a hair below.
+    first, last = (math.floor(end / width + 1e-6) for end in (low, high))
+    edges = [round(at * width, 10) for at in range(first, last + 2)]
+    assert all(left < right for left, right in pairwise(edges))
+    return edges

@@ -4,8 +4,11 @@ Keys: name, measures, queries (and queries_judged: with a judged candidate, quer
 queries_without_relevant, queries_only_in_run), judged (mean share of the first ten documents that
 have a judgement), first_stage_order, first_stage, reranked, delta, ceiling, intervals, tests,
 baseline, systems, per_query, slices; `jobs.evaluation.result` adds moved, scores, lengths,
-operations, examples, warnings, notes, gate. `baseline` and `systems` are about the queries that
-table and baseline both rank; `values` and `reranked` are means over them.
+operations, examples, warnings, notes, gate.
+
+`baseline` and `systems` are about the queries that table and baseline both rank (or neither does,
+which count 0): `queries` of them, without those that are `only_here` or `only_baseline`. `values`
+are the baseline's means over them, `reranked` the table's.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ def assemble(
         "baseline": _against(baseline, judged, shared, names) if baseline else None,
         "systems": _systems(judged, others, baseline, shared, names),
         "per_query": _extremes(judged, tested[0]) if first_stage and tested else None,
-        "slices": [_slice(values, c, names, bool(first_stage)) for c in slices],
+        "slices": [_slice(values, column, names) for column in slices],
     }
 
 
@@ -110,12 +113,12 @@ def _tested(names: Sequence[str]) -> list[str]:
     return [name for name in names if not name.startswith("Judged")]
 
 
-def _floats(column: pd.Series) -> Any:
-    return column.to_numpy(dtype=np.float64)
-
-
 def _mean(values: pd.DataFrame, column: str) -> float:
     return float(_floats(values[column]).mean()) if len(values) else 0.0
+
+
+def _floats(column: pd.Series) -> Any:
+    return column.to_numpy(dtype=np.float64)
 
 
 def _intervals(values: pd.DataFrame, side: str, names: Sequence[str]) -> dict[str, list[float]]:
@@ -143,15 +146,21 @@ def _compare(
 
 
 def _shared(values: pd.DataFrame, baseline: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Lists that both sides rank, in order of their keys; `baseline M` beside `reranked M`."""
+    """Lists that both sides rank, or neither does: those count 0 in both. In order of their keys,
+    with `baseline M` beside `reranked M`.
+    """
     named = {c: c.replace(AFTER, "baseline ", 1) for c in baseline.columns if c.startswith(AFTER)}
     if missing := set(keys) - set(baseline.columns):
         raise RefusedError(f"evaluation.baseline has no column {', '.join(sorted(missing))}")
-    other = baseline[baseline["answered"]][[*keys, *named]].rename(columns=named)
-    both = values[values["answered"]].merge(other, on=list(keys))
-    if both.empty:
-        ids = (side[side["answered"]]["query_id"].tolist() for side in (values, baseline))
-        refuse_apart("evaluation.baseline and the ranked table", *ids)
+    named["answered"] = "answered_before"
+    both = values.merge(baseline[[*keys, *named]].rename(columns=named), on=list(keys))
+    if not (both["answered"] & both["answered_before"]).any():
+        sides = (values, baseline)
+        refuse_apart(
+            "evaluation.baseline and the ranked table",
+            *(side[side["answered"]]["query_id"].tolist() for side in sides),
+        )
+    both = both[both["answered"] == both["answered_before"]]
     return both.sort_values(list(keys), ignore_index=True)
 
 
@@ -162,14 +171,15 @@ def _against(
     known = [name for name in names if before + name in shared.columns]
     found = _compare(shared, before, AFTER, _tested(known))
     after, values = means(shared, AFTER, known) or {}, means(shared, before, known) or {}
+    ranked = shared[shared["answered"]]
     return {
         "name": baseline.name,
         "queries": len(shared),
         "queries_judged": int((shared["n_judged"] > 0).sum()),
-        "only_here": int(judged.values["answered"].sum()) - len(shared),
-        "only_baseline": int(baseline.values["answered"].sum()) - len(shared),
-        "judged": _mean(shared, AFTER + JUDGED),
-        "judged_before": _mean(shared, before + JUDGED) if before + JUDGED in shared else None,
+        "only_here": int(judged.values["answered"].sum()) - len(ranked),
+        "only_baseline": int(baseline.values["answered"].sum()) - len(ranked),
+        "judged": _mean(ranked, AFTER + JUDGED),
+        "judged_before": _mean(ranked, before + JUDGED) if before + JUDGED in shared else None,
         "values": values,
         "reranked": after,
         "delta": {name: after[name] - values[name] for name in known},
@@ -245,15 +255,13 @@ def _extremes(judged: RunEvaluation, measure: str) -> dict[str, Any]:
     }
 
 
-def _slice(
-    values: pd.DataFrame, column: str, names: Sequence[str], has_first: bool
-) -> dict[str, Any]:
+def _slice(values: pd.DataFrame, column: str, names: Sequence[str]) -> dict[str, Any]:
     """Both orders within each value of a column. Holm's correction runs over the values."""
     groups = _grouped(values[column])
     rows = []
-    for value in sorted(groups.unique(), key=_natural):
+    for value in groups.cat.categories:
         part = values[groups == value]
-        found = _compare(part, BEFORE, AFTER, names) if has_first else {}
+        found = _compare(part, BEFORE, AFTER, names)  # nothing without a first stage
         row: dict[str, Any] = {
             "value": str(value),
             "queries": len(part),
@@ -266,7 +274,7 @@ def _slice(
             "p_holm": {n: found[n].p for n in names} if found else None,
         }
         rows.append(row)
-    for name in names if has_first else ():
+    for name in names if rows and rows[0]["p_holm"] else ():
         corrected = holm({row["value"]: row["p_holm"][name] for row in rows})
         for row in rows:
             row["p_holm"][name] = corrected[row["value"]]
@@ -274,25 +282,18 @@ def _slice(
 
 
 def _grouped(column: pd.Series) -> pd.Series:
-    """Text as it is; numbers with many values in quarters of the queries."""
+    """Categories in their order: texts, few numbers, or quarters of many; `none` comes last."""
     if not pd.api.types.is_numeric_dtype(column):
-        return column.astype(object).fillna("none").astype(str)
-    if column.nunique() <= _GROUPS:
-        return column.map(lambda value: "none" if pd.isna(value) else f"{value:g}")
-    edges = np.unique(np.quantile(column.dropna(), [0.25, 0.5, 0.75], method="inverted_cdf"))
-    ends = [f"{edge:g}" for edge in edges]
-    labels = [f"up to {ends[0]}"]
-    labels += [f"over {low} to {high}" for low, high in pairwise(ends)]
-    labels += [f"over {ends[-1]}"]
-    quarter = np.searchsorted(edges, column.to_numpy(dtype=float), side="left")
-    named = pd.Series([labels[at] for at in quarter], index=column.index)
-    return named.where(column.notna(), "none")
-
-
-def _natural(value: str) -> tuple[float, str]:
-    """Numbers in their order; `up to` before `over`, `none` last."""
-    digits = [word for word in value.split() if word.replace(".", "", 1).lstrip("-").isdigit()]
-    if value == "none":
-        return float("inf"), value
-    first = float(digits[0]) if digits else 0.0
-    return (first - 1e-9 if value.startswith("up to") else first), value
+        names = column.astype(object).fillna("none").astype(str)
+        order = sorted({*names}, key=lambda name: (name == "none", name))
+        return names.astype(pd.CategoricalDtype(order))
+    edges = np.unique(column.dropna())
+    labels = [f"{edge:g}" for edge in edges]
+    if len(edges) > _GROUPS:
+        quarters = np.quantile(column.dropna(), [0.25, 0.5, 0.75], method="inverted_cdf")
+        edges = np.append(np.unique(quarters), np.inf)
+        ends = [f"{edge:g}" for edge in edges[:-1]]
+        middle = [f"over {low} to {high}" for low, high in pairwise(ends)]
+        labels = [f"up to {ends[0]}", *middle, f"over {ends[-1]}"]
+    groups = pd.cut(column, [-np.inf, *edges], labels=labels, ordered=False)
+    return groups.cat.add_categories("none").fillna("none").cat.remove_unused_categories()

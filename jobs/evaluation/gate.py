@@ -25,41 +25,29 @@ from jobs.evaluation.measures import parse_measure
 
 Side = Literal["reranked", "first_stage", "delta", "baseline"]
 
-#: Names beside measures, and what they mean.
+#: Names beside measures, and where their value stands in a document.
 OPERATIONS: Final[dict[str, str]] = {
-    "top1_change_rate": "share of queries with a new first document",
-    "kendall_tau": "mean agreement of both orders",
-    "rbo": "mean rank-biased overlap of both orders",
-    "tied_rate": "share of candidates whose score another candidate of the list has",
-    "ece": "expected calibration error of the probability",
-    "queries": "queries of the qrels",
-    "queries_unanswered": "queries of the qrels without any candidate",
-    "mean_ms_per_pair": "device time per pair [ms]",
-    "p50_ms_per_pair": "its median [ms]",
-    "p95_ms_per_pair": "its 95th percentile [ms]",
-    "p99_ms_per_pair": "its 99th percentile [ms]",
-    "process_mb": "most memory of a process that scored [MB]",
-    "device_mb": "most memory of tensors on a GPU [MB]",
-    "pairs_per_s": "pairs scored in a second",
-    "tokens_per_s": "tokens scored in a second",
-    "padding_share": "share of padding in what the model was given",
-    "reject_rate": "share of input rows rejected",
-    "truncated_rate": "share of pairs cut to max_length",
-    "from_store_rate": "share of pairs whose score was known",
+    "top1_change_rate": "moved.top1_change_rate",  # share of queries with a new first document
+    "kendall_tau": "moved.kendall_tau.mean",  # mean agreement of both orders
+    "rbo": "moved.rbo.mean",  # mean rank-biased overlap of both orders
+    "tied_rate": "scores.tied_rate",  # candidates whose score another one of the list has
+    "ece": "scores.ece",  # expected calibration error of the probability
+    "queries": "queries",  # of the qrels
+    "queries_unanswered": "queries_unanswered",  # of the qrels, without any candidate
+    "mean_ms_per_pair": "operations.ms_per_pair.mean",  # device time [ms]
+    "p50_ms_per_pair": "operations.ms_per_pair.p50",
+    "p95_ms_per_pair": "operations.ms_per_pair.p95",
+    "p99_ms_per_pair": "operations.ms_per_pair.p99",
+    "process_mb": "operations.memory.process_mb",  # most memory of a process that scored [MB]
+    "device_mb": "operations.memory.device_mb",  # most memory of tensors on a GPU [MB]
+    "pairs_per_s": "operations.pairs_per_s",
+    "tokens_per_s": "operations.tokens_per_s",
+    "padding_share": "operations.padding_share",  # of what the model was given
+    "reject_rate": "operations.reject_rate",  # of the input rows
+    "truncated_rate": "operations.truncated_rate",  # of the pairs
+    "from_store_rate": "operations.from_store_rate",  # of the pairs
 }
 _OF_LABELS: Final = frozenset({"ece", "queries", "queries_unanswered"})
-#: Where an operation stands in a document, of those that are not at its top or in `operations`.
-_PLACES: Final = {
-    "top1_change_rate": ("moved", "top1_change_rate"),
-    "kendall_tau": ("moved", "kendall_tau", "mean"),
-    "rbo": ("moved", "rbo", "mean"),
-    "tied_rate": ("scores", "tied_rate"),
-    "ece": ("scores", "ece"),
-    "queries": ("queries",),
-    "queries_unanswered": ("queries_unanswered",),
-    "process_mb": ("operations", "memory", "process_mb"),
-    "device_mb": ("operations", "memory", "device_mb"),
-}
 
 _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
@@ -203,15 +191,11 @@ def _too_few(holder: Mapping[str, Any], config: EvaluationConfig) -> str:
 
 
 def _value(rule: Rule, document: Mapping[str, Any], holder: Mapping[str, Any]) -> float | None:
-    found: Any
+    found: Any = document
     if rule.measure is not None:
         part = holder.get("delta" if rule.side == "baseline" else rule.side) or {}
         found = part.get(rule.measure)
-        return None if found is None else float(found)
-    place: tuple[str, ...] = ("operations", rule.name)
-    if rule.name.endswith("_ms_per_pair"):
-        place = ("operations", "ms_per_pair", rule.name.removesuffix("_ms_per_pair"))
-    found = document
-    for key in _PLACES.get(rule.name, place):
-        found = (found or {}).get(key)
+    else:
+        for key in OPERATIONS[rule.name].split("."):
+            found = (found or {}).get(key)
     return None if found is None else float(found)

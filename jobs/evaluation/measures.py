@@ -1,7 +1,9 @@
 """Ranking measures by the names of ir_measures, and their values for a bucket of lists.
 
-Executors import this module: it needs numpy, pandas, scipy and ir_measures (MacAvaney, Macdonald,
-Ounis, ECIR 2022) with pytrec_eval.
+Executors import this module: it needs numpy, pandas, scipy and ir_measures (with pytrec_eval).
+
+Reference: S. MacAvaney, C. Macdonald, I. Ounis, "Streamlining Evaluation with ir-measures",
+ECIR 2022.
 """
 
 from __future__ import annotations
@@ -61,9 +63,14 @@ def parse_measure(text: str) -> str:
     for name in ("rel", "cutoff"):
         if measure.params.get(name, 1) < 1:
             raise ValueError(f"measure {text!r}: the lowest {name} is 1")
-    pipeline: Any = ir_measures.DefaultPipeline
-    if not pipeline.supports(measure):
-        raise ValueError(f"measure {text!r} needs a package that is not here{_install(measure)}")
+    try:
+        ir_measures.evaluator([measure], {})
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"measure {text!r} is computed by no package that is here, nor may be on executors: "
+            f"{reason}"
+        ) from None
     return str(measure)
 
 
@@ -83,22 +90,12 @@ def parse_measures(texts: Iterable[str]) -> tuple[str, ...]:
 def _near(text: str) -> list[str]:
     """Names like a text: trec_eval's for the same measure, another case, a similar spelling."""
     name, rest = re.fullmatch(r"(\w*)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    # An alias (NDCG) comes behind the measure's own name (nDCG).
-    known = {each.lower(): each for each in reversed(ir_measures.measures.registry)}
+    known = {name.lower(): each.NAME for name, each in ir_measures.measures.registry.items()}
     try:
         return [str(each) for each in ir_measures.parse_trec_measure(name)[:3]]
     except ValueError:
         close = difflib.get_close_matches(name.lower(), known, 3, 0.5)
-        return [known[each] + rest for each in close]
-
-
-def _install(measure: Any) -> str:
-    ways = [
-        provider.install_instructions()
-        for provider in ir_measures.DefaultPipeline.providers
-        if not provider.is_available() and provider.supports(measure)
-    ]
-    return f"; {ways[0]}, on executors too" if ways else ""
+        return list(dict.fromkeys(f"{known[each]}{rest}" for each in close))
 
 
 @dataclass(frozen=True)
@@ -272,7 +269,8 @@ def _values(
         evaluator = ir_measures.evaluator([*measures], truth)
         for side, run in runs.items():
             for found in evaluator.iter_calc(run) if run else ():
-                if (column := table.get(side + measures[found.measure])) is not None:
+                column = table.get(side + measures[found.measure])
+                if column is not None:
                     column[int(found.query_id)] = found.value
     return pd.DataFrame(table, index=range(count))
 
@@ -281,8 +279,9 @@ def kendall_tau(before: Ranks) -> float:
     """Return Kendall's tau between 1, 2, 3, ... and a permutation of it; NaN of one rank."""
     from scipy import stats
 
-    known = len(before) > 1
-    return float(stats.kendalltau(np.arange(len(before)), before).statistic) if known else np.nan
+    if len(before) < 2:
+        return float("nan")
+    return float(stats.kendalltau(np.arange(len(before)), before).statistic)
 
 
 def rank_biased_overlap(before: Ranks, persistence: float = _PERSISTENCE) -> float:
@@ -292,7 +291,7 @@ def rank_biased_overlap(before: Ranks, persistence: float = _PERSISTENCE) -> flo
     equation 32 for two lists of one length. 1 for equal orders.
     """
     depth = np.arange(1, len(before) + 1)
-    # In both lists to depth d: documents whose lower rank d reaches.
+    # A document is in both lists to depth d when d reaches the lower of its two ranks.
     reached = np.bincount(np.maximum(depth, before), minlength=len(before) + 1)[1:]
     agreement = np.cumsum(reached) / depth
     weights = persistence**depth

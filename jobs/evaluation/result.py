@@ -20,10 +20,10 @@ from jobs.evaluation.rank_changes import count_changes
 from jobs.evaluation.ranked import Table, read_ranked
 from jobs.evaluation.run import RunEvaluation, TieBreak, evaluate_run
 from jobs.output.folder import OutputFolder
+from jobs.output.names import PER_QUERY
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import masked
 
-PER_QUERY = "per_query"
 TIED: Final = 0.5  # share of tied candidates beyond which a warning says so
 JUDGED_FALL: Final = 0.01  # fall of Judged@10 beyond which a warning says so
 
@@ -89,27 +89,31 @@ def refuse_unrelated(rows: DataFrame, qrels: DataFrame | None, baseline: object 
     Raises:
         RefusedError: with three ids of each side.
     """
-    if rows.isEmpty():
-        return
-    if qrels is not None:
-        _refuse_without_common(rows, qrels, "query_id", "the queries and the qrels")
-        shared = rows.join(qrels.select("query_id").distinct(), on="query_id", how="left_semi")
-        _refuse_without_common(shared, qrels, "doc_id", "the documents and the qrels")
+    pair = ["query_id", "doc_id"]
+    if qrels is not None and not _meet(rows, qrels, pair) and not rows.isEmpty():
+        if not _meet(rows, qrels, ["query_id"]):
+            _refuse("the queries and the qrels", rows, qrels, "query_id")
+        both = rows.join(qrels.select("query_id").distinct(), on="query_id", how="left_semi")
+        _refuse("the documents and the qrels", both, qrels, "doc_id")
     if isinstance(baseline, Baseline):
-        spark = rows.sparkSession
-        other = spark.createDataFrame(baseline.values[["query_id"]].astype(str))
+        other = rows.sparkSession.createDataFrame(
+            baseline.values[["query_id"]].astype(str), "query_id string"
+        )
     elif isinstance(baseline, Table):
         other = baseline.candidates
     else:
         return
-    _refuse_without_common(rows, other, "query_id", "the queries and evaluation.baseline")
+    if not _meet(rows, other, ["query_id"]) and not rows.isEmpty() and not other.isEmpty():
+        _refuse("the queries and evaluation.baseline", rows, other, "query_id")
 
 
-def _refuse_without_common(here: DataFrame, there: DataFrame, name: str, what: str) -> None:
-    on = ["query_id", "doc_id"] if name == "doc_id" else [name]
-    if here.join(there.select(*on), on=on, how="left_semi").isEmpty() and not there.isEmpty():
-        sides = [side.select(name).distinct().orderBy(name).limit(3) for side in (here, there)]
-        refuse_apart(what, *([row[0] for row in side.collect()] for side in sides))
+def _meet(here: DataFrame, there: DataFrame, on: list[str]) -> bool:
+    return not here.join(there.select(*on), on=on, how="left_semi").isEmpty()
+
+
+def _refuse(what: str, here: DataFrame, there: DataFrame, name: str) -> None:
+    sides = [side.select(name).distinct().orderBy(name).limit(3) for side in (here, there)]
+    refuse_apart(what, *([row[0] for row in side.collect()] for side in sides))
 
 
 def evaluate(
@@ -140,41 +144,27 @@ def evaluate(
     Raises:
         RefusedError: tables that cannot be measured, or share no id with qrels or baseline.
     """
-    number = count()
     spark = judged.candidates.sparkSession
-    refuse_unrelated(judged.candidates, qrels)
     known = qrels if qrels is not None else spark.createDataFrame([], _QRELS)
     known = out.stage("qrels", known.select("query_id", "doc_id", "relevance"), "parquet")
+    tables = count()
 
     def measured(table: Table, slices: Sequence[str] = ()) -> RunEvaluation:
-        if table.group != judged.group:
-            raise RefusedError(
-                f"a list of {table.name} is ({', '.join((*table.group, 'query_id'))}), of "
-                f"{judged.name} ({', '.join((*judged.group, 'query_id'))}); set input.group"
-            )
-        folder = f"evaluation-{next(number)}"
+        _refuse_other_lists(table, judged)
+        number = next(tables)
 
         def stage(part: str, rows: DataFrame) -> DataFrame:
-            return out.stage(f"{folder}-{part}", rows, "parquet")
+            return out.stage(f"evaluation-{number}-{part}", rows, "parquet")
 
         return evaluate_run(table, known, plan.measures, stage, tie_break=tie_break, slices=slices)
 
     first = measured(judged, plan.config.slices)
     document: dict[str, Any] = {"name": judged.name}
     if qrels is not None:
-        if first.values.empty:
-            raise RefusedError("the qrels hold no query; give at least one judged document")
-        further = {table.name: measured(table) for table in others}
-        if isinstance(baseline, Table):
-            run = further.get(baseline.name) or measured(baseline)
-            baseline = Baseline(run.name, run.values)
-        document = assemble(first, [*further.values()], baseline, plan.measures, plan.config.slices)
+        if not first.values["n_judged"].any():
+            refuse_unrelated(judged.candidates, qrels)
+        document = _compared(plan, first, others, baseline, measured)
     document |= _described(first, judged)
-    if qrels is not None and plan.baseline and baseline is None:
-        document["notes"] = [
-            f"{plan.baseline} has no passing run yet: there is nothing to compare with, and rules "
-            "against the baseline hold"
-        ]
     document["examples"] = []
     if judged.texts is not None and plan.examples and qrels is not None:
         document["examples"] = examples(first.rows, judged.texts, document, plan.examples)
@@ -182,6 +172,34 @@ def evaluate(
     document["gate"] = judge(plan.rules, document, plan.config) if plan.rules else None
     out.stage(PER_QUERY, first.per_query, "parquet")
     return document
+
+
+def _compared(
+    plan: Plan, first: RunEvaluation, others: Sequence[Table], baseline: Baseline | Table | None,
+    measured: Callable[[Table], RunEvaluation],
+) -> dict[str, Any]:  # fmt: skip
+    """The document of a table that has judgements, as far as values per list go."""
+    if first.values.empty:
+        raise RefusedError("the qrels hold no query; give at least one judged document")
+    further = {table.name: measured(table) for table in others}
+    if isinstance(baseline, Table):
+        run = further.get(baseline.name) or measured(baseline)
+        baseline = Baseline(run.name, run.values)
+    document = assemble(first, [*further.values()], baseline, plan.measures, plan.config.slices)
+    if plan.baseline and baseline is None:
+        document["notes"] = [
+            f"{plan.baseline} has no passing run yet: there is nothing to compare with, and rules "
+            "against the baseline hold"
+        ]
+    return document
+
+
+def _refuse_other_lists(table: Table, judged: Table) -> None:
+    if table.group != judged.group:
+        lists = [f"({', '.join((*each.group, 'query_id'))})" for each in (table, judged)]
+        raise RefusedError(
+            f"a list of {table.name} is {lists[0]}, of {judged.name} {lists[1]}; set input.group"
+        )
 
 
 def _described(run: RunEvaluation, table: Table) -> dict[str, Any]:
@@ -245,7 +263,7 @@ def _warnings(document: Mapping[str, Any], run: RunEvaluation, plan: Plan) -> li
     if baseline and (baseline["only_here"] or baseline["only_baseline"]):
         found.append(
             f"The comparison with {baseline['name']} is over the {baseline['queries']} queries "
-            f"that both rank; {baseline['only_here']} are only here, {baseline['only_baseline']} "
-            "only in the baseline."
+            f"that both rank or neither; {baseline['only_here']} are only here, "
+            f"{baseline['only_baseline']} only in the baseline."
         )
     return found

@@ -191,10 +191,12 @@ def _with_ranks(
 ) -> DataFrame:
     """Add `after` and `before`, both ranks from 1 without gaps; scores become float32."""
     tie = F.col("doc_id").desc() if tie_break == "doc_id_desc" else F.col("doc_id").asc()
+    # Of impressions of one pair the one that the first stage put first comes first.
+    ties = [tie, F.asc_nulls_last("retrieval_rank"), F.desc_nulls_last("retrieval_score")]
     query = Window.partitionBy(*map(quoted, keys))
 
     def rank(first: Column) -> Column:
-        return F.row_number().over(query.orderBy(first, tie))
+        return F.row_number().over(query.orderBy(first, *ties))
 
     # Adding 0.0 turns -0.0 into 0.0, which ties with it.
     single = {name: (F.col(name).cast("float") + F.lit(0.0)).cast("float")

@@ -262,6 +262,29 @@ def test_no_digit_depends_on_the_partitions(
     assert f"over {QUERIES + 1} queries" in said and "1 queries without a candidate" in said
 
 
+def test_a_list_is_its_group_and_its_query(
+    command: Evaluate, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log of two days: measured per day and query, against the grades of the query."""
+    frame = pq.read_table(evaluated / "run1" / "ranked").to_pandas()
+    log = pd.concat([frame.assign(day=day) for day in ("1", "2")])
+    log.to_parquet(tmp_path / "log.parquet")
+    words = ("--evaluation.qrels", str(evaluated / "qrels.txt"), *OFF)
+    assert command(tmp_path / "1", [tmp_path / "log.parquet"], *words) == REFUSED
+    assert "name the columns of a list in input.group" in capsys.readouterr().err
+    group = ("--input.group", "day")
+    assert command(tmp_path / "1", [tmp_path / "log.parquet"], *words, *group) == DONE
+    found, alone = document(tmp_path / "1"), document(evaluated / "same")
+    assert (found["queries"], found["queries_unanswered"]) == (2 * QUERIES + 1, 1)
+    for name, value in alone["reranked"].items():
+        assert found["reranked"][name] * found["queries"] == pytest.approx(
+            2 * value * alone["queries"]
+        )
+    assert found["per_query"]["most_helped"][0]["day"] == "1"
+    per_query = pq.read_table(tmp_path / "1" / "per_query").to_pandas()
+    assert len(per_query[["day", "query_id"]].dropna().drop_duplicates()) == 2 * QUERIES
+
+
 def test_tables_without_rows_without_a_first_stage_and_with_infinite_scores(
     command: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,7 +324,7 @@ def test_several_tables_and_a_baseline(
     assert found["systems"][2]["versus"] is None
     better = found["systems"][1]["versus"]["nDCG@10"]
     assert better["delta"] == pytest.approx(
-        found["systems"][1]["values"]["nDCG@10"] - found["systems"][2]["values"]["nDCG@10"]
+        found["reranked"]["nDCG@10"] - found["systems"][2]["values"]["nDCG@10"]
     )
     assert better["p_holm"] < 0.01
     assert found["baseline"]["delta"]["nDCG@10"] == pytest.approx(better["delta"])
@@ -334,16 +357,16 @@ def test_a_baseline_is_compared_on_the_queries_that_both_rank(
     found = document(tmp_path / "1")
     baseline = found["baseline"]
     assert (baseline["queries"], baseline["only_here"], baseline["only_baseline"]) == (
-        4, QUERIES - 4, 0,
+        4 + 1, QUERIES - 4, 0,  # the query that neither ranks counts 0 in both
     )  # fmt: skip
     frame = pq.read_table(tmp_path / "1" / "per_query").to_pandas()
-    shared = frame[frame["query_id"].between("q36", "q39")]["reranked nDCG@10"].mean()
+    shared = frame[frame["query_id"].between("q36", "q39")]["reranked nDCG@10"].sum() / 5
     systems = {row["name"]: row for row in found["systems"]}
     for value in (baseline["reranked"], baseline["values"], systems["run1"]["values"]):
         assert value["nDCG@10"] == pytest.approx(shared)
     assert found["gate"]["rules"][0]["value"] == baseline["delta"]["nDCG@10"] == 0.0
-    assert {row["queries"] for row in found["systems"]} == {4}
-    assert any("over the 4 queries that both rank; 36 are only here" in w
+    assert {row["queries"] for row in found["systems"]} == {5}
+    assert any("over the 5 queries that both rank or neither; 36 are only here" in w
                for w in found["warnings"])  # fmt: skip
     said = capsys.readouterr().out
     assert "rests on 4 judged shared queries, evaluation.min_queries is 5" in said
@@ -423,7 +446,7 @@ def test_a_gate_in_mlflow_and_the_latest_passing_run_as_baseline(
     assert command(tmp_path / "2", [poor], *words) == GATE_NOT_PASSED
     assert command(tmp_path / "3", [good], *words) == DONE
     third = document(tmp_path / "3")["baseline"]
-    assert (third["queries"], third["only_here"], third["only_baseline"]) == (QUERIES, 0, 0)
+    assert (third["queries"], third["only_here"], third["only_baseline"]) == (QUERIES + 1, 0, 0)
     assert third["delta"]["nDCG@10"] == 0.0
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("nightly")

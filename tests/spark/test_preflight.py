@@ -46,7 +46,7 @@ def test_findings_of_all_kinds_come_in_one_list(
     assert code == REFUSED
     found = findings(capsys.readouterr().err)
     for said in (
-        "cannot read rule", "model folder /no/model does not exist", "no column question",
+        "cannot read", "model folder /no/model does not exist", "no column question",
         "output.path=", "store.path=", "lie in one another", "/no/qrels",
     ):  # fmt: skip
         assert any(said in finding for finding in found), said
@@ -57,9 +57,9 @@ def test_a_gate_that_nothing_can_answer_is_refused(
     job: Job, spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without labels there used to be no evaluation, and the gate passed in silence."""
-    out, gate = tmp_path / "out", "p95_ms_per_pair <= 20"
+    out, gate = tmp_path / "out", "AP >= 0"
     assert job(out, evaluation__gate=gate) == REFUSED
-    assert "evaluation.gate cannot be answered without judgements" in capsys.readouterr().err
+    assert "rule 'AP >= 0' cannot be answered without judgements" in capsys.readouterr().err
     rows = [("1", "q", "a", SENTENCES[0], None)]
     schema = "query_id string, query string, doc_id string, doc string, label int"
     spark.createDataFrame(rows, schema).write.parquet(str(tmp_path / "in.parquet"))
@@ -67,6 +67,11 @@ def test_a_gate_that_nothing_can_answer_is_refused(
     assert job(out, evaluation__gate=gate, input__label="label", **given) == REFUSED
     assert "cannot be answered" in capsys.readouterr().err
     assert not list(out.glob("*"))
+    # What the run itself measures needs none.
+    stub = {"model__backend": "stub", "evaluation__gate": "reject_rate <= 0.1"}
+    assert job(out, **stub) == DONE
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["gate"]["passed"], found["operations"]["reject_rate"]) == (True, 0.0)
 
 
 def test_places_are_tried_and_left_as_they_were(spark: SparkSession, tmp_path: Path) -> None:
@@ -130,11 +135,11 @@ def test_an_evaluation_reports_everything_at_once(
     words = [
         "--ranked.path", f"a={tmp_path}/ranked.parquet", "--ranked.path", "b=/no/ranked",
         "--output.path", "/proc/out", "--report.examples", "2", "--evaluation.qrels", "/no/qrels",
-        "--evaluation.metrics", "MRR@10", "--mlflow.enabled", "false",
+        "--evaluation.metrics", "MMR@10", "--mlflow.enabled", "false",
     ]  # fmt: skip
     assert evaluate.main(words) == REFUSED
     found = findings(capsys.readouterr().err)
-    for said in ("lacks score", "/no/ranked", "/proc/out", "report.examples", "/no/qrels", "MRR"):
+    for said in ("lacks score", "/no/ranked", "/proc/out", "report.examples", "/no/qrels", "MMR"):
         assert any(said in finding for finding in found), said
 
 

@@ -41,7 +41,7 @@ def test_every_measure_that_ir_measures_names_is_read(text: str, name: str) -> N
         ("ndcg@10", ["'ndcg@10'", "did you mean nDCG"]),
         ("recip_rank", ["did you mean RR?"]),
         ("ndcg_cut_10", ["did you mean nDCG@10?"]),
-        ("Recal@100", ["did you mean Recall@100"]),
+        ("Recal@100", ["did you mean R@100"]),
         ("goodness", ["'goodness'", "did you mean"]),
         ("nDCG(rel=2)@10", ["rel", "parameters of it are cutoff"]),
         ("RR(rel=0)@10", ["lowest rel is 1"]),

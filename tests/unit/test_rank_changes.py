@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.evaluation.calibration import round_edges
 from jobs.evaluation.measures import kendall_tau, rank_biased_overlap
-from jobs.runtime.distributions import Distribution, round_edges
 
 PERMUTATIONS = st.integers(2, 12).flatmap(lambda n: st.permutations(list(range(1, n + 1))))
 
@@ -48,30 +48,9 @@ def test_equal_and_reversed_orders() -> None:
     assert rank_biased_overlap(np.array([1])) == pytest.approx(1)
 
 
-@given(st.lists(st.integers(-50, 50), min_size=1, max_size=200))
-@settings(max_examples=100, deadline=None)
-def test_a_distribution_is_that_of_the_values(values: list[int]) -> None:
-    distinct, counts = np.unique(values, return_counts=True)
-    found = Distribution(distinct.astype(float), counts)
-    assert found.size == len(values)
-    assert found.mean == pytest.approx(np.mean(values))
-    for share in (0.05, 0.5, 0.95, 1.0):
-        assert found.quantile(share) == np.quantile(values, share, method="inverted_cdf")
-    edges, histogram = found.histogram(7)
-    assert sum(histogram) == len(values)
-    again, _ = np.histogram(values, edges)
-    assert histogram == again.tolist()
-
-
 def test_edges_are_round_and_hold_both_ends() -> None:
     assert round_edges(-3.2, 5.1, 10) == [-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6]
     assert round_edges(0, 100, 10) == [10 * i for i in range(12)]
     for low, high in ((0.0, 0.0), (-7.123, -7.1229), (1e6, 1e7)):
         edges = round_edges(low, high, 40)
         assert edges[0] <= low and high < edges[-1]
-
-
-def test_nothing_has_no_mean() -> None:
-    nothing = Distribution(np.array([]), np.array([], dtype=np.int64))
-    assert math.isnan(nothing.mean) and math.isnan(nothing.quantile(0.5))
-    assert nothing.histogram(5) == ([0.0, 1.0], [0])
