@@ -16,7 +16,7 @@ from typing import ParamSpec
 
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.config import Config
+from jobs.config import Config, EvaluationConfig
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.qrels import from_labels, read_qrels
@@ -205,7 +205,7 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
             for n, p in paths.items()
         }
         tables = {name: table for name, table in read.items() if table is not None}
-        qrels = _judgements(errors, spark, plan, tables.get(first))
+        qrels = _judgements(errors, spark, config.evaluation, plan, tables.get(first))
         pairs = None
         if config.report.examples and not errors:
             pairs = errors.run(read_input, spark, given, config.model)
@@ -221,11 +221,12 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
 
 
 def _judgements(
-    errors: ErrorCollector, spark: SparkSession, plan: Plan | None, table: Table | None
-) -> DataFrame | None:
-    """The qrels; those of a file even where the table to be judged cannot be read."""
-    if plan is not None and plan.config.qrels:
-        return errors.run(read_qrels, spark, plan.config.qrels)
+    errors: ErrorCollector, spark: SparkSession, config: EvaluationConfig, plan: Plan | None,
+    table: Table | None,
+) -> DataFrame | None:  # fmt: skip
+    """The qrels; those of a file even where table or plan cannot be read."""
+    if config.qrels:
+        return errors.run(read_qrels, spark, config.qrels)
     if table is None or plan is None:
         return None
     qrels = errors.run(from_labels, table.candidates)

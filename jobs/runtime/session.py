@@ -69,14 +69,13 @@ def open_session(config: SparkConfig) -> SparkSession:
     settings = dict(config.settings)
     here = under_spark_submit()
     _refuse_settings(settings if here else {**settings, "spark.master": config.master})
+    master = _with_retries(config.master) if is_local(config.master) else config.master
     builder = SparkSession.Builder()
     if SparkContext._active_spark_context is None:
         builder = builder.appName(config.app_name)
         if not here:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-            master = config.master
             if master.startswith("local"):
-                master = _with_retries(master) if is_local(master) else master
                 settings = {**_LOCAL, **_local_shuffle(master), **settings}
             builder = builder.master(master)
         settings = {**_QUIET, **settings}
