@@ -72,6 +72,8 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
         record, document = produce(config, ready, watch, out)
         code, problem = judge(config, record, document)
         held_back = config.output.publish == "if_passed" and bool(problem)
+        # Nobody is to read what a gate refused; other problems only must not replace results.
+        held_back &= code == GATE_NOT_PASSED or out.has_results()
         tables = [RANKED, REJECTS, *([PER_QUERY] if document else [])]
         report = render(document, record) if document else None
         files = result_files(record, document, report)

@@ -24,9 +24,9 @@ class OutputConfig(Section):
     )
     publish: Literal["always", "if_passed"] = Field(
         "if_passed",
-        description="if_passed: a run that ends with exit code 3 or 4, or ranks no row, leaves "
-        "what is published as it was and keeps its own results, until the next such run, in "
-        "OUT/unpublished/RUN_ID; always: they are published, too",
+        description="if_passed: a run whose gate fails is not published, and one that ends with "
+        "exit code 3 or ranks no row replaces nothing; their results are kept, until the next "
+        "such run, in OUT/unpublished/RUN_ID; always: they are published, too",
     )
     overwrite: bool = Field(
         False,

@@ -88,6 +88,10 @@ class OutputFolder:
         """Return where a result is, or will be."""
         return f"{self._results}/{name}"
 
+    def has_results(self) -> bool:
+        """Return whether results of an earlier run are published."""
+        return published_record(self._files, self.path) is not None
+
     def __enter__(self) -> OutputFolder:
         """Complete what a killed run was publishing."""
         if self._files.exists(f"{self.path}/{SWAP}"):

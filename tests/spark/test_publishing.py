@@ -96,17 +96,18 @@ def test_a_run_that_is_refused_or_fails_its_gate_leaves_what_is_published(
     good = write(tmp_path / "good.parquet", "1", 4)
     bad = write(tmp_path / "other.parquet", "1", 4, blank=2)
     out, plain = tmp_path / "out", {**STUB, "input__label": ""}
-    # A first run is held back, too: nobody is to read what was refused.
-    assert job(out, input__path=bad, **plain) == TOO_MANY_REJECTS
+    gate = {"evaluation__gate": "RR@10 >= 1.1", "input__path": good}
+    # Nobody is to read what a gate refused, on a first run either.
+    assert job(out, **gate, **STUB) == GATE_NOT_PASSED
     assert contents(out) == {}
     assert job(out, input__path=good, **plain) == DONE
     before = contents(out)
+    assert job(out, input__path=bad, **plain) == TOO_MANY_REJECTS
     (kept,) = (out / "unpublished").iterdir()
     said = capsys.readouterr()
     assert "50.00% of the rows were rejected" in said.err
     assert f"are in file:{kept}" in said.err and f"file:{kept}/ranked" in said.out
     assert len(table(kept / "rejects")) == 4
-    gate = {"evaluation__gate": "RR@10 >= 1.1", "input__path": good}
     assert job(out, **gate, **STUB) == GATE_NOT_PASSED
     (newest,) = (out / "unpublished").iterdir()
     assert newest != kept
