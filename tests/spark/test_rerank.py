@@ -222,13 +222,11 @@ def test_rejected_rows_are_kept_and_too_many_end_with_3(
     out = tmp_path / "out"
     assert job(out, input__path=source) == TOO_MANY_REJECTS
     assert "16.67% of the rows were rejected" in capsys.readouterr().err
-    assert not (out / "ranked").exists()
-    (kept,) = (out / "unpublished").iterdir()
-    assert len(read(kept)) == 20
-    rejects = read(kept, "rejects")
+    assert len(read(out)) == 20
+    rejects = read(out, "rejects")
     assert list(rejects.columns) == ["query_id", "doc_id", "reason", "detail"]
     assert sorted(rejects["reason"]) == ["malformed_record"] + ["missing_doc"] * 3
-    assert record(kept)["reject_reasons"] == {"missing_doc": 3, "malformed_record": 1}
+    assert record(out)["reject_reasons"] == {"missing_doc": 3, "malformed_record": 1}
     assert job(out, input__path=source, input__max_reject_rate=0.2) == DONE
 
 
