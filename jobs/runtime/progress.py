@@ -47,11 +47,11 @@ class ProgressBar:
         """Fill the bar if the job ended well."""
         self._ended.set()
         self._watcher.join()
-        for name in ("spark.jobGroup.id", "spark.job.description"):
-            self._context.setLocalProperty(name, None)  # type: ignore[arg-type]
         if kind is None:
             self._bar.update(self._total - self._bar.n)
-        self._bar.close()
+        self._bar.close()  # first: the JVM may be gone
+        for name in ("spark.jobGroup.id", "spark.job.description"):
+            self._context.setLocalProperty(name, None)  # type: ignore[arg-type]
 
     def _watch(self) -> None:
         while not self._ended.wait(1.0):
