@@ -84,8 +84,9 @@ class Command:
             return DONE
         known = secrets_of(os.environ)
         config = Config()
-        # Both would print stacks of a JVM that is gone, which `_explain` names.
+        # These would print stacks of a JVM that is gone, which `_explain` names.
         logging.getLogger("py4j").setLevel(logging.CRITICAL)
+        logging.getLogger().addFilter(_not_of_py4j)
         accumulators.AccumulatorTCPServer.handle_error = _ignore  # type: ignore[assignment, method-assign]
         try:
             config = load_config(words, self.require, self.config)
@@ -191,6 +192,11 @@ def _no_jvm() -> str | None:
         code = process.wait(1.0)
         return f"Spark's JVM has ended (code {code}): it was killed, or had too little memory"
     return None
+
+
+def _not_of_py4j(record: logging.LogRecord) -> bool:
+    """Drop what py4j logs through the root logger."""
+    return "py4j" not in record.pathname
 
 
 def _ignore(*_: object) -> None:
