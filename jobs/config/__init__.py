@@ -1,29 +1,28 @@
-"""The configuration: one frozen object, one file per section, every key with unit and default.
+"""The configuration: one frozen object, one class per section, every key with unit and default.
 
 The defaults here are the only ones. `conf/*.yaml` and the command line override them, and
-`jobs.runtime.cli` renders the descriptions as `--help`. `Config` is the whole; functions are given
-the sections they read (`ModelConfig`, `BatchingConfig`, ...). To add a key, add a field with a
-description (its unit in brackets) to its section.
+`jobs.runtime.cli` renders the descriptions as `--help`. Functions are given the sections they read
+(`ModelConfig`, `BatchingConfig`, ...). To add a key, add a field to its section.
 """
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from jobs.config.batching import BatchingConfig as BatchingConfig
+from jobs.config.data import InputConfig as InputConfig
+from jobs.config.data import OutputConfig as OutputConfig
+from jobs.config.data import StoreConfig as StoreConfig
 from jobs.config.evaluation import EvaluationConfig as EvaluationConfig
+from jobs.config.evaluation import MlflowConfig as MlflowConfig
 from jobs.config.evaluation import RankedConfig as RankedConfig
-from jobs.config.input import InputConfig as InputConfig
-from jobs.config.mlflow import MlflowConfig as MlflowConfig
-from jobs.config.model import ModelConfig as ModelConfig
-from jobs.config.output import OutputConfig as OutputConfig
-from jobs.config.ranking import RankingConfig as RankingConfig
-from jobs.config.report import ReportConfig as ReportConfig
+from jobs.config.evaluation import RankingConfig as RankingConfig
+from jobs.config.evaluation import ReportConfig as ReportConfig
+from jobs.config.scoring import BatchingConfig as BatchingConfig
+from jobs.config.scoring import ModelConfig as ModelConfig
 from jobs.config.scoring import ScoringConfig as ScoringConfig
-from jobs.config.section import Section as Section
-from jobs.config.spark import SparkConfig as SparkConfig
-from jobs.config.store import StoreConfig as StoreConfig
-from jobs.config.tune import TuneConfig as TuneConfig
+from jobs.config.scoring import SparkConfig as SparkConfig
+from jobs.config.scoring import TuneConfig as TuneConfig
+from jobs.config.section import Section, key
 
 
 class Config(Section):
@@ -42,8 +41,8 @@ class Config(Section):
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()
     tune: TuneConfig = TuneConfig()
-    dry_run: bool = Field(
-        False, description="read and check the input, print its size and lengths, score nothing"
+    dry_run: bool = key(
+        False, "read and check the input, print its size and lengths, score nothing"
     )
 
     @model_validator(mode="after")

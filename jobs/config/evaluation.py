@@ -1,73 +1,87 @@
-"""Sections `ranked` and `evaluation`: what is measured, and by what."""
+"""Sections `ranking`, `ranked`, `evaluation`, `report` and `mlflow`: what is kept and measured."""
 
-import re
-from typing import Annotated, Any
+from typing import Literal
 
-from pydantic import Field, field_validator
+from jobs.config.section import PositiveInt, Section, Share, key
 
-from jobs.config.section import Section, Share
+
+class RankingConfig(Section):
+    """What is kept of each query's order."""
+
+    top_k: PositiveInt | None = key(None, "ranks kept per query (unset: all) [rows]")
+    min_score: float | None = key(None, "lowest logit kept (unset: all) [logit]")
+    tie_break: Literal["doc_id_desc", "doc_id_asc"] = key(
+        "doc_id_desc", "order of equal scores; doc_id_desc is trec_eval's"
+    )
 
 
 class RankedConfig(Section):
     """The ranked tables that jobs.evaluate reads."""
 
-    path: list[str] = Field(
+    path: list[str] = key(
         [],
-        description="ranked table, PATH or NAME=PATH, may be repeated: the first is judged, the "
-        "others are compared with it [path or URI]",
+        "ranked table, PATH or NAME=PATH, may be repeated: the first is judged, the others are "
+        "compared with it [path or URI]",
     )
 
 
 class EvaluationConfig(Section):
     """What the order is measured by. Labels come from the table's label unless qrels is set."""
 
-    qrels: str | None = Field(None, description="TREC or BEIR qrels file, or a table [path or URI]")
-    metrics: list[str] = Field(
+    qrels: str | None = key(None, "TREC or BEIR qrels file, or a table [path or URI]")
+    metrics: list[str] = key(
         ["nDCG@10", "RR@10", "Success@1", "Judged@10"],
-        description="measures by the names of ir_measures, means over queries, may be repeated",
+        "measures by the names of ir_measures, means over queries, may be repeated",
     )
-    baseline: str | None = Field(
+    baseline: str | None = key(
         None,
-        description="what to compare with beside the first stage: a name or path of a ranked "
-        "table, or mlflow:EXPERIMENT for the latest passing run there",
+        "what to compare with beside the first stage: a name or path of a ranked table, or "
+        "mlflow:EXPERIMENT for the latest passing run there",
     )
-    gate: list[str] = Field(
+    gate: list[str] = key(
         [],
-        description="rule that must hold, else exit code 4, e.g. 'nDCG@10 >= 0.6', "
-        "'nDCG@10 delta >= 0', 'nDCG@10 vs baseline >= -0.005 (significant)', "
-        "'p95_ms_per_pair <= 20', may be repeated",
+        "rule that must hold, else exit code 4, e.g. 'nDCG@10 >= 0.6', 'nDCG@10 delta >= 0', "
+        "'nDCG@10 vs baseline >= -0.005 (significant)', 'p95_ms_per_pair <= 20', may be repeated",
     )
-    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.05, description="chance of a false alarm for rules marked (significant) [share 0-1]"
+    alpha: float = key(
+        0.05, "chance of a false alarm for rules marked (significant) [share 0-1]", gt=0, lt=1
     )
-    min_queries: Annotated[int, Field(ge=0)] = Field(
+    min_queries: int = key(
         5,
-        description="queries with a judged candidate that a rule's value must rest on, else the "
-        "rule fails; of fewer than 5 a single one is more than a fifth of the value, and no "
-        "difference can be significant [queries]",
+        "queries with a judged candidate that a rule's value must rest on, else the rule fails; of "
+        "fewer than 5 a single one is more than a fifth of the value, and no difference can be "
+        "significant [queries]",
+        ge=0,
     )
-    min_judged: Share = Field(
+    min_judged: Share = key(
         0.01,
-        description="share of the first ten documents of a list that must be judged on average, "
-        "else a rule fails; with one judgement per query, found each time, it is 0.1 [share 0-1]",
+        "share of the first ten documents of a list that must be judged on average, else a rule "
+        "fails; with one judgement per query, found each time, it is 0.1 [share 0-1]",
     )
-    slices: list[str] = Field(
+    slices: list[str] = key(
         [],
-        description="column with one value per query, or a number, to split the result by, may "
-        "be repeated",
+        "column with one value per query, or a number, to split the result by, may be repeated",
     )
 
-    @field_validator("metrics", "gate", mode="before")
-    @classmethod
-    def _whole(cls, values: Any) -> Any:
-        """Put together what a command line split at a comma: `f(a=1,b=2)`, and `0,3` to refuse."""
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            return values
-        whole: list[str] = []
-        for value in values:
-            opened = whole and whole[-1].count("(") > whole[-1].count(")")
-            if opened or (whole and re.fullmatch(r"\s*\d+\s*(\(significant\))?\s*", value)):
-                whole[-1] += f",{value}"
-            else:
-                whole.append(value)
-        return whole
+
+class ReportConfig(Section):
+    """The report, one HTML file."""
+
+    examples: int = key(
+        0,
+        "queries shown with their texts, before and after; texts stay out of the report unless "
+        "asked for [queries]",
+        ge=0,
+    )
+
+
+class MlflowConfig(Section):
+    """Tracking. Only the driver talks to it, after the data is written."""
+
+    enabled: bool = key(True, "log the run")
+    tracking_uri: str | None = key(
+        None, "MLflow server or database (unset: MLFLOW_TRACKING_URI, else mlflow.db)"
+    )
+    experiment: str = key("spark-rerank", "experiment's name")
+    run_name: str | None = key(None, "run's name (unset: MLflow chooses one)")
+    timeout: float = key(30.0, "longest that logging may hold up the end of the job [s]", gt=0)

@@ -1,8 +1,98 @@
-"""Section `scoring`: executors of their own for scoring."""
+"""Sections `model`, `batching`, `scoring`, `spark` and `tune`: how pairs are scored."""
 
-from pydantic import Field
+from typing import Any, Literal, Self
 
-from jobs.config.section import PositiveInt, Section
+from pydantic import field_validator, model_validator
+
+from jobs.config.section import PositiveInt, Section, Share, key, refuse_int16
+from udfs.spec import PRECISIONS
+
+#: Values of `tune.precisions`: of torch, or BACKEND:PRECISION.
+ENGINES = ("fp32", "fp16", "bf16", "onnxruntime:fp32", "onnxruntime:int8")
+
+
+class ModelConfig(Section):
+    """Which cross-encoder, and how it reads a pair."""
+
+    name: str | None = key(
+        None, "local folder, hub id, models:/ URI, or `embedded` for the small sample"
+    )
+    revision: str | None = key(None, "commit of a hub id [40 hex digits]")
+    max_length: PositiveInt = key(512, "longest pair the model is given [tokens]")
+    truncation: Literal["longest_first", "passage"] = key(
+        "longest_first",
+        "what is cut of a longer pair: the longer side first (sentence-transformers), or the "
+        "passage only with the query held to 3/4 of max_length (FlagEmbedding)",
+    )
+    precision: Literal["auto", "fp16", "bf16", "fp32", "int8"] = key(
+        "auto",
+        "number type of the model (auto: fp16 on CUDA, bf16 on CPUs that have the instructions, "
+        "else fp32; onnxruntime has fp32 and int8, auto is fp32 there)",
+    )
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", "auto: the GPU Spark gave the task, else the first one, else the CPU"
+    )
+    backend: Literal["torch", "onnxruntime", "tokenizer", "stub"] = key(
+        "torch",
+        "what runs the model; onnxruntime is for CPUs without bf16 instructions; tokenizer and "
+        "stub, which time the rest of a job, score by a checksum of tokens or texts",
+    )
+    attention: Literal["auto", "sdpa", "eager"] = key(
+        "auto", "attention kernel (auto: sdpa where the model has it)"
+    )
+    query_instruction: str = key("", "text put before every query")
+    doc_instruction: str = key("", "text put before every document")
+    trust_remote_code: bool = key(
+        False, "run Python code that comes with the model; off unless you read it"
+    )
+    ship: Literal["path", "archive"] = key(
+        "path", "how executors reach the model: a path they share, or an archive sent by Spark"
+    )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _known_precision(cls, value: Any) -> Any:
+        refuse_int16("model.precision", value)
+        return value
+
+    @model_validator(mode="after")
+    def _supported(self) -> Self:
+        if self.max_length < 8:
+            raise ValueError(
+                f"model.max_length={self.max_length} is below 8, which leaves no room for text; "
+                "raise it"
+            )
+        precisions = ("auto", *PRECISIONS[self.backend])
+        if self.precision not in precisions:
+            raise ValueError(
+                f"model.precision={self.precision} is none of model.backend={self.backend}; use "
+                f"{', '.join(precisions)}, or another backend"
+            )
+        if self.backend == "onnxruntime" and self.device == "cuda":
+            raise ValueError(
+                "model.backend=onnxruntime scores on CPUs only; leave model.device=cuda out, or "
+                "use model.backend=torch"
+            )
+        return self
+
+
+class BatchingConfig(Section):
+    """How much is scored at once."""
+
+    max_tokens: PositiveInt = key(4096, "padded size of one batch [tokens]")
+    max_pairs: PositiveInt = key(512, "rows of one batch [pairs]")
+    window: PositiveInt = key(
+        1024, "pairs a worker holds and sorts by length before batching [pairs]"
+    )
+    partitions: int = key(
+        0, "scoring tasks (0: from the number of pairs and task slots) [tasks]", ge=0
+    )
+    timeout: float = key(
+        600.0,
+        "longest time for one batch; a worker that takes longer hangs: it ends, and Spark starts "
+        "its task again (0: wait for ever) [s]",
+        ge=0,
+    )
 
 
 class ScoringConfig(Section):
@@ -10,17 +100,69 @@ class ScoringConfig(Section):
     scheduling). Needs a cluster with dynamic allocation.
     """
 
-    gpus: PositiveInt | None = Field(
-        None, description="GPUs of such an executor, each with one model (unset: no such executors)"
+    gpus: PositiveInt | None = key(
+        None, "GPUs of such an executor, each with one model (unset: no such executors)"
     )
-    cores: PositiveInt = Field(
-        4, description="its cores, one for each task; the tasks share out its GPUs [cores]"
+    cores: PositiveInt = key(
+        4, "its cores, one for each task; the tasks share out its GPUs [cores]"
     )
-    memory: str = Field("4g", description="its JVM's heap [bytes, or with k, m, g]")
-    memory_overhead: str = Field(
-        "8g", description="its memory beside the heap: model, torch, CUDA [bytes, or with k, m, g]"
+    memory: str = key("4g", "its JVM's heap [bytes, or with k, m, g]")
+    memory_overhead: str = key(
+        "8g", "its memory beside the heap: model, torch, CUDA [bytes, or with k, m, g]"
     )
-    discovery_script: str = Field(
-        "", description="script on the executors that lists their GPUs as Spark wants it [path]"
+    discovery_script: str = key(
+        "", "script on the executors that lists their GPUs as Spark wants it [path]"
     )
-    vendor: str = Field("", description="vendor of the GPUs, for Kubernetes, e.g. nvidia.com")
+    vendor: str = key("", "vendor of the GPUs, for Kubernetes, e.g. nvidia.com")
+
+
+class SparkConfig(Section):
+    """The session."""
+
+    master: str = key("local[*]", "for a local run; spark-submit's master wins")
+    app_name: str = key("spark-rerank", "application's name")
+    settings: dict[str, str] = key({}, "further Spark settings, KEY=VALUE, may be repeated")
+
+
+class TuneConfig(Section):
+    """What jobs.tune measures, and what it may recommend. Empty lists: from device and lengths."""
+
+    seconds: float = key(
+        240.0, "time for measuring; every setting once, then the best ones again [s]", gt=0
+    )
+    pairs: int = key(
+        0, "pairs measured on, of whole queries (0: 320 on a CPU, 4096 on a GPU)", ge=0
+    )
+    candidates: int = key(
+        16, "candidates per query, more if there are too few queries [pairs]", ge=2
+    )
+    seed: int = key(0, "which queries and candidates are drawn")
+    precisions: list[str] = key(
+        [], "precisions to try, or BACKEND:PRECISION such as onnxruntime:int8, may be repeated"
+    )
+    max_lengths: list[PositiveInt] = key(
+        [], "values of model.max_length to try, may be repeated [tokens]"
+    )
+    max_tokens: list[PositiveInt] = key(
+        [], "values of batching.max_tokens to try, may be repeated [tokens]"
+    )
+    max_pairs: list[PositiveInt] = key(
+        [1, 8, 32, 128], "values of batching.max_pairs to try, may be repeated [pairs]"
+    )
+    min_tau: float = key(
+        0.9,
+        "least agreement with float32 at the longest max_length that is recommended "
+        "[Kendall's tau]",
+        ge=-1,
+        le=1,
+    )
+    max_loss: Share = key(0.005, "largest loss of nDCG@10 against it that is recommended")
+
+    @model_validator(mode="after")
+    def _known_precisions(self) -> Self:
+        refuse_int16("tune.precisions", *self.precisions)
+        if unknown := sorted(set(self.precisions) - set(ENGINES)):
+            raise ValueError(
+                f"tune.precisions={', '.join(unknown)}: unknown; use {', '.join(ENGINES)}"
+            )
+        return self

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
-Age = Annotated[str, Field(pattern=r"^\d+[mhd]$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -15,10 +14,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
 
 
-def refuse_int16(key: str, *values: Any) -> None:
+def key(default: Any, description: str, **limits: Any) -> Any:
+    """Return a key: its default, what `--help` says of it (unit in brackets), and its limits."""
+    return Field(default, description=description, **limits)
+
+
+def refuse_int16(name: str, *values: Any) -> None:
     """Name the replacements of a precision that earlier versions had."""
     if "int16" in values:
         raise ValueError(
-            f"{key}=int16 is no longer supported; use fp32, or ONNX Runtime int8 "
+            f"{name}=int16 is no longer supported; use fp32, or ONNX Runtime int8 "
             "(model.backend=onnxruntime model.precision=int8)"
         )
