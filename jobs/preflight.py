@@ -138,7 +138,12 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     checkpoint = errors.run(resolve_model, config.model, fetch)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         errors.run(refuse_missing_packages, "onnxruntime")
-    with watch.part("session"), _checking(errors, refuse_tracking, config.mlflow):
+    model = config.model.model_copy(update={"backend": "torch"})  # which is always tried
+    with (
+        watch.part("session"),
+        _checking(errors, refuse_tracking, config.mlflow),
+        _checking(errors, refuse_unscorable, model, config.batching, checkpoint),
+    ):
         spark = errors.run(open_session, config.spark)
     if spark is None:
         raise errors.error()

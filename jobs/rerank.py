@@ -23,13 +23,18 @@ from jobs.input.validation import ValidatedInput, validate
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY, RANKED, REJECTS, SCORES
 from jobs.output.publish import not_published, publish, result_files, track_run
-from jobs.output.record import Stopwatch, evaluation_record, make_record, scoring_record
+from jobs.output.record import (
+    Stopwatch,
+    evaluation_record,
+    make_record,
+    model_record,
+    scoring_record,
+)
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
 from jobs.ranking.results import Results, all_candidates, with_scores, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
-from jobs.runtime.redaction import known_secrets, masked
 from jobs.scoring.fill import ScoringStats, fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
 from jobs.scoring.stage import (
@@ -41,7 +46,6 @@ from jobs.scoring.stage import (
 )
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.store import ScoreStore
-from udfs.checkpoint import Checkpoint
 from udfs.spec import ScorerSpec
 
 COMMAND = Command(
@@ -105,8 +109,8 @@ def produce(
         qrels = judgements_of(plan, ready.qrels, labelled)
         refuse_unrelated(done.valid, ready.qrels, ready.baseline)
     store = ScoreStore(spark, scores_at, spec.fingerprint())
-    about = scores_record(config, checkpoint, spec)["model"]
-    store.open({"model": about["name"], "revision": about["revision"], **spec.scoring()})
+    model = model_record(config, checkpoint)
+    store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
             spark, pairs, done, spec, store,
@@ -122,7 +126,8 @@ def produce(
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
                       spark_version=spark.version),
-        **scores_record(config, checkpoint, spec),
+        "fingerprint": spec.fingerprint(),
+        "model": {**model, "precision": spec.precision},
         **counts_record(done, stats, results, watch),
         "start_up": {
             "session": watch.seconds.get("session"),
@@ -140,21 +145,6 @@ def produce(
                 plan, judged, [], ready.baseline, qrels, out, tie_break=config.ranking.tie_break
             )
     return {**record, "timings": watch.timings(), **evaluation_record(document)}, document
-
-
-def scores_record(config: Config, checkpoint: Checkpoint, spec: ScorerSpec) -> dict[str, Any]:
-    """Return what run.json says of the scorer."""
-    return {
-        "fingerprint": spec.fingerprint(),
-        "model": {
-            "name": masked(str(config.model.name), known_secrets(config)),
-            "revision": config.model.revision,
-            "digest": checkpoint.digest,
-            "architecture": checkpoint.architecture,
-            "parameters": checkpoint.parameters,
-            "precision": spec.precision,
-        },
-    }
 
 
 def counts_record(

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from jobs.config import Config
 from jobs.output.tracking.client import resolve_uri
-from jobs.runtime.redaction import known_secrets, masked_tree
+from jobs.runtime.redaction import known_secrets, masked, masked_tree
+from udfs.checkpoint import Checkpoint
 
 _PACKAGES: Final = (
     "spark-rerank", "pyspark", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "mlflow",
@@ -60,6 +61,17 @@ def make_record(
         "mlflow_run_id": None,
         # The run of `mlflow run`, a Databricks job or Airflow that this one is part of.
         "mlflow_parent_run_id": os.environ.get("MLFLOW_RUN_ID"),
+    }
+
+
+def model_record(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what the records of jobs.rerank and jobs.tune say of the model."""
+    return {
+        "name": masked(str(config.model.name), known_secrets(config)),
+        "revision": config.model.revision,
+        "digest": checkpoint.digest,
+        "architecture": checkpoint.architecture,
+        "parameters": checkpoint.parameters,
     }
 
 

@@ -20,8 +20,8 @@ from jobs.input.validation import with_pair_keys
 from jobs.output.folder import OutputFolder
 from jobs.output.names import RECOMMENDED, TUNING, TUNING_PAGE
 from jobs.output.publish import publish, track_run
-from jobs.output.record import Stopwatch
-from jobs.preflight import Tune, check_tune
+from jobs.output.record import Stopwatch, make_record, model_record
+from jobs.preflight import check_tune
 from jobs.runtime.command import Command
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.session import task_slots
@@ -29,10 +29,9 @@ from jobs.scoring.onnx_export import missing_packages
 from jobs.scoring.stage import make_spec
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.tune.document import closing_summary, make_document, recommended_yaml
-from jobs.tune.recommend import choose
-from jobs.tune.sample import draw_sample
+from jobs.tune.sample import draw_sample, first_queries
 from jobs.tune.sweep import engines, lengths_to_try, make_grid, sweep
-from jobs.tune.trials import Trials, device_of
+from jobs.tune.trials import device_of, measure, ship_models
 
 COMMAND = Command(
     name="python -m jobs.tune",
@@ -48,39 +47,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    """Refuse all that can be refused, then tune."""
+    """Refuse all that can be refused, then sample, measure, recommend, write, track."""
     watch = Stopwatch()
-    return tune(config, check_tune(config, watch), watch)
-
-
-def tune(config: Config, ready: Tune, watch: Stopwatch) -> int:
-    """Sample, measure, recommend, write, track."""
-    spark, checkpoint, pairs = ready.spark, ready.checkpoint, ready.pairs
-    out = OutputFolder(spark, config.output)
-    draft = make_spec(config.model, config.batching, checkpoint, "fp32")
+    ready = check_tune(config, watch)
+    spark, checkpoint, pairs, qrels = ready.spark, ready.checkpoint, ready.pairs, ready.qrels
+    out, device = OutputFolder(spark, config.output), device_of(spark, config)
+    on_gpu = device == "cuda"
     with watch.part("sampling"):
-        device = device_of(spark, config.model, config.scoring)
-        qrels = ready.qrels
         if qrels is None and "label" in pairs.has:
             qrels = from_labels(pairs.rows)
-        number = with_pair_keys(pairs).select(F.count_distinct("pair_key")).collect()[0][0]
+        distinct = with_pair_keys(pairs).select(F.count_distinct("pair_key")).collect()[0][0]
+        draft = make_spec(config.model, config.batching, checkpoint, "fp32")
         lengths = sample_lengths(pairs, checkpoint.path, draft)
         if lengths is None:
             raise RefusedError("no row of the input can be scored; see jobs.rerank --dry-run")
-        sample = draw_sample(pairs, qrels, config.tune, on_gpu=device == "cuda")
+        sample = draw_sample(pairs, qrels, config.tune, on_gpu=on_gpu)
     tried = engines(config.tune, device, has_onnx=not missing_packages())
     max_lengths = lengths_to_try(config.tune, lengths, checkpoint.positions)
-    grid = make_grid(config.tune, config.batching, tried, max_lengths, on_gpu=device == "cuda")
+    grid = make_grid(config.tune, config.batching, tried, max_lengths, on_gpu=on_gpu)
     with watch.part("preparing"):
-        trials = Trials(spark, config.model, config.batching, checkpoint, tried)
-        trials.run(grid[0], sample.first(1))  # later ones do not wait for torch to be imported
+        trial = partial(measure, spark, ship_models(spark, config, checkpoint, tried))
+        trial(grid[0], first_queries(sample, 1))  # later ones do not wait for torch's import
     with watch.part("measuring"):
-        found = sweep(config.tune, grid, sample, trials.measure, partial(choose, config.tune))
-    document = make_document(
-        run_id=out.run_id, config=config, checkpoint=checkpoint, device=device,
-        slots=task_slots(spark), pairs=number, lengths=lengths, sample=sample, found=found,
-        watch=watch, spark_version=spark.version,
-    )  # fmt: skip
+        rows, reference_at, measured_on = sweep(config.tune, grid, sample, trial)
+    record = {
+        **make_record("tune", run_id=out.run_id, config=config, watch=watch,
+                      spark_version=spark.version),
+        "model": model_record(config, checkpoint) | {"positions": checkpoint.positions},
+        "device": device,
+        "task_slots": task_slots(spark),
+        "counts": {"distinct": distinct, "sampled": len(sample), "measured_on": len(measured_on)},
+        "queries": measured_on["query_id"].nunique(),
+        "labelled": bool((measured_on["grade"] > 0).any()),
+    }  # fmt: skip
+    document = make_document(record, config, lengths, rows, reference_at)
     files: dict[str, Any] = {TUNING_PAGE: render_tuning(document), TUNING: document}
     if document["recommended"]:
         files = {RECOMMENDED: recommended_yaml(document), **files}

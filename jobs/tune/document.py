@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import pandas as pd
 import yaml
 
-from jobs.config import BatchingConfig, Config, ModelConfig
-from jobs.output.record import Stopwatch, public_config, versions
-from jobs.runtime.redaction import known_secrets, masked
+from jobs.config import Config
 from jobs.scoring.token_lengths import SampledLengths
-from jobs.tune.recommend import Row, make_row, pareto, recommend
-from jobs.tune.sample import Sample
-from jobs.tune.sweep import LENGTHS, Sweep
-from udfs.checkpoint import Checkpoint
+from jobs.tune.recommend import Row, pareto, recommend, setting_of
+from jobs.tune.sweep import LENGTHS
 
 _PERCENTILES: Final = (50, 75, 90, 95, 99)
 _RATES: Final = ("pairs_per_s", "tokens_per_s", "kendall_tau", "ndcg_delta", "memory_mb")
@@ -30,63 +26,37 @@ _HOUR: Final = 3600.0  # s
 
 
 def make_document(
-    *,
-    run_id: str,
-    config: Config,
-    checkpoint: Checkpoint,
-    device: str,
-    slots: int,
-    pairs: int,
-    lengths: SampledLengths,
-    sample: Sample,
-    found: Sweep,
-    watch: Stopwatch,
-    spark_version: str,
+    record: Mapping[str, Any], config: Config, lengths: SampledLengths, rows: list[Row], at: int
 ) -> dict[str, Any]:
-    """Return the content of tune.json: settings and numbers, never a text."""
-    measured_on = sample.first(found.pairs)
-    rows = [make_row(measured, found.reference, measured_on) for measured in found.settings]
+    """Return the content of tune.json: settings and numbers, never a text.
+
+    Args:
+        record: what is known without the measuring; of `counts` and `model`, `distinct` and
+            `positions` are used here.
+        config: of the command.
+        lengths: of sampled pairs.
+        rows: what was measured.
+        at: index of the row that the others are compared with.
+    """
     best, front = recommend(rows, config.tune), pareto(rows)
     chosen = best[0] if best else None
     for row in rows:
         row |= {"acceptable": row in best, "pareto": row in front, "recommended": row is chosen}
-    reference = found.settings[found.reference_at].setting
+    reference = setting_of(rows[at])
+    positions, distinct = record["model"]["positions"], record["counts"]["distinct"]
     return {
-        "run_id": run_id,
-        "kind": "tune",
-        "started": watch.started.isoformat(timespec="seconds"),
-        "config": public_config(config),
-        "model": {
-            "name": masked(str(config.model.name), known_secrets(config)),
-            "revision": config.model.revision,
-            "digest": checkpoint.digest,
-            "architecture": checkpoint.architecture,
-            "parameters": checkpoint.parameters,
-            "positions": checkpoint.positions,
-        },
-        "device": device,
-        "task_slots": slots,
-        "counts": {"distinct": pairs, "sampled": len(sample), "measured_on": found.pairs},
-        "queries": len(set(measured_on.query_ids)),
-        "labelled": measured_on.labelled,
-        "lengths": _lengths(lengths, checkpoint.positions, rows, pairs, chosen),
+        **record,
+        "lengths": _lengths(lengths, positions, rows, distinct, chosen),
         "reference": f"{reference.engine} at max_length {reference.max_length}",
-        "reference_at": found.reference_at,
+        "reference_at": at,
         "rows": rows,
-        "recommended": chosen and _keys(config.model, config.batching, chosen),
+        "recommended": chosen and _sections(config, chosen),
         "rates": chosen and {key: chosen[key] for key in _RATES if chosen[key] is not None},
-        "timings": watch.timings(),
-        "versions": {**versions(), "spark": spark_version},
-        "mlflow_run_id": None,
     }
 
 
 def _lengths(
-    lengths: SampledLengths,
-    positions: int | None,
-    rows: Sequence[Row],
-    pairs: int,
-    best: Row | None,
+    lengths: SampledLengths, positions: int | None, rows: list[Row], pairs: int, best: Row | None
 ) -> dict[str, Any]:
     """Return percentiles, and what each max_length up to the model's positions cuts and costs."""
     limit = positions or LENGTHS[-1]
@@ -111,14 +81,15 @@ def _lengths(
     }
 
 
-def _keys(model: ModelConfig, batching: BatchingConfig, chosen: Row) -> dict[str, dict[str, Any]]:
+def _sections(config: Config, chosen: Row) -> dict[str, dict[str, Any]]:
     """Return the sections that `jobs.rerank --config` takes: model and setting."""
+    model = config.model
     name = {"name": model.name} | ({"revision": model.revision} if model.revision else {})
     measured = {key: chosen[key] for key in ("backend", "precision", "max_length")}
     sizes = {key: chosen[key] for key in ("max_tokens", "max_pairs")}
     return {
         "model": {**name, **measured, "truncation": model.truncation},
-        "batching": {**sizes, "window": batching.window},
+        "batching": {**sizes, "window": config.batching.window},
     }
 
 
@@ -141,34 +112,29 @@ def recommended_yaml(document: Mapping[str, Any]) -> str:
 
 def closing_summary(document: Mapping[str, Any], files: Mapping[str, str]) -> str:
     """Return lengths, all settings, the recommended one, and where the files are."""
-    lengths, counts = document["lengths"], document["counts"]
-    percentiles = (
-        f"{key} {lengths[key]:,.0f}" for key in ("p50", "p75", "p90", "p95", "p99", "max")
-    )
-    cuts = (
-        f"  max_length {cut['max_length']:>5,}: {cut['share_cut']:6.1%} cut, "
-        f"{cut['cost']:6.1%} of the tokens"
-        for cut in lengths["cuts"]
-    )
+    lengths = document["lengths"]
+    percentiles = [*(f"p{percent}" for percent in _PERCENTILES), "max"]
     recommended = [
         f"recommended: {section}.{key} {value}"
         for section, content in (document["recommended"] or {}).items()
         for key, value in content.items()
     ] or ["no setting can be recommended; see tune.min_tau and tune.max_loss"]
-    table = (
-        pd.json_normalize(document["rows"])
-        .sort_values(list(_ORDER))
-        .reindex(columns=list(_COLUMNS))
-    )
-    table = table.rename(columns=_COLUMNS).dropna(axis="columns", how="all")
+    table = pd.json_normalize(document["rows"]).sort_values(list(_ORDER))
+    table = table.reindex(columns=list(_COLUMNS)).rename(columns=_COLUMNS)
+    table = table.dropna(axis="columns", how="all")
     return "\n".join(
         [
             f"lengths of {lengths['sampled']:,} sampled pairs [tokens]:",
-            "  " + "   ".join(percentiles),
-            *cuts,
+            "  " + "   ".join(f"{key} {lengths[key]:,.0f}" for key in percentiles),
+            *(
+                f"  max_length {cut['max_length']:>5,}: {cut['share_cut']:6.1%} cut, "
+                f"{cut['cost']:6.1%} of the tokens"
+                for cut in lengths["cuts"]
+            ),
             "",
-            f"measured on {counts['measured_on']:,} pairs of {document['queries']:,} queries, one "
-            f"task slot, {document['device']}; agreement with {document['reference']}:",
+            f"measured on {document['counts']['measured_on']:,} pairs of {document['queries']:,} "
+            f"queries, one task slot, {document['device']}; agreement with "
+            f"{document['reference']}:",
             table.to_string(index=False, float_format="{:,.3f}".format, na_rep="-"),
             "",
             *recommended,

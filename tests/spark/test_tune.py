@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from pyspark.sql import SparkSession
@@ -14,7 +15,7 @@ from jobs.config import Config, MlflowConfig, TuneConfig
 from jobs.evaluation.qrels import from_labels
 from jobs.input.layouts import read_input
 from jobs.output.tracking.client import track
-from jobs.runtime.errors import DONE
+from jobs.runtime.errors import DONE, REFUSED
 from jobs.scoring.onnx_export import missing_packages
 from jobs.tune import __main__ as command
 from jobs.tune.sample import draw_sample
@@ -22,6 +23,7 @@ from jobs.tune.sweep import engines
 from jobs.tune.trials import device_of
 from tests.sample import SAMPLE
 from tests.unit.test_report import Page
+from tests.unit.test_scorer import GPT2, other_model
 
 
 def words(keys: dict[str, object]) -> list[str]:
@@ -122,8 +124,21 @@ def test_the_page_is_whole(tuned: tuple[Path, dict[str, object]]) -> None:
         assert part in html
 
 
+def test_a_model_that_cannot_score_is_refused_before_anything_is_measured(
+    spark: SparkSession, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = other_model(tiny_bert, tmp_path / "gpt2", GPT2)
+    keys = {
+        "input.path": SAMPLE, "input.doc": "text", "model.name": model, "model.max_length": 64,
+        "output.path": tmp_path / "out", "mlflow.enabled": "false",
+    }  # fmt: skip
+    assert command.main(words(keys)) == REFUSED
+    said = capsys.readouterr().err
+    assert "cannot score a pair" in said and "has no column text" in said
+
+
 def test_what_is_tried_is_what_the_executors_are_good_at(spark: SparkSession) -> None:
-    device = device_of(spark, Config().model, Config().scoring)
+    device = device_of(spark, Config())
     engine = ("torch", "fp32" if device == "cpu" else "bf16")
     assert engine in engines(TuneConfig(), device, has_onnx=False)
 
@@ -134,11 +149,13 @@ def test_a_sample_is_whole_queries_with_relevant_candidates(spark: SparkSession)
     qrels = from_labels(pairs.rows.select("query_id", "doc_id", "label"))
     tune = TuneConfig(pairs=40, candidates=4)
     drawn = draw_sample(pairs, qrels, tune, on_gpu=False)
-    assert len(drawn) == 40 and len(set(drawn.query_ids)) == 10
-    assert drawn.query_ids == sorted(drawn.query_ids, key=drawn.query_ids.index), "not together"
-    for query in set(drawn.query_ids):
-        grades = [g for g, q in zip(drawn.grades, drawn.query_ids, strict=True) if q == query]
-        assert len(grades) == 4 and max(grades) > 0
-    assert draw_sample(pairs, qrels, tune, on_gpu=False).doc_ids == drawn.doc_ids
+    assert len(drawn) == 40 and drawn["query_id"].nunique() == 10
+    ids = drawn["query_id"].to_list()
+    assert ids == sorted(ids, key=ids.index), "not together"
+    for _, candidates in drawn.groupby("query_id"):
+        assert len(candidates) == 4 and candidates["grade"].max() > 0
+    again = draw_sample(pairs, qrels, tune, on_gpu=False)
+    pd.testing.assert_frame_equal(again, drawn)
     other = draw_sample(pairs, None, tune.model_copy(update={"seed": 1}), on_gpu=False)
-    assert other.doc_ids != drawn.doc_ids and not other.labelled
+    assert other["doc_id"].to_list() != drawn["doc_id"].to_list()
+    assert other["grade"].isna().all()

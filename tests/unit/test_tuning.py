@@ -5,27 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from jobs.config import BatchingConfig, TuneConfig
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.token_lengths import SampledLengths
-from jobs.tune.recommend import NOT_MEASURED, choose, make_row, pareto, recommend
-from jobs.tune.sample import Sample
-from jobs.tune.sweep import (
-    Setting,
-    Sweep,
-    batch_sizes,
-    engines,
-    lengths_to_try,
-    make_grid,
-    sweep,
-)
+from jobs.tune.recommend import NOT_MEASURED, Row, Setting, pareto, recommend
+from jobs.tune.sample import first_queries
+from jobs.tune.sweep import batch_sizes, engines, lengths_to_try, make_grid, sweep
 from tests.unit.test_parity import DOCS, QUERIES
 from udfs.devices import TaskSlot
 from udfs.scorers.base import OUT_OF_MEMORY
@@ -76,17 +68,23 @@ def test_a_batch_of_n_pairs_is_limited_by_nothing_else() -> None:
     ]  # fmt: skip
 
 
-def sample(queries: int = 8, each: int = 5) -> Sample:
-    pairs = queries * each
-    ids = [str(at // each) for at in range(pairs)]
-    grades = np.array([float(at % each == 0) for at in range(pairs)])
-    texts = ["t"] * pairs
-    return Sample(ids, [str(at) for at in range(pairs)], texts, texts, grades)
+def sample(queries: int = 8, each: int = 5) -> pd.DataFrame:
+    rows = [(str(at // each), str(at), "t", "t", float(at % each == 0))
+            for at in range(queries * each)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["query_id", "doc_id", "query", "doc", "grade"])
 
 
 def test_a_part_of_a_sample_is_whole_queries() -> None:
     whole = sample()
-    assert [len(whole.first(n)) for n in (0, 4, 5, 9, 10, 40, 99)] == [5, 5, 5, 5, 10, 40, 40]
+    assert [len(first_queries(whole, n)) for n in (0, 4, 5, 9, 10, 40, 99)] == [
+        5,
+        5,
+        5,
+        5,
+        10,
+        40,
+        40,
+    ]
 
 
 class Machine:
@@ -96,7 +94,7 @@ class Machine:
         self.now, self.asked, self.fails = 0.0, list[Setting](), fails
         self.seconds_per_pair = seconds_per_pair
 
-    def measure(self, setting: Setting, pairs: Sample) -> Trial:
+    def measure(self, setting: Setting, pairs: pd.DataFrame) -> Trial:
         self.asked.append(setting)
         seconds = len(pairs) * self.seconds_per_pair * (0.5 if setting.precision == "bf16" else 1)
         self.now += seconds
@@ -110,49 +108,41 @@ class Machine:
             pair_ms=np.ones(len(pairs), np.float32), batch_ms=(1.0,),
         )  # fmt: skip
 
-    def sweep(self, seconds: float, config: TuneConfig = TUNE) -> Sweep:
+    def sweep(
+        self, seconds: float, config: TuneConfig = TUNE
+    ) -> tuple[list[Row], int, pd.DataFrame]:
         config = config.model_copy(update={"seconds": seconds})
-        return sweep(
-            config, grid(), sample(), self.measure, partial(choose, config), lambda: self.now
-        )
-
-
-def rows_of(found: Sweep) -> list[dict[str, Any]]:
-    pairs = sample().first(found.pairs)
-    return [make_row(measured, found.reference, pairs) for measured in found.settings]
+        return sweep(config, grid(), sample(), self.measure, lambda: self.now)
 
 
 def test_every_setting_is_measured_once_and_the_best_again_until_time_is_up() -> None:
     machine = Machine()
-    found = machine.sweep(60.0)
-    runs = {measured.setting: len(measured.trials) for measured in found.settings}
-    assert min(runs.values()) == 1
-    assert len(found.settings) == 18 + 4
-    best = [setting for setting, times in runs.items() if times > 1]
-    assert 1 < len(best) <= 6 and all(s.precision == "bf16" for s in best)
-    assert max(runs.values()) - min(runs[setting] for setting in best) <= 1, "not in turns"
+    rows, reference_at, pairs = machine.sweep(60.0)
+    assert (len(rows), reference_at, len(pairs)) == (18 + 4, 0, 40)
+    assert min(row["runs"] for row in rows) == 1
+    best = [row for row in rows if row["runs"] > 1]
+    assert 1 < len(best) <= 6 and all(row["precision"] == "bf16" for row in best)
+    runs = [row["runs"] for row in best]
+    assert max(runs) - min(runs) <= 1, "not in turns"
     assert 60.0 <= machine.now < 61.0
 
 
 def test_a_slow_model_is_measured_on_fewer_pairs_and_what_is_left_is_said() -> None:
-    machine = Machine(seconds_per_pair=1.0)
-    found = machine.sweep(300.0)
-    assert found.pairs == 5
-    rows = rows_of(found)
+    rows, _, pairs = Machine(seconds_per_pair=1.0).sweep(300.0)
+    assert len(pairs) == 5
     assert all(row["outcome"] in ("ok", NOT_MEASURED) for row in rows)
-    assert Machine(seconds_per_pair=9.0).sweep(10.0).settings[1].trials == []
+    assert Machine(seconds_per_pair=9.0).sweep(10.0)[0][1]["runs"] == 0
 
 
 def test_what_does_not_fit_is_recorded_and_costs_nothing_else() -> None:
-    found = Machine(fails=["bf16"]).sweep(60.0)
-    rows = rows_of(found)
+    rows, _, _ = Machine(fails=["bf16"]).sweep(60.0)
     assert {row["outcome"] for row in rows if row["precision"] == "bf16"} == {OUT_OF_MEMORY}
     assert recommend(rows, TUNE)[0]["precision"] == "fp32"
 
 
 def test_without_float32_the_next_setting_is_the_reference() -> None:
-    found = Machine(fails=["fp32"]).sweep(60.0)
-    assert found.settings[found.reference_at].setting.precision == "bf16"
+    rows, at, _ = Machine(fails=["fp32"]).sweep(60.0)
+    assert rows[at]["precision"] == "bf16"
     with pytest.raises(RefusedError, match=r"none of 18 settings.*out_of_memory"):
         Machine(fails=["fp32", "bf16"]).sweep(60.0)
 

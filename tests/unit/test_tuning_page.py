@@ -12,10 +12,10 @@ import yaml
 
 from jobs.config import Config
 from jobs.evaluation.report import render_tuning
-from jobs.output.record import Stopwatch
+from jobs.output.record import model_record, public_config
 from jobs.runtime.cli import load_config
 from jobs.tune.document import closing_summary, make_document, recommended_yaml
-from tests.unit.test_tuning import LENGTHS, Machine, sample
+from tests.unit.test_tuning import LENGTHS, Machine
 from udfs.checkpoint import Checkpoint
 
 MODEL = Checkpoint(Path("/m"), "d" * 64, "BertForSequenceClassification", 512, 11_000_000)
@@ -25,11 +25,13 @@ def document(seconds: float = 60.0, fails: tuple[str, ...] = (), **tune: Any) ->
     config = Config.model_validate(
         {"model": {"name": "embedded"}, "output": {"path": "out"}, "tune": tune}
     )
-    found = Machine(fails).sweep(seconds, config.tune)
-    return make_document(
-        run_id="r1", config=config, checkpoint=MODEL, device="cpu-bf16", slots=2, pairs=10**6,
-        lengths=LENGTHS, sample=sample(), found=found, watch=Stopwatch(), spark_version="4.3.0",
-    )  # fmt: skip
+    rows, reference_at, pairs = Machine(fails).sweep(seconds, config.tune)
+    record = {
+        "started": "2026-03-01T00:00:00", "config": public_config(config), "device": "cpu-bf16",
+        "model": {**model_record(config, MODEL), "positions": MODEL.positions}, "task_slots": 2,
+        "counts": {"distinct": 10**6, "sampled": 40, "measured_on": len(pairs)}, "queries": 8,
+    }  # fmt: skip
+    return make_document(record, config, LENGTHS, rows, reference_at)
 
 
 def test_what_failed_is_in_the_terminal_and_in_the_page() -> None:
