@@ -55,6 +55,30 @@ def test_a_full_disk_costs_the_run_and_nothing_else(
     oracle.check(out, undisturbed, rows=pairs[1])
 
 
+@pytest.mark.parametrize("room", [0, 150_000])
+def test_a_full_temporary_folder_is_named(
+    room: int, job: Job, undisturbed: Path, pairs: tuple[Path, int], small_disk: Path, tmp_path: Path
+) -> None:
+    """Java unpacks libraries there, Spark keeps its shuffles there, Python its sockets' secrets."""
+    out = tmp_path / "out"
+    free = int(subprocess.check_output(["stat", "-f", "-c", "%a", small_disk])) * 4096
+    (small_disk / "ballast").write_bytes(bytes(free - room))
+    ended = job.run(
+        out,
+        environment={
+            "TMPDIR": str(small_disk), "JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={small_disk}"
+        },
+        spark__settings={"spark.local.dir": str(small_disk)},
+    )  # fmt: skip
+    assert ended.code == UNEXPECTED
+    assert str(small_disk) in ended.err.splitlines()[-1], ended.err[-2000:]
+    assert "\tat " not in ended.err
+    assert len(ended.err.replace("\r", "\n").splitlines()) < 40
+
+    job.finish(out)
+    oracle.check(out, undisturbed, rows=pairs[1])
+
+
 def test_files_that_may_not_grow_cost_the_run_and_nothing_else(
     job: Job, undisturbed: Path, pairs: tuple[Path, int], tmp_path: Path
 ) -> None:

@@ -8,14 +8,17 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from jobs.runtime.errors import UNEXPECTED
+from jobs.runtime.errors import DONE, UNEXPECTED
 from tests.faults import oracle
 from tests.faults.conftest import Job
 from tests.faults.daemon import Faults
 
 pytestmark = pytest.mark.slow
+
+_SUSPENDED = 150.0  # s
 
 
 def while_scoring(out: Path, process: subprocess.Popen[bytes]) -> None:
@@ -61,4 +64,25 @@ def test_a_run_that_is_stopped_while_it_scores(
         assert not (out / "_work").exists()
     assert not (out / "ranked").exists()
     job.finish(out)
+    oracle.check(out, undisturbed, rows=pairs[1])
+
+
+def test_a_run_that_is_suspended_for_minutes_goes_on(
+    job: Job, undisturbed: Path, pairs: tuple[Path, int], tmp_path: Path
+) -> None:
+    """A laptop that sleeps: longer than Spark waits for a heartbeat or an answer (120 s)."""
+    out = tmp_path / "out"
+    process = job.start(out, Faults(pace=0.3))
+    while_scoring(out, process)
+    driver = psutil.Process(process.pid)
+    suspended = [driver, *driver.children(recursive=True)]
+    for each in suspended:
+        each.suspend()
+    time.sleep(_SUSPENDED)
+    for each in suspended:
+        each.resume()
+    ended = job.end(out, process)
+    assert ended.code == DONE, ended.err[-4000:]
+    assert len(ended.err.replace("\r", "\n").splitlines()) < 40
+    assert "ERROR" not in ended.err and "Exception" not in ended.err
     oracle.check(out, undisturbed, rows=pairs[1])

@@ -24,7 +24,7 @@ from jobs.runtime.errors import LockedError
 NAMES = ["ranked", "rejects", "run.json"]
 
 
-def publish(spark: SparkSession, path: Path) -> str:
+def publish(spark: SparkSession, path: Path | str) -> str:
     """A run whose every result holds the run's id."""
     with OutputFolder(spark, OutputConfig(path=str(path))) as out:
         for name in NAMES[:-1]:
@@ -104,6 +104,26 @@ def test_a_lock_by_name_is_exclusive_and_says_how_to_get_rid_of_it(
             pass
         assert (tmp_path / ".lock").exists()
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_file_system_that_cannot_rename_over_a_file(spark: SparkSession, tmp_path: Path) -> None:
+    """As Hadoop's for s3, dbfs and oss, which have no AbstractFileSystem; links lead to a disk."""
+    overload = "org.apache.hadoop.fs.viewfs.ViewFileSystemOverloadScheme"
+    disk = "org.apache.hadoop.fs.LocalFileSystem"
+    hadoop = spark._jsc.hadoopConfiguration()  # type: ignore[attr-defined]
+    for key, value in {
+        "fs.bucket.impl": overload,
+        "fs.viewfs.overload.scheme.target.bucket.impl": disk,
+        "fs.viewfs.overload.scheme.target.file.impl": disk,
+        "fs.viewfs.mounttable.here.link./out": f"file:{tmp_path}",
+    }.items():
+        hadoop.set(key, value)
+    for _ in range(2):
+        run = publish(spark, "bucket://here/out")
+        assert seen(tmp_path) == {run}
+    assert sorted(file.name for file in tmp_path.iterdir() if file.suffix != ".crc") == [
+        "ranked", "rejects", "run.json"
+    ]  # fmt: skip
 
 
 def test_what_a_killed_run_has_begun_is_ended_by_the_next(

@@ -53,6 +53,24 @@ def test_findings_of_all_kinds_come_in_one_list(
     assert len(found) == len(set(found)) >= 7
 
 
+def test_qrels_and_baselines_of_other_ids_are_refused_before_anything_is_scored(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate over nothing used to pass; now nothing is paid for either."""
+
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("work was started")
+
+    monkeypatch.setattr("jobs.rerank.fill_store", start)
+    (tmp_path / "qrels").write_text("nobody 0 nothing 1\n")
+    out, gate = tmp_path / "out", "nDCG@10 delta >= 0"
+    code = job(out, evaluation__qrels=tmp_path / "qrels", evaluation__gate=gate)
+    assert code == REFUSED
+    said = capsys.readouterr().err
+    assert "the queries and the qrels have no id in common" in said and "'nobody' there" in said
+    assert not list(out.glob("[!.]*"))
+
+
 def test_a_gate_that_nothing_can_answer_is_refused(
     job: Job, spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,8 @@ from jobs.output.filesystem import Files
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, UNEXPECTED
 from jobs.store import ScoreStore
 from jobs.store.__main__ import main
-from jobs.store.maintenance import finished, merge, take_inventory
+from jobs.store.maintenance import Fingerprint, finished, merge, take_inventory
+from jobs.store.scores import damaged
 from tests.conftest import ROOT
 from tests.sample import PAIRS
 from tests.spark.conftest import Job
@@ -65,6 +66,10 @@ def written(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pa
     dead.mkdir(parents=True)
     (dead / "part-0.parquet").write_bytes(b"PAR1 half")
     return folder
+
+
+def inventory(store: ScoreStore) -> list[Fingerprint]:
+    return take_inventory(Files(store._spark), str(Path(store.folder).parent))
 
 
 def content(store: ScoreStore) -> pd.DataFrame:
@@ -177,6 +182,13 @@ def test_damaged_files_are_named_and_set_aside_and_their_pairs_are_missing(
     assert not (Path(store.folder) / "_corrupt").exists()
 
 
+def test_files_out_of_reach_are_not_called_damaged(store: ScoreStore) -> None:
+    """An outage of the storage must not set a whole store aside."""
+    files = [file for found in inventory(store) for file in found.files]
+    shutil.move(store.folder, f"{store.folder}-elsewhere")
+    assert not damaged(store._spark, files)
+
+
 def test_the_same_command_heals_a_damaged_store(
     job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,9 +251,9 @@ def test_compact_merges_and_changes_no_score(
 def test_a_merge_with_a_younger_attempt_keeps_each_readers_choice(store: ScoreStore) -> None:
     """The merged attempt's name is random; what counts is the name a score came with."""
     before = content(store)
-    (inventory,) = take_inventory(Files(store._spark), str(Path(store.folder).parent))
+    (held,) = inventory(store)
     for leave_out in (0, 1):
-        attempts = [a[0] for a in inventory.attempts if finished(a)]
+        attempts = [a[0] for a in held.attempts if finished(a)]
         copy = Path(store.folder).with_name(f"fingerprint={leave_out}")
         shutil.copytree(store.folder, copy)
         kept = attempts.pop(leave_out)
