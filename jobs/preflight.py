@@ -7,27 +7,24 @@ wants to know about the missing column, too. Only a session that cannot start hi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 
-from jobs.config import Config, EvaluationConfig
+from jobs.config import Config, OutputConfig
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.plan import Plan, make_plan
 from jobs.evaluation.qrels import from_labels, read_qrels
 from jobs.evaluation.ranked import Table, named, read_ranked
 from jobs.evaluation.result import find_baseline
 from jobs.input.layouts import InputTable, read_input
-from jobs.output.folder import refuse_columns
 from jobs.output.locations import refuse_locations, table_folders
 from jobs.output.record import Stopwatch
-from jobs.output.tracking.client import fetch_baseline, refuse_tracking
-from jobs.output.tracking.runs import fetch_model
+from jobs.output.tracking.client import fetch_baseline, fetch_model, refuse_tracking
 from jobs.ranking.order import COLUMNS, refuse_slices
 from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.redaction import masked
@@ -38,28 +35,38 @@ from jobs.scoring.resources import refuse_scoring
 from jobs.scoring.stage import refuse_unscorable
 from udfs.checkpoint import Checkpoint
 
-_P = ParamSpec("_P")
+_NESTED = (ArrayType, MapType, StructType, BinaryType)
 
 
 @dataclass(frozen=True)
-class Rerank:
-    """What a run of `jobs.rerank` starts from, checked.
+class Tune:
+    """What a run of `jobs.tune` starts from, checked."""
 
-    Attributes:
-        spark: the session.
-        plan: what an evaluation has to answer.
-        checkpoint: the model's folder, or its copy for another backend.
-        pairs: the input; nothing of it but its columns was looked at.
-        qrels: those of `evaluation.qrels`; None: labels of the input, if any.
-        baseline: what to compare with, None if there is nothing (yet).
-    """
+    spark: SparkSession
+    checkpoint: Checkpoint
+    pairs: InputTable  # nothing of it but its columns was looked at
+    qrels: DataFrame | None  # those of `evaluation.qrels`; None: labels of the input, if any
+
+
+@dataclass(frozen=True)
+class Rerank(Tune):
+    """What a run of `jobs.rerank` starts from, checked; the model is the backend's copy."""
+
+    plan: Plan
+    baseline: Baseline | Table | None  # None if there is nothing to compare with (yet)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What a run of `jobs.evaluate` starts from, checked."""
 
     spark: SparkSession
     plan: Plan
-    checkpoint: Checkpoint
-    pairs: InputTable
-    qrels: DataFrame | None
-    baseline: Baseline | Table | None
+    paths: dict[str, str]  # ranked tables by name, the judged one first
+    tables: dict[str, Table]  # the same, read
+    qrels: DataFrame | None  # None where no rule needs any
+    texts: DataFrame | None  # the pairs with their texts, None if none are to be shown
+    baseline: Baseline | Table | None  # None if there is nothing to compare with (yet)
 
 
 def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
@@ -68,63 +75,28 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     Raises:
         RefusedError: with all that cannot work.
     """
-    errors, given, qrels_at = ErrorCollector(), config.input, config.evaluation.qrels
+    errors, given = ErrorCollector(), config.input
     plan = errors.run(make_plan, config.evaluation, config.report)
-    fetch = partial(fetch_model, config.mlflow.tracking_uri)
-    checkpoint = errors.run(resolve_model, config.model, fetch)
+    checkpoint = _model(errors, config)
     errors.run(refuse_missing_packages, config.model.backend)
-    scoring = (config.model, config.batching, checkpoint)
-    with (
-        watch.part("session"),
-        _checking(errors, refuse_tracking, config.mlflow),
-        _checking(errors, refuse_unscorable, *scoring),
-    ):
-        spark = errors.run(open_session, config.spark)
-    if spark is None:
-        raise errors.error()
+    can_score = partial(refuse_unscorable, config.model, config.batching, checkpoint)
+    spark = _start(errors, config, watch, can_score)
     with watch.part("preflight"):
         errors.run(refuse_scoring, spark, config.scoring)
-        sources = [given.path, given.corpus, given.queries, given.run]
-        sources += table_folders(spark, given.table)
-        source = given.path or given.run or given.table
-        store = config.store.path
-        errors.run(refuse_locations, spark, config.output, sources, store, masked(source or ""))
-        pairs = errors.run(read_input, spark, given, config.model)
+        source = masked(given.path or given.run or given.table or "")
+        pairs, qrels = _read(errors, spark, config, config.store.path, source)
         if pairs is not None:
-            errors.run(refuse_columns, pairs.rows.schema, config.output.format)
-            errors.run(_refuse_partitions, pairs.passed, config.output.partition_by)
+            errors.run(_refuse_columns, pairs, config.output)
             errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
             if plan is not None:
                 errors.run(refuse_unmeasured, plan, pairs.has)
-        qrels = errors.run(read_qrels, spark, qrels_at) if qrels_at else None
-        baseline = None
-        if plan is not None:
-            baseline = errors.run(
-                find_baseline, spark, plan, {}, partial(fetch_baseline, config.mlflow), given.group
-            )
+        baseline = _baseline(errors, spark, config, plan, {})
     errors.raise_if_any()
     # Or it was refused.
     assert plan is not None and checkpoint is not None and pairs is not None
     for note in pairs.notes:
         sys.stderr.write(f"note: {note}\n")
-    return Rerank(spark, plan, for_backend(config.model, checkpoint), pairs, qrels, baseline)
-
-
-@dataclass(frozen=True)
-class Tune:
-    """What a run of `jobs.tune` starts from, checked.
-
-    Attributes:
-        spark: the session.
-        checkpoint: the model's folder.
-        pairs: the input; nothing of it but its columns was looked at.
-        qrels: those of `evaluation.qrels`; None: labels of the input, if any.
-    """
-
-    spark: SparkSession
-    checkpoint: Checkpoint
-    pairs: InputTable
-    qrels: DataFrame | None
+    return Rerank(spark, for_backend(config.model, checkpoint), pairs, qrels, plan, baseline)
 
 
 def check_tune(config: Config, watch: Stopwatch) -> Tune:
@@ -133,52 +105,18 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     Raises:
         RefusedError: with all that cannot work.
     """
-    errors, given, qrels_at = ErrorCollector(), config.input, config.evaluation.qrels
-    fetch = partial(fetch_model, config.mlflow.tracking_uri)
-    checkpoint = errors.run(resolve_model, config.model, fetch)
+    errors = ErrorCollector()
+    checkpoint = _model(errors, config)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         errors.run(refuse_missing_packages, "onnxruntime")
     model = config.model.model_copy(update={"backend": "torch"})  # which is always tried
-    with (
-        watch.part("session"),
-        _checking(errors, refuse_tracking, config.mlflow),
-        _checking(errors, refuse_unscorable, model, config.batching, checkpoint),
-    ):
-        spark = errors.run(open_session, config.spark)
-    if spark is None:
-        raise errors.error()
+    can_score = partial(refuse_unscorable, model, config.batching, checkpoint)
+    spark = _start(errors, config, watch, can_score)
     with watch.part("preflight"):
-        sources = [given.path, given.corpus, given.queries, given.run]
-        sources += table_folders(spark, given.table)
-        errors.run(refuse_locations, spark, config.output, sources)
-        pairs = errors.run(read_input, spark, given, config.model)
-        qrels = errors.run(read_qrels, spark, qrels_at) if qrels_at else None
+        pairs, qrels = _read(errors, spark, config)
     errors.raise_if_any()
     assert checkpoint is not None and pairs is not None  # or it was refused
     return Tune(spark, checkpoint, pairs, qrels)
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """What a run of `jobs.evaluate` starts from, checked.
-
-    Attributes:
-        spark: the session.
-        plan: what to answer.
-        paths: ranked tables by name, the judged one first.
-        tables: the same, read.
-        qrels: what to measure by; None where no rule needs any.
-        texts: the pairs with their texts, None if none are to be shown.
-        baseline: what to compare with, None if there is nothing (yet).
-    """
-
-    spark: SparkSession
-    plan: Plan
-    paths: dict[str, str]
-    tables: dict[str, Table]
-    qrels: DataFrame | None
-    texts: DataFrame | None
-    baseline: Baseline | Table | None
 
 
 def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
@@ -187,60 +125,38 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
     Raises:
         RefusedError: with all that cannot work.
     """
-    errors, given = ErrorCollector(), config.input
-    plan = errors.run(make_plan, config.evaluation, config.report)
+    errors, given, evaluation = ErrorCollector(), config.input, config.evaluation
+    plan = errors.run(make_plan, evaluation, config.report)
     paths = errors.run(named, config.ranked.path) or {}
     first = next(iter(paths), "")
-    if paths and config.evaluation.baseline == first:
+    if paths and evaluation.baseline == first:
         errors.add(f"evaluation.baseline={first} is the table that is judged; name another one")
     if config.report.examples and not (given.path or given.table or given.run):
         errors.add(
             "report.examples shows texts, which a ranked table does not hold; set input.path "
             "to the table it was made from, or leave report.examples out"
         )
-    with watch.part("session"), _checking(errors, refuse_tracking, config.mlflow):
-        spark = errors.run(open_session, config.spark)
-    if spark is None:
-        raise errors.error()
+    spark = _start(errors, config, watch)
     with watch.part("reading"):
         errors.run(refuse_locations, spark, config.output, list(paths.values()))
-        slices = {first: config.evaluation.slices}
-        read = {
-            n: errors.run(read_ranked, spark, n, p, slices.get(n, ()), given.group)
-            for n, p in paths.items()
-        }
-        tables = {name: table for name, table in read.items() if table is not None}
-        qrels = _judgements(errors, spark, config.evaluation, plan, tables.get(first))
+        tables: dict[str, Table] = {}
+        for name, path in paths.items():
+            slices = evaluation.slices if name == first else ()
+            table = errors.run(read_ranked, spark, name, path, slices, given.group)
+            tables |= {name: table} if table else {}
+        if evaluation.qrels:
+            qrels = errors.run(read_qrels, spark, evaluation.qrels)
+        else:
+            qrels = errors.run(_labels, plan, tables.get(first), bool(errors))
         pairs = None
         if config.report.examples and not errors:
             pairs = errors.run(read_input, spark, given, config.model)
-        baseline = None
-        if plan is not None:
-            others = {name: table for name, table in tables.items() if name != first}
-            fetch = partial(fetch_baseline, config.mlflow)
-            baseline = errors.run(find_baseline, spark, plan, others, fetch, given.group)
+        others = {name: table for name, table in tables.items() if name != first}
+        baseline = _baseline(errors, spark, config, plan, others)
     errors.raise_if_any()
     assert plan is not None  # or it was refused
     texts = None if pairs is None else pairs.rows
     return Evaluate(spark, plan, paths, tables, qrels, texts, baseline)
-
-
-def _judgements(
-    errors: ErrorCollector, spark: SparkSession, config: EvaluationConfig, plan: Plan | None,
-    table: Table | None,
-) -> DataFrame | None:  # fmt: skip
-    """The qrels; those of a file even where table or plan cannot be read."""
-    if config.qrels:
-        return errors.run(read_qrels, spark, config.qrels)
-    if table is None or plan is None:
-        return None
-    qrels = errors.run(from_labels, table.candidates)
-    if qrels is None and not errors and (plan.needs_judgements or not plan.rules):
-        errors.add(
-            "there is nothing to measure by: set evaluation.qrels, or give a ranked table with "
-            "grades in a column label"
-        )
-    return qrels
 
 
 def judgements_of(
@@ -271,27 +187,76 @@ def refuse_unmeasured(plan: Plan, has: Collection[str]) -> None:
         )
 
 
-def _refuse_partitions(passed: Collection[str], partition_by: Sequence[str]) -> None:
-    """Refuse partitions by what is no column that passes through.
+def _model(errors: ErrorCollector, config: Config) -> Checkpoint | None:
+    fetch = partial(fetch_model, config.mlflow.tracking_uri)
+    return errors.run(resolve_model, config.model, fetch)
 
-    Raises:
-        RefusedError: naming missing and present columns.
-    """
-    taken = (*COLUMNS, "label", "reason", "detail")
-    present = [name for name in passed if name not in taken]
-    if missing := [name for name in partition_by if name not in present]:
+
+def _start(
+    errors: ErrorCollector, config: Config, watch: Stopwatch, *checks: Callable[[], None]
+) -> SparkSession:
+    """Start Spark, and check beside it what needs none; without a session nothing else can be."""
+    with watch.part("session"), ThreadPoolExecutor() as beside:
+        results = [beside.submit(refuse_tracking, config.mlflow)]
+        results += [beside.submit(check) for check in checks]
+        spark = errors.run(open_session, config.spark)
+    for result in results:
+        errors.run(result.result)
+    if spark is None:
+        raise errors.error()
+    return spark
+
+
+def _read(
+    errors: ErrorCollector, spark: SparkSession, config: Config, *places: str | None
+) -> tuple[InputTable | None, DataFrame | None]:
+    """Return the input and the qrels of `evaluation.qrels`. `places`: of the store, the source."""
+    given, qrels_at = config.input, config.evaluation.qrels
+    sources = [given.path, given.corpus, given.queries, given.run]
+    sources += table_folders(spark, given.table)
+    errors.run(refuse_locations, spark, config.output, sources, *places)
+    pairs = errors.run(read_input, spark, given, config.model)
+    return pairs, errors.run(read_qrels, spark, qrels_at) if qrels_at else None
+
+
+def _baseline(
+    errors: ErrorCollector, spark: SparkSession, config: Config, plan: Plan | None,
+    others: dict[str, Table],
+) -> Baseline | Table | None:  # fmt: skip
+    if plan is None:
+        return None
+    fetch = partial(fetch_baseline, config.mlflow)
+    return errors.run(find_baseline, spark, plan, others, fetch, config.input.group)
+
+
+def _labels(plan: Plan | None, table: Table | None, refused: bool) -> DataFrame | None:
+    """Return the labels of a ranked table; that it has none is said unless more is wrong."""
+    if table is None or plan is None:
+        return None
+    qrels = from_labels(table.candidates)
+    if qrels is None and not refused and (plan.needs_judgements or not plan.rules):
         raise RefusedError(
+            "there is nothing to measure by: set evaluation.qrels, or give a ranked table with "
+            "grades in a column label"
+        )
+    return qrels
+
+
+def _refuse_columns(pairs: InputTable, config: OutputConfig) -> None:
+    """Refuse columns that the output's format cannot hold, and partitions by what is none."""
+    errors = ErrorCollector()
+    fields = pairs.rows.schema.fields
+    nested = [field.name for field in fields if isinstance(field.dataType, _NESTED)]
+    if config.format == "csv" and nested:
+        errors.add(
+            f"output.format=csv cannot hold the columns {', '.join(nested)}; choose parquet, or "
+            "leave them out of the input"
+        )
+    taken = (*COLUMNS, "label", "reason", "detail")
+    present = [name for name in pairs.passed if name not in taken]
+    if missing := [name for name in config.partition_by if name not in present]:
+        errors.add(
             f"output.partition_by: the input has no column {', '.join(missing)} that passes "
             f"through under its name; it has {', '.join(present) or 'none'}"
         )
-
-
-@contextmanager
-def _checking(
-    errors: ErrorCollector, check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs
-) -> Iterator[None]:
-    """Run a check beside the body of the `with`, which starts Spark."""
-    with ThreadPoolExecutor(1) as beside:
-        result = beside.submit(check, *args, **kwargs)
-        yield
-    errors.run(result.result)
+    errors.raise_if_any()

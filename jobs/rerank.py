@@ -7,11 +7,11 @@ spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/rerank.py --config conf
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -19,10 +19,10 @@ from jobs.config import Config
 from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
-from jobs.input.validation import ValidatedInput, validate
+from jobs.input.validation import validate
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY, RANKED, REJECTS, SCORES
-from jobs.output.publish import not_published, publish, result_files, track_run
+from jobs.output.publish import publish, result_files, track_run
 from jobs.output.record import (
     Stopwatch,
     evaluation_record,
@@ -32,10 +32,11 @@ from jobs.output.record import (
 )
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking.results import Results, all_candidates, with_scores, write_ranked
+from jobs.ranking.results import all_candidates, with_scores, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
-from jobs.scoring.fill import ScoringStats, fill_store, scoring_stats
+from jobs.runtime.redaction import masked
+from jobs.scoring.fill import fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
 from jobs.scoring.stage import (
     distinct_keys,
@@ -55,7 +56,6 @@ COMMAND = Command(
     sections="input model batching scoring ranking evaluation report store output mlflow spark "
     "dry_run",
 )
-_RERANKED: Final = "reranked"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +86,11 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
     if problem:
         sys.stderr.write(f"{problem}\n")
     if held_back:
-        sys.stderr.write(f"{not_published(out)}\n")
+        sys.stderr.write(
+            f"not published: {masked(out.path)} serves what it did before; the results of this run "
+            f"are in {masked(out.place(''))} until another run is not published "
+            "(output.publish=always publishes them all the same)\n"
+        )
     tracked = track_run(config.mlflow, out, record)
     return code or tracked
 
@@ -99,22 +103,20 @@ def produce(
     Returns:
         The record, and the evaluation, None where there was nothing to measure by.
     """
-    spark, plan, pairs, checkpoint = ready.spark, ready.plan, ready.pairs, ready.checkpoint
-    scores_at = config.store.path or f"{out.path}/{SCORES}"
-    spec = ship_model(spark, checkpoint, spec_of(config, ready), config.model.ship)
-    profile = scoring_profile(config.scoring)
+    spark, plan, pairs = ready.spark, ready.plan, ready.pairs
+    spec = ship_model(spark, ready.checkpoint, spec_of(config, ready), config.model.ship)
+    store = ScoreStore(spark, config.store.path or f"{out.path}/{SCORES}", spec.fingerprint())
     with watch.part("checking"):
         done = validate(pairs, out)
         labelled = done.valid if "label" in pairs.has else None
         qrels = judgements_of(plan, ready.qrels, labelled)
         refuse_unrelated(done.valid, ready.qrels, ready.baseline)
-    store = ScoreStore(spark, scores_at, spec.fingerprint())
-    model = model_record(config, checkpoint)
+    model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
-            spark, pairs, done, spec, store,
-            partitions=config.batching.partitions, profile=profile,
+            spark, pairs, done, spec, store, partitions=config.batching.partitions,
+            profile=scoring_profile(config.scoring),
         )  # fmt: skip
     # Beside each other, as short jobs in a row leave most cores idle.
     with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
@@ -123,46 +125,43 @@ def produce(
         candidates = with_scores(done, scores, pairs.has)
         results = write_ranked(out, config.ranking, config.output, done, candidates, scores)
         stats = measuring.result()
+    counts = {
+        **{key: done.counts[key] for key in ("input", "collapsed", "distinct")},
+        "from_store": stats.from_store, "scored": stats.scored, **results.counts,
+    }  # fmt: skip
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
                       spark_version=spark.version),
         "fingerprint": spec.fingerprint(),
         "model": {**model, "precision": spec.precision},
-        **counts_record(done, stats, results, watch),
+        **scoring_record(counts, stats, results.written, watch.seconds["scoring"]),
+        "reject_reasons": results.reasons,
         "start_up": {
             "session": watch.seconds.get("session"),
             "model_load": round(stats.memory.load_seconds, 3) if stats.memory else None,
         },
     }  # fmt: skip
-    document = None
-    if qrels is not None or plan.rules:
-        with watch.part("measuring"):
-            judged = Table(
-                _RERANKED, all_candidates(config.ranking, candidates, results), results.group,
-                record, pairs.rows if plan.examples else None,
-            )  # fmt: skip
-            document = evaluate(
-                plan, judged, [], ready.baseline, qrels, out, tie_break=config.ranking.tie_break
-            )
+    if qrels is None and not plan.rules:
+        return {**record, "timings": watch.timings()}, None
+    with watch.part("measuring"):
+        every = all_candidates(config.ranking, candidates, results)
+        texts = pairs.rows if plan.examples else None
+        judged = Table("reranked", every, results.group, record, texts)
+        document = evaluate(
+            plan, judged, [], ready.baseline, qrels, out, tie_break=config.ranking.tie_break
+        )
     return {**record, "timings": watch.timings(), **evaluation_record(document)}, document
 
 
-def counts_record(
-    done: ValidatedInput, stats: ScoringStats, results: Results, watch: Stopwatch
-) -> dict[str, Any]:
-    """Return what run.json says of rows, pairs and times."""
-    counts = {
-        **{key: done.counts[key] for key in ("input", "collapsed", "distinct")},
-        "from_store": stats.from_store,
-        "scored": stats.scored,
-        **results.counts,
-    }
-    found = scoring_record(counts, vars(stats), results.written, watch.seconds["scoring"])
-    return {**found, "reject_reasons": results.reasons}
+def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
+    """Return the scorer, its precision resolved."""
+    gpu = tasks_have_gpus(ready.spark, config.scoring)
+    precision = resolve_precision(config.model, gpu=gpu)
+    return make_spec(config.model, config.batching, ready.checkpoint, precision)
 
 
 def judge(
-    config: Config, record: dict[str, Any], document: dict[str, Any] | None
+    config: Config, record: Mapping[str, Any], document: Mapping[str, Any] | None
 ) -> tuple[int, str]:
     """Return the exit code, and what speaks against publishing the results."""
     rate, limit = record["rates"]["reject_rate"], config.input.max_reject_rate
@@ -191,13 +190,6 @@ def counting_kept(store: ScoreStore) -> Iterator[None]:
             kept = f"{sum(pq.read_metadata(file).num_rows for file in files):,} scored pairs"
         error.add_note(f"{kept} are kept in {store.folder}")
         raise
-
-
-def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
-    """Return the scorer, its precision resolved."""
-    gpu = tasks_have_gpus(ready.spark, config.scoring)
-    precision = resolve_precision(config.model, gpu=gpu)
-    return make_spec(config.model, config.batching, ready.checkpoint, precision)
 
 
 def dry_run(config: Config, ready: Rerank) -> int:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from jobs.config import Config
-from jobs.output.tracking.runs import fetch_model
+from jobs.output.tracking.client import fetch_model
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, RefusedError
 from jobs.scoring.backends import for_backend, refuse_missing_packages

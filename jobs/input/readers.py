@@ -105,11 +105,11 @@ def resolve_format(
     if source_format != "auto":
         return source_format
     files = Files(spark)
-    there = files.exists(path)
-    if not there and literal(path) == path:
+    there = files.entry(path)
+    if there is None and literal(path) == path:
         raise RefusedError(f"{path} does not exist; check the path")
     names = [path]
-    if there and files.is_folder(path):
+    if there and there.is_folder:
         names += [name for name in files.children(path) if not name.startswith(("_", "."))]
         if "=" in names[-1]:
             return "parquet"  # a partitioned folder; other formats have to be named

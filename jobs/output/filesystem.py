@@ -22,8 +22,8 @@ def literal(path: str) -> str:
 
 def local_path(path: str) -> Path | None:
     """Return an absolute path with its scheme as one of this machine, None if it is elsewhere."""
-    scheme = "file:"
-    return Path("/" + path.removeprefix(scheme).lstrip("/")) if path.startswith(scheme) else None
+    scheme, _, rest = path.partition(":")
+    return Path("/" + rest.lstrip("/")) if scheme == "file" else None
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,22 @@ class Files:
         gateway: Any = spark.sparkContext._gateway
         self._gateway = gateway
         self._hadoop: Any = gateway.jvm.org.apache.hadoop.fs
-        self._to_string: Any = gateway.jvm.org.apache.commons.io.IOUtils.toString
         self._conf: Any = spark._jsc.hadoopConfiguration()
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder."""
-        return bool(self._system(path).exists(self._path(path)))
+        system, at = self._at(path)
+        return bool(system.exists(at))
 
-    def is_folder(self, path: str) -> bool:
-        """Return whether there is a folder."""
-        return self.exists(path) and bool(
-            self._system(path).getFileStatus(self._path(path)).isDirectory()
-        )
+    def entry(self, path: str) -> Entry | None:
+        """Return what is known of a file or folder, None if there is none."""
+        system, at = self._at(path)
+        try:
+            return _entry(system.getFileStatus(at))
+        except Py4JJavaError as error:
+            if error.java_exception.getClass().getName() != "java.io.FileNotFoundException":
+                raise
+            return None
 
     def children(self, path: str) -> list[str]:
         """Return the names in a folder, sorted; none where there is no folder."""
@@ -72,18 +76,9 @@ class Files:
 
     def entries(self, path: str) -> list[Entry]:
         """Return what is in a folder, sorted by name; nothing where there is none."""
-        if not self.exists(path):
-            return []
-        found = [
-            Entry(
-                str(status.getPath().toString()),
-                int(status.getLen()),
-                int(status.getModificationTime()) / 1000,
-                bool(status.isDirectory()),
-            )
-            for status in self._system(path).listStatus(self._path(path))
-        ]
-        return sorted(found, key=lambda entry: entry.path)
+        system, at = self._at(path)
+        found = system.listStatus(at) if system.exists(at) else []
+        return sorted(map(_entry, found), key=lambda entry: entry.path)
 
     def tree(self, path: str) -> list[Entry]:
         """Return everything below a folder."""
@@ -98,28 +93,21 @@ class Files:
         Raises:
             OSError: if the file system refuses.
         """
-        system = self._system(source)
-        system.mkdirs(self._path(target).getParent())
-        if not system.rename(self._path(source), self._path(target)):
+        (system, at), (_, to) = self._at(source), self._at(target)
+        system.mkdirs(to.getParent())
+        if not system.rename(at, to):
             raise OSError(f"cannot rename {source} to {target}")
 
     def delete(self, path: str) -> None:
         """Remove a file or folder with all it holds; nothing happens where there is none."""
-        self._system(path).delete(self._path(path), True)
-
-    def make_folder(self, path: str) -> None:
-        """Make a folder and those above it.
-
-        Raises:
-            OSError: if the file system refuses.
-        """
-        if not self._system(path).mkdirs(self._path(path)):
-            raise OSError(f"cannot make the folder {path}")
+        system, at = self._at(path)
+        system.delete(at, True)
 
     def delete_if_empty(self, path: str) -> None:
         """Remove a folder unless it holds something."""
+        system, at = self._at(path)
         with suppress(Py4JJavaError):
-            self._system(path).delete(self._path(path), False)
+            system.delete(at, False)
 
     def create(self, path: str) -> bool:
         """Make an empty file and return whether it was not there before.
@@ -127,22 +115,13 @@ class Files:
         One of many callers gets True, where the file system creates files atomically (HDFS does;
         Hadoop's view of a local disk does not).
         """
+        system, at = self._at(path)
         try:
-            return bool(self._system(path).createNewFile(self._path(path)))
+            return bool(system.createNewFile(at))
         except Py4JJavaError:
             if self.exists(path):
                 return False
             raise
-
-    def modified(self, path: str) -> float | None:
-        """Return when a file or folder last changed [s], by the file system's clock."""
-        try:
-            status = self._system(path).getFileStatus(self._path(path))
-        except Py4JJavaError as error:
-            if error.java_exception.getClass().getName() != "java.io.FileNotFoundException":
-                raise
-            return None
-        return float(status.getModificationTime()) / 1000.0
 
     def try_write(self, folder: str) -> None:
         """Write a small file into a folder and remove it, with every folder made for it.
@@ -150,14 +129,12 @@ class Files:
         Raises:
             OSError: with the message of the file system.
         """
-        made = []
-        above = folder.rstrip("/")
-        file = f"{above}/.tried-{uuid.uuid4().hex}"
+        made, file = [], f"{folder}/.tried-{uuid.uuid4().hex}"
         try:
-            while above and not self.exists(above):
-                made.append(above)
-                parent = self._path(above).getParent()
-                above = str(parent.toString()) if parent is not None else ""
+            system, above = self._at(folder)
+            while above is not None and not system.exists(above):
+                made.append(str(above.toString()))
+                above = above.getParent()
             try:
                 self._write(file, "written to see whether it can be")
             finally:
@@ -172,7 +149,17 @@ class Files:
         """Write a small UTF-8 file whole: beside its place first, then moved over."""
         beside = f"{path}.{uuid.uuid4().hex}.tmp"
         self._write(beside, text)
-        self._replace(self._path(self.absolute(beside)), self._path(self.absolute(path)))
+        source, target = (self._hadoop.Path(self.absolute(name)) for name in (beside, path))
+        mode: Any = getattr(self._hadoop, "Options$Rename")
+        modes = self._gateway.new_array(mode, 1)
+        modes[0] = mode.OVERWRITE
+        try:
+            context = self._hadoop.FileContext.getFileContext(source.toUri(), self._conf)
+        except Py4JJavaError:  # a scheme without an AbstractFileSystem, such as s3, dbfs or oss
+            self.delete(path)
+            self.rename(beside, path)
+        else:
+            context.rename(source, target, modes)
 
     def read_text(self, path: str) -> str:
         """Return the content of a small UTF-8 file.
@@ -180,12 +167,13 @@ class Files:
         Raises:
             FileNotFoundError: where there is none.
         """
-        if not self.exists(path):
+        system, at = self._at(path)
+        if not system.exists(at):
             raise FileNotFoundError(path)
-        stream = self._system(path).open(self._path(path))
+        stream = system.open(at)
         try:
             # readAllBytes would do, but Hadoop's stream wrapper hides it from reflection.
-            return str(self._to_string(stream, "UTF-8"))
+            return str(self._gateway.jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
         finally:
             stream.close()
 
@@ -193,37 +181,34 @@ class Files:
         """Copy a file or folder to this machine, replacing what is there."""
         local = target.absolute().as_uri()
         self.delete(local)
-        self._system(path).copyToLocalFile(False, self._path(path), self._path(local), True)
+        system, at = self._at(path)
+        system.copyToLocalFile(False, at, self._hadoop.Path(local), True)
 
     def absolute(self, path: str) -> str:
         """Return the path with its scheme, as Spark would resolve it."""
-        return str(self._system(path).makeQualified(self._path(path)).toString())
+        system, at = self._at(path)
+        return str(system.makeQualified(at).toString())
 
     def matches(self, pattern: str, name: str) -> bool:
         """Return whether a part of a path is one of those that a Hadoop pattern names."""
         return bool(self._hadoop.GlobPattern(pattern).matches(name))
 
     def _write(self, path: str, text: str) -> None:
-        stream = self._system(path).create(self._path(path), True)
+        system, at = self._at(path)
+        stream = system.create(at, True)
         stream.write(bytearray(text.encode()))
         stream.close()
 
-    def _replace(self, source: Any, target: Any) -> None:
-        """Rename over a file, in one step where the file system has one."""
-        mode: Any = getattr(self._hadoop, "Options$Rename")
-        modes = self._gateway.new_array(mode, 1)
-        modes[0] = mode.OVERWRITE
-        try:
-            context = self._hadoop.FileContext.getFileContext(source.toUri(), self._conf)
-        except Py4JJavaError:  # a scheme without an AbstractFileSystem, such as s3, dbfs or oss
-            system = source.getFileSystem(self._conf)
-            system.delete(target, False)
-            system.rename(source, target)
-        else:
-            context.rename(source, target, modes)
+    def _at(self, path: str) -> tuple[Any, Any]:
+        """Return the file system of a path, and the path as Hadoop's."""
+        at = self._hadoop.Path(path)
+        return at.getFileSystem(self._conf), at
 
-    def _path(self, path: str) -> Any:
-        return self._hadoop.Path(path)
 
-    def _system(self, path: str) -> Any:
-        return self._path(path).getFileSystem(self._conf)
+def _entry(status: Any) -> Entry:
+    return Entry(
+        str(status.getPath().toString()),
+        int(status.getLen()),
+        int(status.getModificationTime()) / 1000,
+        bool(status.isDirectory()),
+    )

@@ -12,42 +12,24 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 
 from jobs.config import OutputConfig
 from jobs.output.filesystem import Files, literal
 from jobs.output.lock import locked
 from jobs.output.names import LOCK, PARTITIONED, PARTITIONS, RUN, SWAP, TUNING, UNPUBLISHED, WORK
-from jobs.runtime.errors import RefusedError
 
 _FORMER: Final = "_former"  # in the workspace: what is being replaced
-_STARTED: Final = "started"
+_STARTED: Final = "started"  # in the workspace: its time is that of the run's start
 _STALE: Final = 48 * 3600.0  # s since a run started, longer than any run takes
 # What is read back has to be what was written: line breaks, blanks and quotes in ids included.
 _CSV: Final = {
     "header": "true", "multiLine": "true", "escape": '"', "emptyValue": "",
     "ignoreLeadingWhiteSpace": "false", "ignoreTrailingWhiteSpace": "false",
 }  # fmt: skip
-
-
-def refuse_columns(schema: StructType, output_format: str) -> None:
-    """Refuse columns that the output format cannot hold, before anything is scored.
-
-    Raises:
-        RefusedError: naming the columns.
-    """
-    nested = (ArrayType, MapType, StructType, BinaryType)
-    names = [field.name for field in schema.fields if isinstance(field.dataType, nested)]
-    if output_format == "csv" and names:
-        raise RefusedError(
-            f"output.format=csv cannot hold the columns {', '.join(names)}; choose parquet, or "
-            "leave them out of the input"
-        )
 
 
 def published_record(files: Files, out: str) -> dict[str, Any] | None:
@@ -81,7 +63,6 @@ class OutputFolder:
         self.run_id = uuid.uuid4().hex
         self._results = self.path
         self._work = self._workspace(self.run_id)
-        self._started = False
         self._swapping = False
 
     def place(self, name: str) -> str:
@@ -93,18 +74,15 @@ class OutputFolder:
         return published_record(self._files, self.path) is not None
 
     def __enter__(self) -> OutputFolder:
-        """Complete what a killed run was publishing."""
+        """Complete what a killed run was publishing, and make the workspace."""
         if self._files.exists(f"{self.path}/{SWAP}"):
             with locked(self._files, f"{self.path}/{LOCK}"):
                 self._swap()
+        self.stage_file(_STARTED, "")
         return self
 
-    def __exit__(
-        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Remove the workspace, unless the next run needs it to complete a swap."""
-        if not self._started:
-            return
         try:
             if not self._swapping:
                 self._files.delete(self._work)
@@ -115,27 +93,22 @@ class OutputFolder:
 
     def stage(self, name: str, table: DataFrame, output_format: str | None = None) -> DataFrame:
         """Write a table into the workspace and read it back, so that it is computed once."""
-        self._start()
         path, kind = f"{self._work}/{name}", output_format or self._format
         options = _CSV if kind == "csv" else {}
         by = self._partition_by if name in (*PARTITIONED, PARTITIONS) else []
-        names = [f"`{column.replace('`', '``')}`" for column in table.columns]
+        columns = {column: f"`{column.replace('`', '``')}`" for column in table.columns}
         if by:
-            order = [c for c in ("query_id", "rank") if c in table.columns]
-            ordered = [n for n, c in zip(names, table.columns, strict=True) if c in by]
-            table = table.sortWithinPartitions(*ordered, *order)
+            order = [columns[c] for c in (*by, "query_id", "rank") if c in columns]
+            table = table.sortWithinPartitions(*order)
         table.write.format(kind).options(**options).partitionBy(*by).save(path)
         reader = self._spark.read.format(kind).options(**options).schema(table.schema)
-        return reader.load(literal(path)).select(*names)
+        return reader.load(literal(path)).select(*columns.values())
 
-    def stage_text(self, name: str, text: str) -> None:
-        """Write a small text into the workspace."""
-        self._start()
-        self._files.write_text(f"{self._work}/{name}", text)
-
-    def stage_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a small JSON file into the workspace."""
-        self.stage_text(name, _json(content))
+    def stage_file(self, name: str, content: str | Mapping[str, Any]) -> None:
+        """Write a small text, or a JSON object, into the workspace."""
+        self._files.write_text(
+            f"{self._work}/{name}", content if isinstance(content, str) else _json(content)
+        )
 
     def publish(self, names: Sequence[str], gone: Iterable[str] = ()) -> None:
         """Move staged results to their places, each replacing the former one.
@@ -167,12 +140,9 @@ class OutputFolder:
         with locked(self._files, f"{self.path}/{LOCK}"):
             self._swap()
             self._sweep()
-            first = {name.partition("/")[0] for name in names}
-            for name in self._files.children(self._work):
-                if name not in first:
-                    self._files.delete(f"{self._work}/{name}")
-            for run in self._files.children(kept):
-                self._files.delete(f"{kept}/{run}")
+            for name in set(self._files.children(self._work)).difference(names):
+                self._files.delete(f"{self._work}/{name}")
+            self._files.delete(kept)
             self._files.rename(self._work, f"{kept}/{self.run_id}")
         self._results = f"{kept}/{self.run_id}"
 
@@ -196,8 +166,7 @@ class OutputFolder:
         if not self._files.exists(note_at):
             return
         note = json.loads(self._files.read_text(note_at))
-        work = self._workspace(note["run_id"])
-        record = note["names"][-1]
+        work, record = self._workspace(note["run_id"]), note["names"][-1]
         if self._files.exists(f"{work}/{record}"):
             for name in (record, *note["gone"]):
                 self._set_aside(work, name)
@@ -227,8 +196,7 @@ class OutputFolder:
         processed = set().union(self._partitions(PARTITIONS), *staged.values())
         moves: list[str] = []
         for name in names:
-            parts = staged.get(name)
-            moves += [name] if parts is None else [f"{name}/{part}" for part in sorted(parts)]
+            moves += [f"{name}/{p}" for p in sorted(staged[name])] if name in staged else [name]
         return moves, gone | {f"{t}/{p}" for t, parts in staged.items() for p in processed - parts}
 
     def _partitions(self, table: str) -> set[str]:
@@ -243,20 +211,17 @@ class OutputFolder:
             ]
         return {path.lstrip("/") for path in found}
 
-    def _start(self) -> None:
-        if not self._started:
-            self._started = True
-            self._files.write_text(f"{self._work}/{_STARTED}", "")
-
     def _sweep(self) -> None:
         """Remove the workspaces of dead runs. The lock is held and no note is left."""
-        now = self._files.modified(f"{self._work}/{_STARTED}") or 0.0  # by that file system's clock
-        for run in self._files.children(f"{self.path}/{WORK}"):
-            work = self._workspace(run)
+        started: dict[str, float] = {}
+        for folder in self._files.entries(f"{self.path}/{WORK}"):
             # A folder without the file is of a run that is just beginning, or that died there.
-            started = self._files.modified(f"{work}/{_STARTED}") or self._files.modified(work)
-            if started is not None and now - started > _STALE:
-                self._files.delete(work)
+            entry = self._files.entry(f"{folder.path}/{_STARTED}") or folder
+            started[folder.name] = entry.modified
+        now = started.get(self.run_id, 0.0)  # by that file system's clock
+        for run, since in started.items():
+            if now - since > _STALE:
+                self._files.delete(self._workspace(run))
 
     def _workspace(self, run_id: str) -> str:
         return f"{self.path}/{WORK}/{run_id}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from py4j.protocol import Py4JError
@@ -44,7 +44,13 @@ def refuse_locations(
         for key, target in targets.items()
         if _overlap(files, path, target)
     ]
-    errors += _store_in_results(files, out, store)
+    # No run may delete the store: it is beside OUT, or under a name of its own in OUT.
+    inside = _below(files, out, store) if store else None
+    if store and (_below(files, store, out) is not None or (inside and inside[0] in REPLACED)):
+        errors.append(
+            f"store.path={store} would mix with the results in output.path={out}; choose a folder "
+            "beside it, or a new name in it"
+        )
     for key, target in targets.items():
         try:
             files.try_write(target)
@@ -68,19 +74,6 @@ def table_folders(spark: SparkSession, table: str | None) -> list[str]:
     return sorted({file.rpartition("/")[0] for file in found})
 
 
-def _store_in_results(files: Files, out: str, store: str | None) -> Iterator[str]:
-    """Keep the store where no run deletes it: beside OUT, or under a name of its own in OUT."""
-    above, below = _parts(files, out), _parts(files, store or f"{out}/{SCORES}")
-    inside = below[len(above) :]
-    if all(a == b for a, b in zip(above, below, strict=False)) and (
-        not inside or inside[0] in REPLACED
-    ):
-        yield (
-            f"store.path={store} would mix with the results in output.path={out}; choose a folder "
-            "beside it, or a new name in it"
-        )
-
-
 def _not_ours(
     files: Files, config: OutputConfig, store: str | None, source: str | None
 ) -> Iterator[str]:
@@ -88,16 +81,18 @@ def _not_ours(
     out = files.absolute(str(config.path))
     names = [name for name in files.children(out) if not name.startswith(".")]
     record = published_record(files, out)
-    if record is None and not (SWAP in names or _only_ours(files, out, store, names)):
-        yield (
-            f"output.path={config.path} is not empty and not ours: it holds "
-            f"{', '.join(names[:3])}{', ...' if names[3:] else ''} and no run.json of this "
-            "project; choose another folder, or set output.overwrite"
-        )
-    if record is None or source is None or record["kind"] != "rerank":
+    if record is None:
+        if SWAP not in names and not _only_ours(files, out, store, names):
+            yield (
+                f"output.path={config.path} is not empty and not ours: it holds "
+                f"{', '.join(names[:3])}{', ...' if names[3:] else ''} and no run.json of this "
+                "project; choose another folder, or set output.overwrite"
+            )
+        return
+    if source is None or record["kind"] != "rerank":
         return
     remedy = "set output.partition_by, another output.path or output.overwrite"
-    given: Mapping[str, str] = record["config"].get("input", {})
+    given = record["config"].get("input", {})
     before = given.get("path") or given.get("run") or given.get("table") or ""
     by, wanted = record["config"].get("output", {}).get("partition_by", []), config.partition_by
     if by != wanted:
@@ -111,8 +106,7 @@ def _not_ours(
 
 def _only_ours(files: Files, out: str, store: str | None, names: Sequence[str]) -> bool:
     """Return whether a folder holds no more than a first run that was killed, or not published."""
-    above, below = _parts(files, out), _parts(files, store or f"{out}/{SCORES}")
-    own = {WORK, UNPUBLISHED, *(below[len(above) :][:1] if below[: len(above)] == above else ())}
+    own = {WORK, UNPUBLISHED, *(_below(files, out, store or f"{out}/{SCORES}") or [])[:1]}
     scores = files.children(f"{out}/{SCORES}") if SCORES in names and not store else []
     return own >= set(names) and all(name.startswith(("fingerprint=", ".", "_")) for name in scores)
 
@@ -130,6 +124,12 @@ def _parts(files: Files, path: str) -> list[str]:
         return [path]
     local = local_path(whole)
     return [part for part in (f"file:{local.resolve()}" if local else whole).split("/") if part]
+
+
+def _below(files: Files, above: str, path: str) -> list[str] | None:
+    """Return the names that lead down from one folder to another, None if none do."""
+    start, whole = _parts(files, above), _parts(files, path)
+    return whole[len(start) :] if whole[: len(start)] == start else None
 
 
 def _overlap(files: Files, source: str, target: str) -> bool:

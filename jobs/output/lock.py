@@ -5,9 +5,8 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Final
+from contextlib import contextmanager, nullcontext
+from typing import IO, Final
 
 from jobs.output.filesystem import Files, local_path
 from jobs.runtime.errors import LockedError
@@ -31,40 +30,27 @@ def locked(files: Files, path: str) -> Iterator[None]:
     Raises:
         LockedError: if another run holds it for longer than publishing can take.
     """
-    local = local_path(path)
-    with _kernel_lock(local, path) if local else _lock_by_name(files, path):
-        yield
+    local, deadline = local_path(path), time.monotonic() + _TIMEOUT
+    with local.open("a") if local else nullcontext() as file:
+        while not (_lock(file) if file else files.create(path)):
+            if time.monotonic() > deadline:
+                raise LockedError(
+                    f"another run holds {path} for more than {_TIMEOUT:.0f} s, which publishing "
+                    "does not take; if no run is under way, delete that file. Scores are kept: run "
+                    "the same command again"
+                )
+            time.sleep(_POLL)
+        try:
+            yield
+        finally:
+            if not local:
+                files.delete(path)
 
 
-@contextmanager
-def _kernel_lock(local: Path, path: str) -> Iterator[None]:
-    deadline = time.monotonic() + _TIMEOUT
-    with local.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                _wait(path, deadline)
-        yield
-
-
-@contextmanager
-def _lock_by_name(files: Files, path: str) -> Iterator[None]:
-    deadline = time.monotonic() + _TIMEOUT
-    while not files.create(path):
-        _wait(path, deadline)
+def _lock(file: IO[str]) -> bool:
+    """Lock a file in the kernel; return whether nobody else has."""
     try:
-        yield
-    finally:
-        files.delete(path)
-
-
-def _wait(path: str, deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise LockedError(
-            f"another run holds {path} for more than {_TIMEOUT:.0f} s, which publishing does not "
-            "take; if no run is under way, delete that file. Scores are kept: run the same command "
-            "again"
-        )
-    time.sleep(_POLL)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

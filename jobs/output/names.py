@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 # Tables.
 RANKED: Final = "ranked"
@@ -38,3 +39,10 @@ REPLACED: Final = frozenset(
     {RANKED, REJECTS, RUN, TUNING, TUNING_PAGE, RECOMMENDED, UNPUBLISHED, WORK, SWAP, LOCK}
     | OPTIONAL
 )
+
+
+def artifacts_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the results beside a record that are logged with it."""
+    if record.get("kind") == "tune":
+        return TUNING_PAGE, RECOMMENDED
+    return METRICS, REPORT, PLOTS, PER_QUERY

@@ -10,12 +10,10 @@ from typing import Any
 from jobs.config import MlflowConfig
 from jobs.output.filesystem import local_path
 from jobs.output.folder import OutputFolder
-from jobs.output.names import METRICS, OPTIONAL, PLOTS, REPORT, RUN
+from jobs.output.names import METRICS, OPTIONAL, PLOTS, REPORT, RUN, artifacts_of
 from jobs.output.tracking.client import TrackingError, replay_command, track
-from jobs.output.tracking.runs import artifacts_of
 from jobs.runtime.cache import cache
 from jobs.runtime.errors import DONE, NOT_TRACKED
-from jobs.runtime.redaction import masked
 
 
 def result_files(
@@ -60,8 +58,7 @@ def publish(
         Path by name, without endings.
     """
     for name, content in files.items():
-        stage = out.stage_text if isinstance(content, str) else out.stage_json
-        stage(name, content)
+        out.stage_file(name, content)
     names = list(dict.fromkeys([*tables, *(name.partition("/")[0] for name in files)]))
     if hold_back:
         out.keep_unpublished(names)
@@ -70,33 +67,22 @@ def publish(
     return {Path(name).stem: out.place(name) for name in names}
 
 
-def not_published(out: OutputFolder) -> str:
-    """Return where the results are that were kept beside the published ones."""
-    return (
-        f"not published: {masked(out.path)} serves what it did before; the results of this run are "
-        f"in {masked(out.place(''))} until another run is not published "
-        "(output.publish=always publishes them all the same)"
-    )
-
-
 def track_run(
     config: MlflowConfig, out: OutputFolder, record: Mapping[str, Any], name: str = RUN
 ) -> int:
-    """Log the run, after everything is written. A server that is down costs time, not data.
+    """Log the run, after everything is written; return an exit code.
 
-    Args:
-        config: of MLflow.
-        out: the output folder.
-        record: content of the record.
-        name: of the record's file.
-
-    Returns:
-        An exit code.
+    A server that is down costs time, not data. `name` is that of the record's file.
     """
     if not config.enabled:
         return DONE
-    place = out.place(name)
-    run_json = local_path(place) or _copy_results(out, (name, *artifacts_of(record)))
+    run_json = local = local_path(out.place(name))
+    if run_json is None:  # a copy on this machine, which can be logged later, too
+        folder = cache() / "runs" / out.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        for result in (name, *artifacts_of(record)):
+            out.copy_to_local(result, folder / result)
+        run_json = folder / name
     try:
         run_id = track(run_json, config)
     except TrackingError as error:
@@ -105,16 +91,7 @@ def track_run(
             f"log this run later with: {replay_command(str(run_json), config.tracking_uri)}\n"
         )
         return NOT_TRACKED
-    if not local_path(place):
+    if local is None:
         out.update_json(name, {**record, "mlflow_run_id": run_id})
     sys.stdout.write(f"{'mlflow':<10} run {run_id}\n")
     return DONE
-
-
-def _copy_results(out: OutputFolder, names: Sequence[str]) -> Path:
-    """Copy a remote record and what is logged with it to this machine; return the record's file."""
-    folder = cache() / "runs" / out.run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        out.copy_to_local(name, folder / name)
-    return folder / names[0]

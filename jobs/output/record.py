@@ -76,24 +76,14 @@ def model_record(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def scoring_record(
-    counts: Mapping[str, int],
-    scoring: Mapping[str, Any],
-    written: Mapping[str, int],
-    seconds: float,
+    counts: Mapping[str, int], scoring: Any, written: Mapping[str, int], seconds: float
 ) -> dict[str, Any]:
     """Return what jobs.rerank adds: counts, rates, times and memory.
 
-    Args:
-        counts: of rows and pairs.
-        scoring: `scored`, `tokens`, `padding`, `device_ms` and `memory` of scoring.
-        written: `top1_changed` of `top1_compared` queries.
-        seconds: that scoring took.
+    `scoring` is a `ScoringStats`, which took `seconds`; `written` has `top1_changed` of
+    `top1_compared` queries.
     """
-    tokens, padding, memory = scoring["tokens"], scoring["padding"], scoring["memory"]
-    peaks = None
-    if memory is not None:
-        on_device = None if memory.device_mb is None else round(memory.device_mb, 1)
-        peaks = {"process_mb": round(memory.process_mb, 1), "device_mb": on_device}
+    tokens, padding, memory = scoring.tokens, scoring.padding, scoring.memory
     return {
         "counts": dict(counts),
         "rates": {
@@ -101,15 +91,18 @@ def scoring_record(
             "reject_rate": _share(counts["rejected"], counts["input"]) or 0.0,
             "truncated_rate": _share(counts["truncated"], counts["ranked"]) or 0.0,
             "from_store_rate": _share(counts["from_store"], counts["distinct"]) or 0.0,
-            "pairs_per_s": _share(scoring["scored"], seconds),
+            "pairs_per_s": _share(scoring.scored, seconds),
             "tokens_per_s": _share(tokens, seconds),
             "padding_share": _share(padding, tokens + padding),
         },
-        "device_ms": scoring["device_ms"],
+        "device_ms": scoring.device_ms,
         # The most memory [MB, 2^20 bytes] of one process that scored, and of tensors on one GPU.
-        "memory": peaks,
+        "memory": memory and {
+            "process_mb": round(memory.process_mb, 1),
+            "device_mb": None if memory.device_mb is None else round(memory.device_mb, 1),
+        },
         "tokens": {"scored": tokens, "padding": padding},
-    }
+    }  # fmt: skip
 
 
 def evaluation_record(document: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -117,13 +110,9 @@ def evaluation_record(document: Mapping[str, Any] | None) -> dict[str, Any]:
     if document is None:
         return {}
     moved = document.get("moved") or {}
+    kept = {k: v for k, v in document.items() if k in _MEASURED or k.startswith("queries")}
     return {
-        "metrics": {
-            key: value
-            for key, value in document.items()
-            if key in _MEASURED or key.startswith("queries")
-        }
-        or None,
+        "metrics": kept or None,
         "moved": {
             "top1_change_rate": moved.get("top1_change_rate"),
             "kendall_tau": (moved.get("kendall_tau") or {}).get("mean"),

@@ -8,38 +8,49 @@ from typing import Any, Final
 from jobs.runtime.redaction import masked
 
 _SIGNIFICANT: Final = 0.05  # of p after Holm's correction
+_ALWAYS: Final = ("input", "ranked", "distinct", "from store", "scored", "to score", "tokens")
 
 
 def closing_summary(
     record: Mapping[str, Any], document: Mapping[str, Any] | None, places: Mapping[str, str]
 ) -> str:
     """Return counts, rates and where the files are, in a dozen lines."""
-    counts, rates = record["counts"], record["rates"]
+    counts, rates, memory = record["counts"], record["rates"], record.get("memory") or {}
     max_length = record["config"]["model"]["max_length"]
     reasons = ", ".join(f"{count:,} {why}" for why, count in record["reject_reasons"].items())
     speed = f", {rates['pairs_per_s']:,.1f} pairs/s" if rates["pairs_per_s"] else ""
-    lines = [
-        _line("input", counts["input"], "rows"),
-        _line("ranked", counts["ranked"], f"rows of {counts['queries']:,} queries"),
-        *_some("cut", counts["cut"], "rows, by top_k or min_score"),
-        *_some("collapsed", counts["collapsed"], "rows, equal to another"),
-        *_some("rejected", counts["rejected"], f"rows, {reasons}"),
-        _line("distinct", counts["distinct"], "pairs"),
-        _line("from store", counts["from_store"], "pairs"),
-        _line("scored", counts["scored"], f"pairs{speed}"),
-        *_memory(record.get("memory") or {}),
-        *_some("truncated", counts["truncated"], f"pairs, cut at {max_length:,} tokens"),
-    ]
+    on_gpu = memory.get("device_mb")
+    device = "" if on_gpu is None else f", {on_gpu:,.0f} MB on a GPU"
+    peak = round(memory.get("process_mb", 0))
+    lines = _counted(
+        ("input", counts["input"], "rows"),
+        ("ranked", counts["ranked"], f"rows of {counts['queries']:,} queries"),
+        ("cut", counts["cut"], "rows, by top_k or min_score"),
+        ("collapsed", counts["collapsed"], "rows, equal to another"),
+        ("rejected", counts["rejected"], f"rows, {reasons}"),
+        ("distinct", counts["distinct"], "pairs"),
+        ("from store", counts["from_store"], "pairs"),
+        ("scored", counts["scored"], f"pairs{speed}"),
+        ("memory", peak, f"MB, largest process that scored{device}"),
+        ("truncated", counts["truncated"], f"pairs, cut at {max_length:,} tokens"),
+    )
     if rates["top1_change_rate"] is not None:
         lines.append(
             f"top-1      {rates['top1_change_rate']:>12.1%} of queries have a new first document"
         )
-    return "\n".join([*lines, *(["", *_evaluation(document)] if document else []), *_files(places)])
+    if document:
+        lines += ["", evaluation_summary(document, places)]
+    else:
+        lines += _files(places)
+    return "\n".join(lines)
 
 
 def evaluation_summary(document: Mapping[str, Any], places: Mapping[str, str]) -> str:
     """Return what `jobs.evaluate` shows: measures, comparison, gate, and where the files are."""
-    return "\n".join([*_evaluation(document), *_files(places)])
+    parts = (_measures, _baseline, _systems, _gate)
+    lines = [line for part in parts for line in part(document)]
+    warnings = [f"warning: {sentence}" for sentence in document.get("warnings") or []]
+    return "\n".join([*lines, *warnings, *_files(places)])
 
 
 def dry_run_summary(
@@ -56,32 +67,25 @@ def dry_run_summary(
     """
     missing = counts["distinct"] - counts["from_store"]
     share = counts["from_store"] / counts["distinct"] if counts["distinct"] else 0.0
-    lines = [
-        _line("input", counts["input"], "rows"),
-        *_some("collapsed", counts["collapsed"], "rows, equal to another"),
-        *_some("rejected", counts["rejected"], "rows"),
-        _line("distinct", counts["distinct"], "pairs"),
-        _line("from store", counts["from_store"], f"pairs ({share:.1%})"),
-        _line("to score", missing, "pairs"),
-    ]
+    lines = _counted(
+        ("input", counts["input"], "rows"),
+        ("collapsed", counts["collapsed"], "rows, equal to another"),
+        ("rejected", counts["rejected"], "rows"),
+        ("distinct", counts["distinct"], "pairs"),
+        ("from store", counts["from_store"], f"pairs ({share:.1%})"),
+        ("to score", missing, "pairs"),
+    )
     if lengths is not None:
+        lines += _counted(("tokens", round(lengths["mean"] * missing), "to score, estimated"))
         percentiles = "   ".join(f"p{p} {n:,.0f}" for p, n in lengths["percentiles"].items())
         lines += [
-            _line("tokens", round(lengths["mean"] * missing), "to score, estimated"),
             "",
             f"lengths of {lengths['sampled']:,} sampled pairs [tokens]:",
             f"  {percentiles}",
             f"  {lengths['cut']:.1%} would be cut at model.max_length={max_length}",
         ]
-    return "\n".join(
-        [*lines, "", f"fingerprint {fingerprint}", "nothing was scored or written (--dry-run)"]
-    )
-
-
-def _evaluation(document: Mapping[str, Any]) -> list[str]:
-    parts = (_measures, _baseline, _systems, _gate)
-    lines = [line for part in parts for line in part(document)]
-    return lines + [f"warning: {sentence}" for sentence in document.get("warnings") or []]
+    lines += ["", f"fingerprint {fingerprint}", "nothing was scored or written (--dry-run)"]
+    return "\n".join(lines)
 
 
 def _measures(document: Mapping[str, Any]) -> list[str]:
@@ -89,17 +93,17 @@ def _measures(document: Mapping[str, Any]) -> list[str]:
     if not document.get("reranked"):
         return []
     title = f"over {document['queries']:,} queries"
-    ceiling = document["ceiling"]
     if document["first_stage"] is None:
         after = document["reranked"].items()
         return [f"{title:<20}   after", *(f"{name:<20}  {value:.4f}" for name, value in after)]
     lines = [f"{title:<20}  before   after   change  p (Holm)  ceiling"]
     for name, before in document["first_stage"].items():
         after, delta = document["reranked"][name], document["delta"][name]
-        test = (document["tests"] or {}).get(name)
-        p = f"{test['p_holm']:.4f}" if test else "-"
-        best = f"{ceiling[name]:.4f}" if name in ceiling else "-"
-        lines.append(f"{name:<20}  {before:.4f}  {after:.4f}  {delta:+.4f}  {p:>8}  {best:>7}")
+        test, best = (document["tests"] or {}).get(name), document["ceiling"].get(name)
+        lines.append(
+            f"{name:<20}  {before:.4f}  {after:.4f}  {delta:+.4f}  "
+            f"{_four(test and test['p_holm']):>8}  {_four(best):>7}"
+        )
     counted = {"queries_unanswered": "without a candidate, counted 0",
                "queries_without_relevant": "without a relevant document, counted 0",
                "queries_only_in_run": "without a judgement, left out"}  # fmt: skip
@@ -125,10 +129,9 @@ def _baseline(document: Mapping[str, Any]) -> list[str]:
 
 def _systems(document: Mapping[str, Any]) -> list[str]:
     """Return models x measures, where there are more than the two orders of one table."""
-    systems = document.get("systems") or []
+    systems, names = document.get("systems") or [], document.get("measures") or []
     if len(systems) < 3:
         return []
-    names = document["measures"]
     width = max(len(row["name"]) for row in systems)
     lines = ["", " " * width + "".join(f"  {name:>14}" for name in names)]
     for row in systems:
@@ -136,8 +139,7 @@ def _systems(document: Mapping[str, Any]) -> list[str]:
         for name in names:
             versus = (row["versus"] or {}).get(name)
             star = "*" if versus and versus["p_holm"] < _SIGNIFICANT else " "
-            value = f"{row['values'][name]:.4f}" if name in row["values"] else "-"
-            cells.append(f"  {value + star:>14}")
+            cells.append(f"  {_four(row['values'].get(name)) + star:>14}")
         mark = "" if row["versus"] is not None else "  (baseline)"
         lines.append(f"{row['name']:<{width}}{''.join(cells)}{mark}")
     return [*lines, f"* differs from the baseline, p < {_SIGNIFICANT} after Holm"]
@@ -150,27 +152,22 @@ def _gate(document: Mapping[str, Any]) -> list[str]:
         return []
     lines = ["", f"gate {'passed' if gate['passed'] else 'NOT PASSED'}"]
     for row in gate["rules"]:
-        value = "unknown" if row["value"] is None else f"{row['value']:.4f}"
+        mark, value = "ok  " if row["passed"] else "FAIL", _four(row["value"], "unknown")
         note = f" ({row['note']})" if row["note"] else ""
-        lines.append(f"  {'ok  ' if row['passed'] else 'FAIL'} {row['rule']}: {value}{note}")
+        lines.append(f"  {mark} {row['rule']}: {value}{note}")
     return lines
 
 
-def _memory(peaks: Mapping[str, Any]) -> list[str]:
-    """Return the most that one process took while it scored, and what tensors took on a GPU."""
-    if not peaks:
-        return []
-    device = "" if peaks["device_mb"] is None else f", {peaks['device_mb']:,.0f} MB on a GPU"
-    return [_line("memory", round(peaks["process_mb"]), f"MB, largest process that scored{device}")]
+def _four(value: float | None, otherwise: str = "-") -> str:
+    return otherwise if value is None else f"{value:.4f}"
 
 
 def _files(places: Mapping[str, str]) -> list[str]:
     return ["", *(f"{name:<10} {masked(path)}" for name, path in places.items())]
 
 
-def _line(name: str, count: int, what: str) -> str:
-    return f"{name:<10} {count:>12,} {what}"
-
-
-def _some(name: str, count: int, what: str) -> list[str]:
-    return [_line(name, count, what)] if count else []
+def _counted(*rows: tuple[str, int, str]) -> list[str]:
+    """Lay out name, count and unit; of most names only where there is something to count."""
+    return [
+        f"{name:<10} {count:>12,} {what}" for name, count, what in rows if count or name in _ALWAYS
+    ]

@@ -105,7 +105,6 @@ class ScoreStore:
         file is when the fingerprint was last used.
         """
         text = json.dumps(about, indent=2, ensure_ascii=False, sort_keys=True)
-        self._files.make_folder(self.folder)
         self._files.write_text(f"{self.folder}/{ABOUT}", text + "\n")
 
     def read(self) -> DataFrame:
@@ -151,7 +150,6 @@ class ScoreStore:
         """Move damaged files to `_corrupt`, which no reader looks into, and name them."""
         aside = f"{self.folder}/{CORRUPT}"
         for path in paths:
-            self._files.make_folder(aside)
             try:
                 self._files.rename(path, f"{aside}/{'-'.join(path.split('/')[-2:])}")
             except (OSError, Py4JJavaError):

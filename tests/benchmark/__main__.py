@@ -21,7 +21,7 @@ from typing import Any, Final, get_args
 import pandas as pd
 
 from jobs.output.record import versions
-from jobs.output.tracking.runs import fetch_model
+from jobs.output.tracking.client import fetch_model
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE
 from jobs.runtime.session import local_cores

@@ -28,8 +28,8 @@ def publish(spark: SparkSession, path: Path | str) -> str:
     """A run whose every result holds the run's id."""
     with OutputFolder(spark, OutputConfig(path=str(path))) as out:
         for name in NAMES[:-1]:
-            out.stage_text(name, out.run_id)
-        out.stage_json("run.json", {"run_id": out.run_id})
+            out.stage_file(name, out.run_id)
+        out.stage_file("run.json", {"run_id": out.run_id})
         out.publish(NAMES)
     return out.run_id
 
@@ -95,11 +95,12 @@ def test_a_lock_by_name_is_exclusive_and_says_how_to_get_rid_of_it(
 ) -> None:
     """For file systems without locks of the kernel's."""
     monkeypatch.setattr(lock, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(lock, "local_path", lambda _: None)
     files, path = Files(spark), f"file:{tmp_path}/.lock"
-    with lock._lock_by_name(files, path):
+    with lock.locked(files, path):
         with (
             pytest.raises(LockedError, match=r"\.lock for more than.*delete that file"),
-            lock._lock_by_name(files, path),
+            lock.locked(files, path),
         ):
             pass
         assert (tmp_path / ".lock").exists()

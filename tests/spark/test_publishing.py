@@ -166,7 +166,7 @@ def test_a_partition_without_rows_goes_and_others_stay(spark: SparkSession, tmp_
                 rows = [(day, 1) for day in days]
                 out.stage(name, spark.createDataFrame(rows, "day string, n int").coalesce(1))
             config = {"output": {"partition_by": by}}
-            out.stage_json("run.json", {"run_id": out.run_id, "kind": "rerank", "config": config})
+            out.stage_file("run.json", {"run_id": out.run_id, "kind": "rerank", "config": config})
             out.publish(["ranked", "rejects", "run.json"])
         parts = [*tmp_path.glob("r*/day=*"), *tmp_path.glob("ranked/*.parquet")]
         return {re.sub(r".*/|part-.*", "", str(part.parent)) + part.name[-1] for part in parts}

@@ -14,8 +14,13 @@ import pytest
 from jobs.config import Config, MlflowConfig
 from jobs.output.record import public_config
 from jobs.output.tracking.__main__ import main
-from jobs.output.tracking.client import TrackingError, refuse_tracking, replay_command, track
-from jobs.output.tracking.runs import fetch_model
+from jobs.output.tracking.client import (
+    TrackingError,
+    fetch_model,
+    refuse_tracking,
+    replay_command,
+    track,
+)
 from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from jobs.runtime.redaction import masked
 from tests.conftest import Database

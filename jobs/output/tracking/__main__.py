@@ -83,11 +83,7 @@ def _read(run_json: Path) -> dict[str, Any]:
 
 
 def _connect() -> None:
-    """Find out within seconds that nobody listens.
-
-    Raises:
-        OSError: if there is no connection.
-    """
+    """Raise an OSError within seconds if nobody listens."""
     parts = urlsplit(os.environ[SERVER])
     if parts.scheme in ("http", "https"):
         port = parts.port or (443 if parts.scheme == "https" else 80)

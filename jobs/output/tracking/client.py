@@ -1,4 +1,4 @@
-"""Ask MLflow from a process of its own, with a time limit."""
+"""Ask MLflow, about runs from a process of its own with a time limit."""
 
 from __future__ import annotations
 
@@ -52,14 +52,10 @@ def replay_command(run_json: str, tracking_uri: str | None) -> str:
 
 
 def track(run_json: Path, config: MlflowConfig) -> str:
-    """Log a finished run and return MLflow's id of it.
-
-    Args:
-        run_json: local file with the run's record.
-        config: `tracking_uri` and `timeout`, the longest to wait for a server [s].
+    """Log the finished run of a local record and return MLflow's id of it.
 
     Raises:
-        TrackingError: if the server could not be reached in time, or refused.
+        TrackingError: if the server could not be reached in `timeout` [s], or refused.
     """
     return _ask(config, config.timeout, str(run_json))
 
@@ -67,9 +63,7 @@ def track(run_json: Path, config: MlflowConfig) -> str:
 def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
     """Return the table per query of an experiment's latest passing run, as a local folder.
 
-    Returns:
-        None if the experiment has no passing run yet, which only the one that this run will be
-        logged to may be.
+    None if it has no passing run yet, which only the experiment of this run may have.
 
     Raises:
         RefusedError: if it cannot be fetched, or there is no such experiment.
@@ -90,6 +84,26 @@ def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
     return None
 
 
+def fetch_model(tracking_uri: str | None, uri: str, folder: Path) -> Path:
+    """Fetch a registered model (`models:/NAME/VERSION`) into a folder.
+
+    Raises:
+        RefusedError: if the registry does not have it.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(resolve_uri(tracking_uri))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    except (mlflow.MlflowException, OSError) as error:
+        code = getattr(error, "error_code", type(error).__name__)
+        raise RefusedError(
+            f"model.name={uri} cannot be fetched from the registry ({code}); check its name and "
+            "version, and mlflow.tracking_uri"
+        ) from None
+
+
 def refuse_tracking(config: MlflowConfig) -> None:
     """Refuse an experiment that MLflow cannot log to. A server that does not answer is no reason.
 
@@ -97,11 +111,10 @@ def refuse_tracking(config: MlflowConfig) -> None:
         RefusedError: with what MLflow says of it.
     """
     uri = resolve_uri(config.tracking_uri)
-    database = uri.removeprefix(DATABASE)
-    if not config.enabled or (database != uri and not Path(database).exists()):
-        return
-    with suppress(TrackingError):
-        _ask(config, min(config.timeout, _CHECK_TIMEOUT), "--check", config.experiment)
+    is_new = uri.startswith(DATABASE) and not Path(uri.removeprefix(DATABASE)).exists()
+    if config.enabled and not is_new:
+        with suppress(TrackingError):
+            _ask(config, min(config.timeout, _CHECK_TIMEOUT), "--check", config.experiment)
 
 
 def _ask(config: MlflowConfig, timeout: float, *arguments: str) -> str:
