@@ -203,7 +203,7 @@ def _start(
     for result in results:
         errors.run(result.result)
     if spark is None:
-        raise errors.error()
+        raise RefusedError(errors.messages)
     return spark
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import ir_measures
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 MEASURE: Final = "nDCG@10"
 
@@ -24,12 +27,11 @@ def kendall_tau(queries: Sequence[str], one: Floats, other: Floats) -> float | N
     Returns:
         None where no query has two candidates with scores that differ.
     """
-    from scipy import stats
-
-    names = np.asarray(queries, dtype=object)
-    both = np.isfinite(one) & np.isfinite(other)
-    rows = [np.flatnonzero((names == name) & both) for name in dict.fromkeys(queries)]
-    found = [stats.kendalltau(one[kept], other[kept]).statistic for kept in rows if len(kept) > 1]
+    pairs = pd.DataFrame({"one": one, "other": other, "query": list(queries)})
+    lists = pairs[np.isfinite(one) & np.isfinite(other)].groupby("query")
+    found = [
+        stats.kendalltau(rows["one"], rows["other"]).statistic for _, rows in lists if len(rows) > 1
+    ]
     known = [float(tau) for tau in found if np.isfinite(tau)]
     return float(np.mean(known)) if known else None
 
@@ -50,16 +52,10 @@ def ndcg(
     Returns:
         None where no pair has a grade above 0.
     """
-    import ir_measures
-
-    keyed = np.where(np.isfinite(scores), scores, -np.inf)
-    run: dict[str, dict[str, float]] = {}
-    qrels: dict[str, dict[str, int]] = {}
-    for query, doc, score, grade in zip(queries, docs, keyed.tolist(), grades, strict=True):
-        run.setdefault(query, {})[doc] = score
-        if grade > 0:
-            qrels.setdefault(query, {})[doc] = int(grade)
-    if not qrels:
+    run = pd.DataFrame({"query_id": list(queries), "doc_id": list(docs), "relevance": grades})
+    run["score"] = np.where(np.isfinite(scores), scores, -np.inf)
+    qrels = run[run["relevance"] > 0].astype({"relevance": int})
+    if qrels.empty:
         return None
     measure = ir_measures.parse_measure(MEASURE)
     return float(ir_measures.calc_aggregate([measure], qrels, run)[measure])

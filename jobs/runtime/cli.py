@@ -47,7 +47,7 @@ def load_config(
         command_line = _CommandLine(config, words)
     except SettingsError as error:
         errors.add(str(error))
-        raise errors.error() from None
+        raise RefusedError(errors.messages) from None
     values: dict[str, Any] = reduce(_merge, [*layers, command_line()], {})
     errors.add(*command_line.unknown(known), *_missing(values, require))
     try:

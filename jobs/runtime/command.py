@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -17,22 +18,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from py4j.protocol import Py4JError
 from pyspark import SparkContext, accumulators
 
 from jobs.config import Config
+from jobs.runtime import errors
 from jobs.runtime.cli import help_text, load_config
-from jobs.runtime.errors import (
-    DONE,
-    REFUSED,
-    UNEXPECTED,
-    BookkeepingError,
-    LockedError,
-    RefusedError,
-)
+from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import known_secrets, masked, secrets_of
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -45,7 +39,7 @@ _QUOTED_VALUE: Final = re.compile(r"(?s)(?<=The value ').*?(?=' of the type)")
 
 
 class _StoppedError(Exception):
-    """The process got SIGINT or SIGTERM."""
+    """The process got a signal, the argument; the cause is what ended the action, if it ended."""
 
 
 @dataclass(frozen=True)
@@ -81,29 +75,30 @@ class Command:
             every = "--help-all" in words or not self.sections
             shown = list(self.config.model_fields) if every else self.sections.split()
             sys.stdout.write(help_text(self.name, self.about, self.config, shown))
-            return DONE
-        known = secrets_of(os.environ)
-        config = Config()
-        # These would print stacks of a JVM that is gone, which `_explain` names.
-        logging.getLogger("py4j").setLevel(logging.CRITICAL)
-        logging.getLogger().addFilter(_not_of_py4j)
-        accumulators.AccumulatorTCPServer.handle_error = _ignore  # type: ignore[assignment, method-assign]
+            return errors.DONE
+        known, config = secrets_of(os.environ), Config()
+        _quiet_py4j()
         try:
             config = load_config(words, self.require, self.config)
             known = known_secrets(config)
             return _run_stoppable(partial(action, config))
         except RefusedError as error:
-            lines, code = [f"  - {message}" for message in error.messages], REFUSED
-            lines = ["refused, nothing was written:", *lines]
+            said = [f"  - {message}" for message in error.messages]
+            said, code = ["refused, nothing was written:", *said], errors.REFUSED
         except _StoppedError as error:
             number = signal.Signals(error.args[0])
-            again = "run the same command again to go on"
-            lines, code = ["; ".join([f"stopped by {number.name}", *_notes(error), again])], 128
-            code += number
+            said, code = [_to_go_on(f"stopped by {number.name}", error.__cause__)], 128 + number
         except Exception as error:
-            lines, code = [_explain(error, config)], UNEXPECTED
-        sys.stderr.writelines(f"{masked(line, known)}\n" for line in lines)
+            said, code = [_explain(error, config)], errors.UNEXPECTED
+        sys.stderr.writelines(f"{masked(line, known)}\n" for line in said)
         return code
+
+
+def _quiet_py4j() -> None:
+    """Keep py4j from printing the stacks of a JVM that is gone, which `_explain` names."""
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(lambda record: "py4j" not in record.pathname)
+    accumulators.AccumulatorTCPServer.handle_error = lambda *_: None  # type: ignore[method-assign]
 
 
 def _run_stoppable(action: Callable[[], int]) -> int:
@@ -125,10 +120,7 @@ def _run_stoppable(action: Callable[[], int]) -> int:
         except BaseException as error:
             outcome.set_exception(error)
 
-    def receive(number: int, _: FrameType | None) -> None:
-        received.append(number)
-
-    former = {number: signal.signal(number, receive) for number in _SIGNALS}
+    former = {n: signal.signal(n, lambda number, _: received.append(number)) for n in _SIGNALS}
     try:
         threading.Thread(target=work, daemon=True).start()
         while not outcome.done() and not received:
@@ -137,10 +129,7 @@ def _run_stoppable(action: Callable[[], int]) -> int:
             _cancel_jobs(outcome)
             error = outcome.exception() if outcome.done() else None
             if error is not None or not outcome.done():
-                stopped = _StoppedError(received[0])
-                for note in _notes(error) if error else ():
-                    stopped.add_note(note)
-                raise stopped
+                raise _StoppedError(received[0]) from error
         return outcome.result()
     finally:
         for number, handler in former.items():
@@ -149,25 +138,23 @@ def _run_stoppable(action: Callable[[], int]) -> int:
 
 def _cancel_jobs(outcome: Future[int]) -> None:
     """Cancel Spark's jobs, again and again, until the action has ended."""
-    for _ in range(int(_GRACE / 0.5)):
+    deadline = time.monotonic() + _GRACE
+    while not outcome.done() and time.monotonic() < deadline:
         context: Any = SparkContext._active_spark_context
         with suppress(Py4JError, OSError):
             if context is not None:
                 context.setLogLevel("OFF")  # the stacks of cancelled tasks
                 context.cancelAllJobs()
         wait([outcome], 0.5)
-        if outcome.done():
-            return
 
 
 def _explain(error: Exception, config: Config) -> str:
     """Return one sentence where the cause is known, else the traceback without Java's frames."""
-    if isinstance(error, LockedError | BookkeepingError):
+    if isinstance(error, errors.LockedError | errors.BookkeepingError):
         return str(error)
     said = "".join(traceback.format_exception(error))
-    sentence = _no_space(said, config) or _no_jvm()
-    if sentence:
-        return "; ".join([sentence, *_notes(error), "run the same command again to go on"])
+    if sentence := _no_space(said, config) or _no_jvm():
+        return _to_go_on(sentence, error)
     return _QUOTED_VALUE.sub("***", _JAVA_FRAMES.sub("", said)).rstrip()
 
 
@@ -186,22 +173,13 @@ def _no_space(said: str, config: Config) -> str | None:
 def _no_jvm() -> str | None:
     """Say so if Spark's JVM is gone, or never started."""
     process = getattr(SparkContext._gateway, "proc", None)
-    if process is None:
-        return None
     with suppress(subprocess.TimeoutExpired):
-        code = process.wait(1.0)
-        return f"Spark's JVM has ended (code {code}): it was killed, or had too little memory"
+        if process is not None:
+            code = process.wait(1.0)
+            return f"Spark's JVM has ended (code {code}): it was killed, or had too little memory"
     return None
 
 
-def _not_of_py4j(record: logging.LogRecord) -> bool:
-    """Drop what py4j logs through the root logger."""
-    return "py4j" not in record.pathname
-
-
-def _ignore(*_: object) -> None:
-    pass
-
-
-def _notes(error: BaseException) -> list[str]:
-    return list(getattr(error, "__notes__", []))
+def _to_go_on(sentence: str, error: BaseException | None) -> str:
+    notes = getattr(error, "__notes__", [])
+    return "; ".join([sentence, *notes, "run the same command again to go on"])

@@ -19,9 +19,7 @@ _T = TypeVar("_T")
 class RefusedError(Exception):
     """Configuration or input that cannot be used. Nothing has been written.
 
-    Args:
-        messages: one sentence per error, each with the value, the limit and the remedy; never a
-            text of a query or document.
+    Each message has the value, the limit and the remedy; never a text of a query or document.
     """
 
     def __init__(self, messages: str | Sequence[str]) -> None:
@@ -61,11 +59,7 @@ class ErrorCollector:
         """Return whether there are errors."""
         return bool(self.messages)
 
-    def error(self) -> RefusedError:
-        """Return one exception with all errors."""
-        return RefusedError(self.messages)
-
     def raise_if_any(self) -> None:
         """Raise `RefusedError` with all errors, if there are any."""
         if self.messages:
-            raise self.error()
+            raise RefusedError(self.messages)

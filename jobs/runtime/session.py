@@ -52,11 +52,6 @@ _LOCAL_MASTER: Final = re.compile(r"local(\[(?P<slots>\*|\d+)(, *\d+)?\])?")
 _GPU_SETTINGS: Final = ("spark.task.resource.gpu.", "spark.executor.resource.gpu.")
 
 
-def under_spark_submit() -> bool:
-    """Return whether spark-submit started this process, so that its master and settings win."""
-    return "PYSPARK_GATEWAY_PORT" in os.environ
-
-
 def open_session(config: SparkConfig) -> SparkSession:
     """Build the session, or take the one that exists: spark-submit's, or a notebook's.
 
@@ -67,16 +62,19 @@ def open_session(config: SparkConfig) -> SparkSession:
         RefusedError: if a setting cannot work, with the reason and the remedy.
     """
     settings = dict(config.settings)
-    here = under_spark_submit()
-    _refuse_settings(settings if here else {**settings, "spark.master": config.master})
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit's master and settings win
+    _refuse_settings(settings if submitted else {**settings, "spark.master": config.master})
     master = _with_retries(config.master) if is_local(config.master) else config.master
     builder = SparkSession.Builder()
     if SparkContext._active_spark_context is None:
         builder = builder.appName(config.app_name)
-        if not here:
+        if not submitted:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             if master.startswith("local"):
-                settings = {**_LOCAL, **_local_shuffle(master), **settings}
+                # 200 partitions, Spark's default, cost a laptop more than its sort.
+                shuffle = max(4, 2 * local_cores(master)) if is_local(master) else 4
+                small = {"spark.sql.shuffle.partitions": str(shuffle)}
+                settings = {**_LOCAL, **small, **settings}
             builder = builder.master(master)
         settings = {**_QUIET, **settings}
     for key, value in settings.items():
@@ -125,35 +123,23 @@ def _with_retries(master: str) -> str:
     return master if "," in master else f"local[{found['slots'] or 1},{_LOCAL_ATTEMPTS}]"
 
 
-def _local_shuffle(master: str) -> dict[str, str]:
-    """Return settings for small shuffles: 200 partitions cost a laptop more than its sort."""
-    count = local_cores(master) if is_local(master) else 1
-    return {"spark.sql.shuffle.partitions": str(max(4, 2 * count))}
-
-
-def _asks_for_connect(settings: Mapping[str, str]) -> list[str]:
-    """Return settings and variables that make a session a client of Spark Connect."""
-    master, mode = settings.get("spark.master", ""), settings.get("spark.api.mode", "")
-    ways = {
-        "spark.remote": settings.get("spark.remote"),
-        "SPARK_REMOTE": os.environ.get("SPARK_REMOTE"),
-        "spark.master": master if master.startswith("sc:") else None,
-        "spark.api.mode": mode if mode == "connect" else None,
-        "SPARK_CONNECT_MODE_ENABLED": os.environ.get("SPARK_CONNECT_MODE_ENABLED"),
-    }
-    return [f"{key}={value}" for key, value in ways.items() if value]
-
-
 def _refuse_settings(settings: Mapping[str, str]) -> None:
     """Refuse settings that would hang or break scoring, whoever made them."""
-    findings = []
-    if asked := _asks_for_connect(settings):
+    findings: list[str] = []
+    master, mode = settings.get("spark.master", ""), settings.get("spark.api.mode", "")
+    variables = ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED")
+    connect = {
+        "spark.remote": settings.get("spark.remote"),
+        "spark.master": master if master.startswith("sc:") else None,
+        "spark.api.mode": mode if mode == "connect" else None,
+        **{name: os.environ.get(name) for name in variables},
+    }
+    if asked := [f"{key}={value}" for key, value in connect.items() if value]:
         findings.append(
             f"{', '.join(asked)} asks for Spark Connect, which gives a client no driver JVM to "
             "move results into place with; use a classic session (spark-submit, or spark.master)"
         )
     gpu = sorted(key for key in settings if key.startswith(_GPU_SETTINGS))
-    master = settings.get("spark.master", "")
     if gpu and is_local(master):
         findings.append(
             f"{', '.join(gpu)} cannot work with spark.master={master}, which has no executors: "

@@ -14,7 +14,7 @@ from jobs.config import BatchingConfig, ModelConfig, ScoringConfig
 from jobs.input.layouts import InputTable
 from jobs.input.validation import pair_texts
 from jobs.runtime.errors import RefusedError
-from jobs.runtime.progress import ProgressBar
+from jobs.runtime.progress import progress_bar
 from jobs.runtime.session import is_local, task_slots
 from jobs.scoring.models import EMBEDDED, pack
 from jobs.scoring.onnx_export import copied_files
@@ -176,7 +176,7 @@ def score_missing(
         # The shuffle above ends the stage that reads; what follows it is a stage of this profile.
         texts = spread.select("pair_key", "query", "doc")
         scored = texts.mapInPandas(rerank_rows(spec, peaks), ROWS_SCHEMA, profile=profile)
-    with ProgressBar(spark, count, title="scoring"):
+    with progress_bar(spark, count, title="scoring"):
         attempt = store.append(scored)
     return attempt, peaks.value
 

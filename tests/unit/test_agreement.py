@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import pytrec_eval
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.runtime.agreement import kendall_tau, ndcg
@@ -21,6 +21,7 @@ PAIRS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_ndcg_is_trec_evals(pairs: list[tuple[str, int, float, int | None]]) -> None:
     queries = [query for query, *_ in pairs]
