@@ -22,7 +22,7 @@ from jobs.config.scoring import ModelConfig as ModelConfig
 from jobs.config.scoring import ScoringConfig as ScoringConfig
 from jobs.config.scoring import SparkConfig as SparkConfig
 from jobs.config.scoring import TuneConfig as TuneConfig
-from jobs.config.section import Section, key
+from jobs.config.section import Section
 
 
 class Config(Section):
@@ -41,9 +41,8 @@ class Config(Section):
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()
     tune: TuneConfig = TuneConfig()
-    dry_run: bool = key(
-        False, "read and check the input, print its size and lengths, score nothing"
-    )
+    dry_run: bool = False
+    """read and check the input, print its size and lengths, score nothing"""
 
     @model_validator(mode="after")
     def _batch_holds_a_pair(self) -> Self:

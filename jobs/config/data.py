@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
 
-from jobs.config.section import Section, Share, key
+from jobs.config.section import Age, Section, Share
 
 
 class InputConfig(Section):
@@ -13,50 +13,53 @@ class InputConfig(Section):
     lacks come from `corpus` and `queries`.
     """
 
-    path: str | None = key(None, "table of pairs: file, folder or glob [path or URI]")
-    table: str | None = key(None, "catalog table of pairs, instead of path [name]")
-    format: str = key(
-        "auto", "Spark source: parquet, json, csv, tsv, orc, ... (auto: by file ending)"
-    )
-    options: dict[str, str] = key({}, "options of the Spark reader, KEY=VALUE, may be repeated")
-    query_id: str = key("query_id", "column of the query's id")
-    query: str = key("query", "column of the query's text (normalised: or `text`)")
-    doc_id: str = key("doc_id", "column of the document's id")
-    doc: str = key("doc", "column of the document's text, unless doc_template is set")
-    retrieval_score: str = key("retrieval_score", "column of the first stage's score")
-    retrieval_rank: str = key("retrieval_rank", "column of the first stage's rank")
-    label: str = key("label", "column of the graded relevance (empty: none)")
-    doc_template: str | None = key(
-        None, r"document made of fields, e.g. 'Title: {title}\nAbstract: {abstract}'"
-    )
-    doc_missing: Literal["drop_line", "empty", "reject"] = key(
-        "drop_line",
-        "a field that is null or blank: drop a template line with no field left, put nothing in "
-        "its place, or reject the pair",
-    )
-    candidates: str | None = key(None, "nested input: array column with one struct per candidate")
-    group: list[str] = key(
-        [],
-        "columns that make a list of candidates together with query_id, such as date or session, "
-        "may be repeated",
-    )
-    label_map: dict[str, int] = key(
-        {}, "grades of labels that are words, WORD=GRADE, may be repeated"
-    )
-    corpus: str | None = key(None, "documents by id: texts where a row has none [path or URI]")
-    queries: str | None = key(None, "queries by id: texts where a row has none [path or URI]")
-    run: str | None = key(
-        None,
-        "TREC run file or table of candidates without texts, instead of path; needs corpus and "
-        "queries [path or URI]",
-    )
-    run_format: str = key(
-        "auto", "Spark source of the run, or trec (auto: by file ending, else trec)"
-    )
-    allow_empty: bool = key(False, "accept an input without any row")
-    max_reject_rate: Share = key(
-        0.01, "rejected rows beyond which the job ends with exit code 3 [share 0-1]"
-    )
+    path: str | None = None
+    """table of pairs: file, folder or glob [path or URI]"""
+    table: str | None = None
+    """catalog table of pairs, instead of path [name]"""
+    format: str = "auto"
+    """Spark source: parquet, json, csv, tsv, orc, ... (auto: by file ending)"""
+    options: dict[str, str] = {}
+    """options of the Spark reader, KEY=VALUE, may be repeated"""
+    query_id: str = "query_id"
+    """column of the query's id"""
+    query: str = "query"
+    """column of the query's text (normalised: or `text`)"""
+    doc_id: str = "doc_id"
+    """column of the document's id"""
+    doc: str = "doc"
+    """column of the document's text, unless doc_template is set"""
+    retrieval_score: str = "retrieval_score"
+    """column of the first stage's score"""
+    retrieval_rank: str = "retrieval_rank"
+    """column of the first stage's rank"""
+    label: str = "label"
+    """column of the graded relevance (empty: none)"""
+    doc_template: str | None = None
+    r"""document made of fields, e.g. 'Title: {title}\nAbstract: {abstract}'"""
+    doc_missing: Literal["drop_line", "empty", "reject"] = "drop_line"
+    """a field that is null or blank: drop a template line with no field left, put nothing in its
+    place, or reject the pair"""
+    candidates: str | None = None
+    """nested input: array column with one struct per candidate"""
+    group: list[str] = []
+    """columns that make a list of candidates together with query_id, such as date or session, may
+    be repeated"""
+    label_map: dict[str, int] = {}
+    """grades of labels that are words, WORD=GRADE, may be repeated"""
+    corpus: str | None = None
+    """documents by id: texts where a row has none [path or URI]"""
+    queries: str | None = None
+    """queries by id: texts where a row has none [path or URI]"""
+    run: str | None = None
+    """TREC run file or table of candidates without texts, instead of path; needs corpus and queries
+    [path or URI]"""
+    run_format: str = "auto"
+    """Spark source of the run, or trec (auto: by file ending, else trec)"""
+    allow_empty: bool = False
+    """accept an input without any row"""
+    max_reject_rate: Share = 0.01
+    """rejected rows beyond which the job ends with exit code 3 [share 0-1]"""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -81,45 +84,34 @@ class InputConfig(Section):
 class StoreConfig(Section):
     """Where scores are kept. Runs that share a store share their work."""
 
-    path: str | None = key(None, "score store (unset: OUT/scores) [path or URI]")
-    older_than: str = key(
-        "30d",
-        "jobs.store gc: scores of a fingerprint not used for so long are dropped "
-        "[minutes m, hours h, days d]",
-        pattern=r"^\d+[mhd]$",
-    )
-    settled: str = key(
-        "6h",
-        "jobs.store compact, gc: what was used or changed more recently is left alone; longer than "
-        "any run takes [minutes m, hours h, days d]",
-        pattern=r"^\d+[mhd]$",
-    )
-    tolerance: float = key(
-        0.05, "jobs.store verify: how far two scores of one pair may differ [logit]", ge=0
-    )
+    path: str | None = None
+    """score store (unset: OUT/scores) [path or URI]"""
+    older_than: Age = "30d"
+    """jobs.store gc: scores of a fingerprint not used for so long are dropped [minutes m, hours h,
+    days d]"""
+    settled: Age = "6h"
+    """jobs.store compact, gc: what was used or changed more recently is left alone; longer than any
+    run takes [minutes m, hours h, days d]"""
+    tolerance: NonNegativeFloat = 0.05
+    """jobs.store verify: how far two scores of one pair may differ [logit]"""
 
 
 class OutputConfig(Section):
     """Where results go."""
 
-    path: str | None = key(None, "output folder [path or URI]")
-    format: Literal["parquet", "orc", "json", "csv"] = key(
-        "parquet", "format of the ranked table and the rejects"
-    )
-    partitions: int = key(0, "files of the ranked table (0: from its size) [files]", ge=0)
-    partition_by: list[str] = key(
-        [],
-        "column, such as a date, that splits the ranked table and the rejects into folders, may be "
-        "repeated; a run replaces only the partitions that its input has",
-    )
-    publish: Literal["always", "if_passed"] = key(
-        "if_passed",
-        "if_passed: a run whose gate fails is not published, and one that ends with exit code 3 or "
-        "ranks no row replaces nothing; their results are kept, until the next such run, in "
-        "OUT/unpublished/RUN_ID; always: they are published, too",
-    )
-    overwrite: bool = key(
-        False,
-        "write to a folder that holds something else, results of another date, or results "
-        "partitioned otherwise",
-    )
+    path: str | None = None
+    """output folder [path or URI]"""
+    format: Literal["parquet", "orc", "json", "csv"] = "parquet"
+    """format of the ranked table and the rejects"""
+    partitions: NonNegativeInt = 0
+    """files of the ranked table (0: from its size) [files]"""
+    partition_by: list[str] = []
+    """column, such as a date, that splits the ranked table and the rejects into folders, may be
+    repeated; a run replaces only the partitions that its input has"""
+    publish: Literal["always", "if_passed"] = "if_passed"
+    """if_passed: a run whose gate fails is not published, and one that ends with exit code 3 or
+    ranks no row replaces nothing; their results are kept, until the next such run, in
+    OUT/unpublished/RUN_ID; always: they are published, too"""
+    overwrite: bool = False
+    """write to a folder that holds something else, results of another date, or results partitioned
+    otherwise"""

@@ -1,87 +1,75 @@
 """Sections `ranking`, `ranked`, `evaluation`, `report` and `mlflow`: what is kept and measured."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from jobs.config.section import PositiveInt, Section, Share, key
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from jobs.config.section import Section, Share
 
 
 class RankingConfig(Section):
     """What is kept of each query's order."""
 
-    top_k: PositiveInt | None = key(None, "ranks kept per query (unset: all) [rows]")
-    min_score: float | None = key(None, "lowest logit kept (unset: all) [logit]")
-    tie_break: Literal["doc_id_desc", "doc_id_asc"] = key(
-        "doc_id_desc", "order of equal scores; doc_id_desc is trec_eval's"
-    )
+    top_k: PositiveInt | None = None
+    """ranks kept per query (unset: all) [rows]"""
+    min_score: float | None = None
+    """lowest logit kept (unset: all) [logit]"""
+    tie_break: Literal["doc_id_desc", "doc_id_asc"] = "doc_id_desc"
+    """order of equal scores; doc_id_desc is trec_eval's"""
 
 
 class RankedConfig(Section):
     """The ranked tables that jobs.evaluate reads."""
 
-    path: list[str] = key(
-        [],
-        "ranked table, PATH or NAME=PATH, may be repeated: the first is judged, the others are "
-        "compared with it [path or URI]",
-    )
+    path: list[str] = []
+    """ranked table, PATH or NAME=PATH, may be repeated: the first is judged, the others are
+    compared with it [path or URI]"""
 
 
 class EvaluationConfig(Section):
     """What the order is measured by. Labels come from the table's label unless qrels is set."""
 
-    qrels: str | None = key(None, "TREC or BEIR qrels file, or a table [path or URI]")
-    metrics: list[str] = key(
-        ["nDCG@10", "RR@10", "Success@1", "Judged@10"],
-        "measures by the names of ir_measures, means over queries, may be repeated",
-    )
-    baseline: str | None = key(
-        None,
-        "what to compare with beside the first stage: a name or path of a ranked table, or "
-        "mlflow:EXPERIMENT for the latest passing run there",
-    )
-    gate: list[str] = key(
-        [],
-        "rule that must hold, else exit code 4, e.g. 'nDCG@10 >= 0.6', 'nDCG@10 delta >= 0', "
-        "'nDCG@10 vs baseline >= -0.005 (significant)', 'p95_ms_per_pair <= 20', may be repeated",
-    )
-    alpha: float = key(
-        0.05, "chance of a false alarm for rules marked (significant) [share 0-1]", gt=0, lt=1
-    )
-    min_queries: int = key(
-        5,
-        "queries with a judged candidate that a rule's value must rest on, else the rule fails; of "
-        "fewer than 5 a single one is more than a fifth of the value, and no difference can be "
-        "significant [queries]",
-        ge=0,
-    )
-    min_judged: Share = key(
-        0.01,
-        "share of the first ten documents of a list that must be judged on average, else a rule "
-        "fails; with one judgement per query, found each time, it is 0.1 [share 0-1]",
-    )
-    slices: list[str] = key(
-        [],
-        "column with one value per query, or a number, to split the result by, may be repeated",
-    )
+    qrels: str | None = None
+    """TREC or BEIR qrels file, or a table [path or URI]"""
+    metrics: list[str] = ["nDCG@10", "RR@10", "Success@1", "Judged@10"]
+    """measures by the names of ir_measures, means over queries, may be repeated"""
+    baseline: str | None = None
+    """what to compare with beside the first stage: a name or path of a ranked table, or
+    mlflow:EXPERIMENT for the latest passing run there"""
+    gate: list[str] = []
+    """rule that must hold, else exit code 4, e.g. 'nDCG@10 >= 0.6', 'nDCG@10 delta >= 0', 'nDCG@10
+    vs baseline >= -0.005 (significant)', 'p95_ms_per_pair <= 20', may be repeated"""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """chance of a false alarm for rules marked (significant) [share 0-1]"""
+    min_queries: NonNegativeInt = 5
+    """queries with a judged candidate that a rule's value must rest on, else the rule fails; of
+    fewer than 5 a single one is more than a fifth of the value, and no difference can be
+    significant [queries]"""
+    min_judged: Share = 0.01
+    """share of the first ten documents of a list that must be judged on average, else a rule fails;
+    with one judgement per query, found each time, it is 0.1 [share 0-1]"""
+    slices: list[str] = []
+    """column with one value per query, or a number, to split the result by, may be repeated"""
 
 
 class ReportConfig(Section):
     """The report, one HTML file."""
 
-    examples: int = key(
-        0,
-        "queries shown with their texts, before and after; texts stay out of the report unless "
-        "asked for [queries]",
-        ge=0,
-    )
+    examples: NonNegativeInt = 0
+    """queries shown with their texts, before and after; texts stay out of the report unless asked
+    for [queries]"""
 
 
 class MlflowConfig(Section):
     """Tracking. Only the driver talks to it, after the data is written."""
 
-    enabled: bool = key(True, "log the run")
-    tracking_uri: str | None = key(
-        None, "MLflow server or database (unset: MLFLOW_TRACKING_URI, else mlflow.db)"
-    )
-    experiment: str = key("spark-rerank", "experiment's name")
-    run_name: str | None = key(None, "run's name (unset: MLflow chooses one)")
-    timeout: float = key(30.0, "longest that logging may hold up the end of the job [s]", gt=0)
+    enabled: bool = True
+    """log the run"""
+    tracking_uri: str | None = None
+    """MLflow server or database (unset: MLFLOW_TRACKING_URI, else mlflow.db)"""
+    experiment: str = "spark-rerank"
+    """experiment's name"""
+    run_name: str | None = None
+    """run's name (unset: MLflow chooses one)"""
+    timeout: PositiveFloat = 30.0
+    """longest that logging may hold up the end of the job [s]"""

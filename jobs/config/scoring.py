@@ -1,10 +1,18 @@
 """Sections `model`, `batching`, `scoring`, `spark` and `tune`: how pairs are scored."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from jobs.config.section import PositiveInt, Section, Share, key, refuse_int16
+from jobs.config.section import Section, Share, refuse_int16
 from udfs.spec import PRECISIONS
 
 #: Values of `tune.precisions`: of torch, or BACKEND:PRECISION.
@@ -14,40 +22,33 @@ ENGINES = ("fp32", "fp16", "bf16", "onnxruntime:fp32", "onnxruntime:int8")
 class ModelConfig(Section):
     """Which cross-encoder, and how it reads a pair."""
 
-    name: str | None = key(
-        None, "local folder, hub id, models:/ URI, or `embedded` for the small sample"
-    )
-    revision: str | None = key(None, "commit of a hub id [40 hex digits]")
-    max_length: PositiveInt = key(512, "longest pair the model is given [tokens]")
-    truncation: Literal["longest_first", "passage"] = key(
-        "longest_first",
-        "what is cut of a longer pair: the longer side first (sentence-transformers), or the "
-        "passage only with the query held to 3/4 of max_length (FlagEmbedding)",
-    )
-    precision: Literal["auto", "fp16", "bf16", "fp32", "int8"] = key(
-        "auto",
-        "number type of the model (auto: fp16 on CUDA, bf16 on CPUs that have the instructions, "
-        "else fp32; onnxruntime has fp32 and int8, auto is fp32 there)",
-    )
-    device: Literal["auto", "cpu", "cuda"] = key(
-        "auto", "auto: the GPU Spark gave the task, else the first one, else the CPU"
-    )
-    backend: Literal["torch", "onnxruntime", "tokenizer", "stub"] = key(
-        "torch",
-        "what runs the model; onnxruntime is for CPUs without bf16 instructions; tokenizer and "
-        "stub, which time the rest of a job, score by a checksum of tokens or texts",
-    )
-    attention: Literal["auto", "sdpa", "eager"] = key(
-        "auto", "attention kernel (auto: sdpa where the model has it)"
-    )
-    query_instruction: str = key("", "text put before every query")
-    doc_instruction: str = key("", "text put before every document")
-    trust_remote_code: bool = key(
-        False, "run Python code that comes with the model; off unless you read it"
-    )
-    ship: Literal["path", "archive"] = key(
-        "path", "how executors reach the model: a path they share, or an archive sent by Spark"
-    )
+    name: str | None = None
+    """local folder, hub id, models:/ URI, or `embedded` for the small sample"""
+    revision: str | None = None
+    """commit of a hub id [40 hex digits]"""
+    max_length: PositiveInt = 512
+    """longest pair the model is given [tokens]"""
+    truncation: Literal["longest_first", "passage"] = "longest_first"
+    """what is cut of a longer pair: the longer side first (sentence-transformers), or the passage
+    only with the query held to 3/4 of max_length (FlagEmbedding)"""
+    precision: Literal["auto", "fp16", "bf16", "fp32", "int8"] = "auto"
+    """number type of the model (auto: fp16 on CUDA, bf16 on CPUs that have the instructions, else
+    fp32; onnxruntime has fp32 and int8, auto is fp32 there)"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU Spark gave the task, else the first one, else the CPU"""
+    backend: Literal["torch", "onnxruntime", "tokenizer", "stub"] = "torch"
+    """what runs the model; onnxruntime is for CPUs without bf16 instructions; tokenizer and stub,
+    which time the rest of a job, score by a checksum of tokens or texts"""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """attention kernel (auto: sdpa where the model has it)"""
+    query_instruction: str = ""
+    """text put before every query"""
+    doc_instruction: str = ""
+    """text put before every document"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the model; off unless you read it"""
+    ship: Literal["path", "archive"] = "path"
+    """how executors reach the model: a path they share, or an archive sent by Spark"""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -79,20 +80,17 @@ class ModelConfig(Section):
 class BatchingConfig(Section):
     """How much is scored at once."""
 
-    max_tokens: PositiveInt = key(4096, "padded size of one batch [tokens]")
-    max_pairs: PositiveInt = key(512, "rows of one batch [pairs]")
-    window: PositiveInt = key(
-        1024, "pairs a worker holds and sorts by length before batching [pairs]"
-    )
-    partitions: int = key(
-        0, "scoring tasks (0: from the number of pairs and task slots) [tasks]", ge=0
-    )
-    timeout: float = key(
-        600.0,
-        "longest time for one batch; a worker that takes longer hangs: it ends, and Spark starts "
-        "its task again (0: wait for ever) [s]",
-        ge=0,
-    )
+    max_tokens: PositiveInt = 4096
+    """padded size of one batch [tokens]"""
+    max_pairs: PositiveInt = 512
+    """rows of one batch [pairs]"""
+    window: PositiveInt = 1024
+    """pairs a worker holds and sorts by length before batching [pairs]"""
+    partitions: NonNegativeInt = 0
+    """scoring tasks (0: from the number of pairs and task slots) [tasks]"""
+    timeout: NonNegativeFloat = 600.0
+    """longest time for one batch; a worker that takes longer hangs: it ends, and Spark starts its
+    task again (0: wait for ever) [s]"""
 
 
 class ScoringConfig(Section):
@@ -100,63 +98,54 @@ class ScoringConfig(Section):
     scheduling). Needs a cluster with dynamic allocation.
     """
 
-    gpus: PositiveInt | None = key(
-        None, "GPUs of such an executor, each with one model (unset: no such executors)"
-    )
-    cores: PositiveInt = key(
-        4, "its cores, one for each task; the tasks share out its GPUs [cores]"
-    )
-    memory: str = key("4g", "its JVM's heap [bytes, or with k, m, g]")
-    memory_overhead: str = key(
-        "8g", "its memory beside the heap: model, torch, CUDA [bytes, or with k, m, g]"
-    )
-    discovery_script: str = key(
-        "", "script on the executors that lists their GPUs as Spark wants it [path]"
-    )
-    vendor: str = key("", "vendor of the GPUs, for Kubernetes, e.g. nvidia.com")
+    gpus: PositiveInt | None = None
+    """GPUs of such an executor, each with one model (unset: no such executors)"""
+    cores: PositiveInt = 4
+    """its cores, one for each task; the tasks share out its GPUs [cores]"""
+    memory: str = "4g"
+    """its JVM's heap [bytes, or with k, m, g]"""
+    memory_overhead: str = "8g"
+    """its memory beside the heap: model, torch, CUDA [bytes, or with k, m, g]"""
+    discovery_script: str = ""
+    """script on the executors that lists their GPUs as Spark wants it [path]"""
+    vendor: str = ""
+    """vendor of the GPUs, for Kubernetes, e.g. nvidia.com"""
 
 
 class SparkConfig(Section):
     """The session."""
 
-    master: str = key("local[*]", "for a local run; spark-submit's master wins")
-    app_name: str = key("spark-rerank", "application's name")
-    settings: dict[str, str] = key({}, "further Spark settings, KEY=VALUE, may be repeated")
+    master: str = "local[*]"
+    """for a local run; spark-submit's master wins"""
+    app_name: str = "spark-rerank"
+    """application's name"""
+    settings: dict[str, str] = {}
+    """further Spark settings, KEY=VALUE, may be repeated"""
 
 
 class TuneConfig(Section):
     """What jobs.tune measures, and what it may recommend. Empty lists: from device and lengths."""
 
-    seconds: float = key(
-        240.0, "time for measuring; every setting once, then the best ones again [s]", gt=0
-    )
-    pairs: int = key(
-        0, "pairs measured on, of whole queries (0: 320 on a CPU, 4096 on a GPU)", ge=0
-    )
-    candidates: int = key(
-        16, "candidates per query, more if there are too few queries [pairs]", ge=2
-    )
-    seed: int = key(0, "which queries and candidates are drawn")
-    precisions: list[str] = key(
-        [], "precisions to try, or BACKEND:PRECISION such as onnxruntime:int8, may be repeated"
-    )
-    max_lengths: list[PositiveInt] = key(
-        [], "values of model.max_length to try, may be repeated [tokens]"
-    )
-    max_tokens: list[PositiveInt] = key(
-        [], "values of batching.max_tokens to try, may be repeated [tokens]"
-    )
-    max_pairs: list[PositiveInt] = key(
-        [1, 8, 32, 128], "values of batching.max_pairs to try, may be repeated [pairs]"
-    )
-    min_tau: float = key(
-        0.9,
-        "least agreement with float32 at the longest max_length that is recommended "
-        "[Kendall's tau]",
-        ge=-1,
-        le=1,
-    )
-    max_loss: Share = key(0.005, "largest loss of nDCG@10 against it that is recommended")
+    seconds: PositiveFloat = 240.0
+    """time for measuring; every setting once, then the best ones again [s]"""
+    pairs: NonNegativeInt = 0
+    """pairs measured on, of whole queries (0: 320 on a CPU, 4096 on a GPU)"""
+    candidates: Annotated[int, Field(ge=2)] = 16
+    """candidates per query, more if there are too few queries [pairs]"""
+    seed: int = 0
+    """which queries and candidates are drawn"""
+    precisions: list[str] = []
+    """precisions to try, or BACKEND:PRECISION such as onnxruntime:int8, may be repeated"""
+    max_lengths: list[PositiveInt] = []
+    """values of model.max_length to try, may be repeated [tokens]"""
+    max_tokens: list[PositiveInt] = []
+    """values of batching.max_tokens to try, may be repeated [tokens]"""
+    max_pairs: list[PositiveInt] = [1, 8, 32, 128]
+    """values of batching.max_pairs to try, may be repeated [pairs]"""
+    min_tau: Annotated[float, Field(ge=-1, le=1)] = 0.9
+    """least agreement with float32 at the longest max_length that is recommended [Kendall's tau]"""
+    max_loss: Share = 0.005
+    """largest loss of nDCG@10 against it that is recommended"""
 
     @model_validator(mode="after")
     def _known_precisions(self) -> Self:

@@ -4,19 +4,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
+Age = Annotated[str, Field(pattern=r"^\d+[mhd]$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """A group of keys. Unknown keys are refused and values cannot be changed after loading."""
+    """A group of keys. Unknown keys are refused and values cannot be changed after loading.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+    What `--help` says of a key is the string below it, with its unit in brackets.
+    """
 
-
-def key(default: Any, description: str, **limits: Any) -> Any:
-    """Return a key: its default, what `--help` says of it (unit in brackets), and its limits."""
-    return Field(default, description=description, **limits)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def refuse_int16(name: str, *values: Any) -> None:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from jobs.config import Config
-from jobs.config.section import PositiveInt, Section
+from jobs.config.section import Section
 
 Way = Literal[
     "engine", "job", "sentence_transformers", "sentence_transformers_bf16", "flagembedding",
