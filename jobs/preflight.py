@@ -70,11 +70,7 @@ class Evaluate:
 
 
 def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
-    """Look at everything `jobs.rerank` needs.
-
-    Raises:
-        RefusedError: with all that cannot work.
-    """
+    """Look at everything `jobs.rerank` needs, and refuse all that cannot work."""
     errors, given = ErrorCollector(), config.input
     plan = errors.run(make_plan, config.evaluation, config.report)
     checkpoint = _model(errors, config)
@@ -100,11 +96,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
 
 
 def check_tune(config: Config, watch: Stopwatch) -> Tune:
-    """Look at everything `jobs.tune` needs.
-
-    Raises:
-        RefusedError: with all that cannot work.
-    """
+    """Look at everything `jobs.tune` needs, and refuse all that cannot work."""
     errors = ErrorCollector()
     checkpoint = _model(errors, config)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
@@ -120,11 +112,7 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
 
 
 def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
-    """Look at everything `jobs.evaluate` needs.
-
-    Raises:
-        RefusedError: with all that cannot work.
-    """
+    """Look at everything `jobs.evaluate` needs, and refuse all that cannot work."""
     errors, given, evaluation = ErrorCollector(), config.input, config.evaluation
     plan = errors.run(make_plan, evaluation, config.report)
     paths = errors.run(named, config.ranked.path) or {}
@@ -162,10 +150,9 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
 def judgements_of(
     plan: Plan, qrels: DataFrame | None, labelled: DataFrame | None
 ) -> DataFrame | None:
-    """The qrels that were read, else the labels of these rows; None where there are none.
+    """Return the qrels that were read, else the labels of these rows; None where there are none.
 
-    Raises:
-        RefusedError: labels that cannot be used, or none at all where a gate needs some.
+    Labels that cannot be used are refused, and that there are none where a rule needs some.
     """
     if qrels is not None:
         return qrels
@@ -175,11 +162,7 @@ def judgements_of(
 
 
 def refuse_unmeasured(plan: Plan, has: Collection[str]) -> None:
-    """A rule, or a comparison, that nothing can answer must not pass in silence.
-
-    Raises:
-        RefusedError: if there are neither qrels nor labels.
-    """
+    """Refuse rules and comparisons if there are neither qrels nor labels to answer them by."""
     if plan.needs_judgements and not plan.config.qrels and "label" not in has:
         raise RefusedError(
             f"{' and '.join(plan.needs_judgements)} cannot be answered without judgements; set "

@@ -100,8 +100,7 @@ def produce(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Check, score, rank and measure; each step reads what the last one wrote.
 
-    Returns:
-        The record, and the evaluation, None where there was nothing to measure by.
+    Returns the record, and the evaluation, None where there was nothing to measure by.
     """
     spark, plan, pairs = ready.spark, ready.plan, ready.pairs
     spec = ship_model(spark, ready.checkpoint, spec_of(config, ready), config.model.ship)

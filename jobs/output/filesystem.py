@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
+import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
+from jobs.runtime.errors import LockedError
+
 _GLOB: Final = re.compile(r"([\\{}\[\]*?])")
+_LOCK_POLL: Final = 0.2  # s
+_LOCK_TIMEOUT: Final = 120.0  # s; what is locked takes a few renames
 
 
 def literal(path: str) -> str:
@@ -42,14 +49,10 @@ class Entry:
 
 
 class Files:
-    """Hadoop's FileSystem, with the few operations the job needs.
-
-    Args:
-        spark: a classic session; its Hadoop configuration holds the credentials.
-    """
+    """Hadoop's FileSystem, with the few operations the job needs."""
 
     def __init__(self, spark: SparkSession) -> None:
-        """Keep the gateway to the JVM."""
+        """Take the credentials from the Hadoop configuration of a classic session."""
         gateway: Any = spark.sparkContext._gateway
         self._gateway = gateway
         self._hadoop: Any = gateway.jvm.org.apache.hadoop.fs
@@ -88,11 +91,7 @@ class Files:
         return found
 
     def rename(self, source: str, target: str) -> None:
-        """Move a file or folder to a free name, making the folder above it.
-
-        Raises:
-            OSError: if the file system refuses.
-        """
+        """Move a file or folder to a free name, making the folder above; OSError if refused."""
         (system, at), (_, to) = self._at(source), self._at(target)
         system.mkdirs(to.getParent())
         if not system.rename(at, to):
@@ -109,25 +108,10 @@ class Files:
         with suppress(Py4JJavaError):
             system.delete(at, False)
 
-    def create(self, path: str) -> bool:
-        """Make an empty file and return whether it was not there before.
-
-        One of many callers gets True, where the file system creates files atomically (HDFS does;
-        Hadoop's view of a local disk does not).
-        """
-        system, at = self._at(path)
-        try:
-            return bool(system.createNewFile(at))
-        except Py4JJavaError:
-            if self.exists(path):
-                return False
-            raise
-
     def try_write(self, folder: str) -> None:
         """Write a small file into a folder and remove it, with every folder made for it.
 
-        Raises:
-            OSError: with the message of the file system.
+        A refusal of the file system is an OSError with its message.
         """
         made, file = [], f"{folder}/.tried-{uuid.uuid4().hex}"
         try:
@@ -162,11 +146,7 @@ class Files:
             context.rename(source, target, modes)
 
     def read_text(self, path: str) -> str:
-        """Return the content of a small UTF-8 file.
-
-        Raises:
-            FileNotFoundError: where there is none.
-        """
+        """Return the content of a small UTF-8 file; FileNotFoundError where there is none."""
         system, at = self._at(path)
         if not system.exists(at):
             raise FileNotFoundError(path)
@@ -176,6 +156,36 @@ class Files:
             return str(self._gateway.jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
         finally:
             stream.close()
+
+    @contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        """Hold a lock file for the body of the `with`, waiting for its present holder.
+
+        On a local file system the kernel holds the lock and drops it when the process ends, however
+        it ends; the empty file stays. Elsewhere the lock is that the file exists: one that a killed
+        run has left must be deleted by hand, as nobody can tell it from the lock of a slow run.
+
+        Args:
+            path: absolute, with its scheme, in a folder that exists.
+
+        Raises:
+            LockedError: if another run holds it for longer than publishing can take.
+        """
+        local, deadline = local_path(path), time.monotonic() + _LOCK_TIMEOUT
+        with local.open("a") if local else nullcontext() as file:
+            while not (_kernel_lock(file) if file else self._create(path)):
+                if time.monotonic() > deadline:
+                    raise LockedError(
+                        f"another run holds {path} for more than {_LOCK_TIMEOUT:.0f} s, which "
+                        "publishing does not take; if no run is under way, delete that file. "
+                        "Scores are kept: run the same command again"
+                    )
+                time.sleep(_LOCK_POLL)
+            try:
+                yield
+            finally:
+                if not local:
+                    self.delete(path)
 
     def copy_to_local(self, path: str, target: Path) -> None:
         """Copy a file or folder to this machine, replacing what is there."""
@@ -193,6 +203,20 @@ class Files:
         """Return whether a part of a path is one of those that a Hadoop pattern names."""
         return bool(self._hadoop.GlobPattern(pattern).matches(name))
 
+    def _create(self, path: str) -> bool:
+        """Make an empty file and return whether it was not there before.
+
+        One of many callers gets True, where the file system creates files atomically (HDFS does;
+        Hadoop's view of a local disk does not).
+        """
+        system, at = self._at(path)
+        try:
+            return bool(system.createNewFile(at))
+        except Py4JJavaError:
+            if self.exists(path):
+                return False
+            raise
+
     def _write(self, path: str, text: str) -> None:
         system, at = self._at(path)
         stream = system.create(at, True)
@@ -206,9 +230,13 @@ class Files:
 
 
 def _entry(status: Any) -> Entry:
-    return Entry(
-        str(status.getPath().toString()),
-        int(status.getLen()),
-        int(status.getModificationTime()) / 1000,
-        bool(status.isDirectory()),
-    )
+    size, modified = int(status.getLen()), int(status.getModificationTime()) / 1000
+    return Entry(str(status.getPath().toString()), size, modified, bool(status.isDirectory()))
+
+
+def _kernel_lock(file: IO[str]) -> bool:
+    """Lock an open file and return whether nobody else has."""
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -19,7 +19,6 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs.config import OutputConfig
 from jobs.output.filesystem import Files, literal
-from jobs.output.lock import locked
 from jobs.output.names import LOCK, PARTITIONED, PARTITIONS, RUN, SWAP, TUNING, UNPUBLISHED, WORK
 
 _FORMER: Final = "_former"  # in the workspace: what is being replaced
@@ -47,10 +46,6 @@ class OutputFolder:
 
     A run that fails leaves all results as they were. Of two runs that publish at once the later
     one wins, with all of its results.
-
-    Attributes:
-        path: absolute, with its scheme.
-        run_id: of this run.
     """
 
     def __init__(self, spark: SparkSession, config: OutputConfig) -> None:
@@ -58,8 +53,8 @@ class OutputFolder:
         self._spark = spark
         self._files = Files(spark)
         self._format = config.format
-        self._partition_by = list(config.partition_by)
-        self.path = self._files.absolute(str(config.path))
+        self._partition_by = config.partition_by
+        self.path = self._files.absolute(str(config.path))  # with its scheme
         self.run_id = uuid.uuid4().hex
         self._results = self.path
         self._work = self._workspace(self.run_id)
@@ -76,7 +71,7 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         """Complete what a killed run was publishing, and make the workspace."""
         if self._files.exists(f"{self.path}/{SWAP}"):
-            with locked(self._files, f"{self.path}/{LOCK}"):
+            with self._files.locked(f"{self.path}/{LOCK}"):
                 self._swap()
         self.stage_file(_STARTED, "")
         return self
@@ -113,14 +108,10 @@ class OutputFolder:
     def publish(self, names: Sequence[str], gone: Iterable[str] = ()) -> None:
         """Move staged results to their places, each replacing the former one.
 
-        Args:
-            names: what was staged; the record is the last one.
-            gone: results of an earlier run that this run has none of.
-
-        Raises:
-            LockedError: if another run does not stop publishing.
+        `names` are those staged, the record's the last; `gone` those that this run has none of.
+        LockedError if another run does not stop publishing.
         """
-        with locked(self._files, f"{self.path}/{LOCK}"):
+        with self._files.locked(f"{self.path}/{LOCK}"):
             self._swap()
             self._sweep()
             moves, removed = self._by_partition(names, set(gone))
@@ -131,13 +122,9 @@ class OutputFolder:
             self._swapping = False
 
     def keep_unpublished(self, names: Sequence[str]) -> None:
-        """Keep staged results beside the published ones, instead of the last that were kept.
-
-        Raises:
-            LockedError: if another run does not stop publishing.
-        """
+        """Keep staged results beside the published ones, instead of the last that were kept."""
         kept = f"{self.path}/{UNPUBLISHED}"
-        with locked(self._files, f"{self.path}/{LOCK}"):
+        with self._files.locked(f"{self.path}/{LOCK}"):
             self._swap()
             self._sweep()
             for name in set(self._files.children(self._work)).difference(names):
@@ -148,7 +135,7 @@ class OutputFolder:
 
     def update_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON result again, unless another run has replaced it by its own."""
-        with locked(self._files, f"{self.path}/{LOCK}"), suppress(FileNotFoundError):
+        with self._files.locked(f"{self.path}/{LOCK}"), suppress(FileNotFoundError):
             if json.loads(self._files.read_text(self.place(name)))["run_id"] == self.run_id:
                 self._files.write_text(self.place(name), _json(content))
 

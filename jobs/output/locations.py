@@ -24,17 +24,14 @@ def refuse_locations(
     store: str | None = None,
     source: str | None = None,
 ) -> None:
-    """Keep results out of the input, and what is not ours from being replaced.
+    """Keep results out of the input, and refuse to replace what is not ours.
 
     Args:
         spark: the session.
-        config: `path`, `partition_by`, and `overwrite`, which allows to replace anything.
+        config: `overwrite` allows to replace anything.
         sources: what is read [paths, URIs or patterns]; None is left out.
         store: the score store, None if it is OUT/scores.
         source: the input as run.json names it; None: results of any input are replaced.
-
-    Raises:
-        RefusedError: with all that is wrong.
     """
     files, out = Files(spark), str(config.path)
     targets = {"output.path": out, **({"store.path": store} if store else {})}

@@ -23,10 +23,8 @@ def result_files(
 ) -> dict[str, Any]:
     """Return the contents of the files of jobs.rerank and jobs.evaluate by name, the record last.
 
-    Args:
-        record: content of run.json.
-        document: the evaluation, None where there was nothing to measure by.
-        report: its HTML page, and its plots as SVG by name.
+    `document` is the evaluation, if there was anything to measure by; `report` its HTML page, and
+    its plots as SVG by name.
     """
     files: dict[str, Any] = {}
     if document is not None:
@@ -54,8 +52,7 @@ def publish(
         gone: results of an earlier run, removed unless this run has them too.
         hold_back: leave what is published as it was and keep the results beside it.
 
-    Returns:
-        Path by name, without endings.
+    Returns the path of each result by name, without endings.
     """
     for name, content in files.items():
         out.stage_file(name, content)

@@ -19,13 +19,8 @@ Floats = NDArray[np.floating]
 def kendall_tau(queries: Sequence[str], one: Floats, other: Floats) -> float | None:
     """Return the mean over queries of Kendall's tau-b between two scores of the same candidates.
 
-    Args:
-        queries: query id of each of N pairs.
-        one: float[N], scores; NaN where a pair has none, which leaves it out.
-        other: float[N], as `one`.
-
-    Returns:
-        None where no query has two candidates with scores that differ.
+    N query ids and twice float[N]; a pair without a score (NaN) is left out. None where no query
+    has two candidates with scores that differ.
     """
     pairs = pd.DataFrame({"one": one, "other": other, "query": list(queries)})
     lists = pairs[np.isfinite(one) & np.isfinite(other)].groupby("query")
@@ -42,15 +37,8 @@ def ndcg(
     """Return the mean nDCG@10 over queries with a relevant document, trec_eval's.
 
     The ideal order is that of these candidates alone, so the value is not that of the whole table.
-
-    Args:
-        queries: query id of each of N pairs.
-        docs: document id of each pair.
-        scores: float[N]; a pair without one (NaN) comes last.
-        grades: float[N], NaN where a pair is not judged.
-
-    Returns:
-        None where no pair has a grade above 0.
+    N query and document ids; scores float[N], a pair without one (NaN) comes last; grades float[N],
+    NaN where a pair is not judged. None where no pair has a grade above 0.
     """
     run = pd.DataFrame({"query_id": list(queries), "doc_id": list(docs), "relevance": grades})
     run["score"] = np.where(np.isfinite(scores), scores, -np.inf)

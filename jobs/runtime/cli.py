@@ -26,15 +26,9 @@ from jobs.runtime.redaction import MASK, is_secret
 def load_config(
     argv: Sequence[str], require: Sequence[str] = (), config: type[Config] = Config
 ) -> Config:
-    """Resolve the configuration of one command.
+    """Resolve the configuration of a command; refuse it with every error of files and arguments.
 
-    Args:
-        argv: arguments without the program's name.
-        require: dotted keys the command needs; alternatives are joined by `|`.
-        config: sections and keys.
-
-    Raises:
-        RefusedError: with every error of the files and the arguments.
+    `require`: dotted keys the command needs; alternatives are joined by `|`.
     """
     errors, known = ErrorCollector(), list(keys(config))
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -44,31 +44,19 @@ class _StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """One command line.
+    """One command line."""
 
-    Attributes:
-        name: how it is called, for `--help`.
-        about: what it does, one line, for `--help`.
-        require: dotted keys it cannot do without; alternatives are joined by `|`.
-        sections: fields of the configuration that it reads, for `--help`; empty: all.
-        config: sections and keys.
-    """
-
-    name: str
-    about: str
-    require: tuple[str, ...]
-    sections: str = ""
+    name: str  # how it is called
+    about: str  # what it does, one line
+    require: tuple[str, ...]  # dotted keys it cannot do without; alternatives are joined by `|`
+    sections: str = ""  # fields of the configuration that `--help` shows; empty: all
     config: type[Config] = Config
 
     def run(self, argv: Sequence[str] | None, action: Callable[[Config], int]) -> int:
         """Resolve the configuration and run an action; report all errors of a refusal at once.
 
-        Args:
-            argv: arguments without the program's name; None takes the process's own.
-            action: what the command does; it returns the exit code.
-
-        Returns:
-            One of the exit codes of `jobs.runtime.errors`, or 128 and the number of a signal.
+        `argv` are arguments without the program's name; None takes the process's own. Returns the
+        action's exit code, one of `jobs.runtime.errors`, or 128 and the number of a signal.
         """
         words = sys.argv[1:] if argv is None else list(argv)
         if {"-h", "--help", "--help-all"}.intersection(words):
@@ -105,9 +93,6 @@ def _run_stoppable(action: Callable[[], int]) -> int:
     """Run an action in a thread: a signal then finds the main thread free to cancel Spark's jobs.
 
     A call of the JVM that a signal breaks off leaves its answer in the socket for the next call.
-
-    Raises:
-        _StoppedError: on SIGINT and SIGTERM, when the action has cleaned up.
     """
     if threading.current_thread() is not threading.main_thread():
         return action()

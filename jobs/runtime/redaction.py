@@ -63,11 +63,9 @@ def known_secrets(config: Config) -> tuple[str, ...]:
 
 
 def masked(text: str, known: tuple[str, ...] = ()) -> str:
-    """Return a text, or a URI, without its secrets. Masking twice is masking once.
+    """Return a text, or a URI, without its secrets; `known` are masked wherever they are.
 
-    Args:
-        text: anything that leaves the process.
-        known: values to mask wherever they are, see `secrets_of`.
+    Masking twice is masking once.
     """
     for secret in known:
         text = text.replace(secret, MASK)

@@ -56,10 +56,7 @@ def open_session(config: SparkConfig) -> SparkSession:
     """Build the session, or take the one that exists: spark-submit's, or a notebook's.
 
     A session that exists keeps its settings, but for those of `spark.settings` and those that a
-    run depends on.
-
-    Raises:
-        RefusedError: if a setting cannot work, with the reason and the remedy.
+    run depends on. Settings that cannot work are refused, with the reason and the remedy.
     """
     settings = dict(config.settings)
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit's master and settings win
@@ -112,11 +109,7 @@ def local_cores(master: str) -> int:
 
 
 def _with_retries(master: str) -> str:
-    """Return a local master that starts a failed task again: `local[2]` -> `local[2,4]`.
-
-    Raises:
-        RefusedError: if it looks local and is no master.
-    """
+    """Return a local master that starts a failed task again: `local[2]` -> `local[2,4]`."""
     found = _LOCAL_MASTER.fullmatch(master)
     if not found:
         raise RefusedError(f"spark.master={master} is no master; write local[*] or local[2]")

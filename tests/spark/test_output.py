@@ -16,7 +16,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.config import OutputConfig
-from jobs.output import lock
+from jobs.output import filesystem
 from jobs.output.filesystem import Files
 from jobs.output.folder import OutputFolder
 from jobs.runtime.errors import LockedError
@@ -94,13 +94,13 @@ def test_a_lock_by_name_is_exclusive_and_says_how_to_get_rid_of_it(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For file systems without locks of the kernel's."""
-    monkeypatch.setattr(lock, "_TIMEOUT", 0.3)
-    monkeypatch.setattr(lock, "local_path", lambda _: None)
+    monkeypatch.setattr(filesystem, "_LOCK_TIMEOUT", 0.3)
+    monkeypatch.setattr(filesystem, "local_path", lambda _: None)
     files, path = Files(spark), f"file:{tmp_path}/.lock"
-    with lock.locked(files, path):
+    with files.locked(path):
         with (
             pytest.raises(LockedError, match=r"\.lock for more than.*delete that file"),
-            lock.locked(files, path),
+            files.locked(path),
         ):
             pass
         assert (tmp_path / ".lock").exists()

@@ -52,21 +52,14 @@ def replay_command(run_json: str, tracking_uri: str | None) -> str:
 
 
 def track(run_json: Path, config: MlflowConfig) -> str:
-    """Log the finished run of a local record and return MLflow's id of it.
-
-    Raises:
-        TrackingError: if the server could not be reached in `timeout` [s], or refused.
-    """
+    """Log the finished run of a local record and return MLflow's id of it, or a TrackingError."""
     return _ask(config, config.timeout, str(run_json))
 
 
 def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
     """Return the table per query of an experiment's latest passing run, as a local folder.
 
-    None if it has no passing run yet, which only the experiment of this run may have.
-
-    Raises:
-        RefusedError: if it cannot be fetched, or there is no such experiment.
+    None if it has no passing run yet, which is refused of any but the experiment of this run.
     """
     folder = tempfile.mkdtemp(prefix="spark-rerank-baseline-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -85,11 +78,7 @@ def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
 
 
 def fetch_model(tracking_uri: str | None, uri: str, folder: Path) -> Path:
-    """Fetch a registered model (`models:/NAME/VERSION`) into a folder.
-
-    Raises:
-        RefusedError: if the registry does not have it.
-    """
+    """Fetch a registered model (`models:/NAME/VERSION`) into a folder; refuse an unknown one."""
     import mlflow
 
     mlflow.set_tracking_uri(resolve_uri(tracking_uri))
@@ -105,11 +94,7 @@ def fetch_model(tracking_uri: str | None, uri: str, folder: Path) -> Path:
 
 
 def refuse_tracking(config: MlflowConfig) -> None:
-    """Refuse an experiment that MLflow cannot log to. A server that does not answer is no reason.
-
-    Raises:
-        RefusedError: with what MLflow says of it.
-    """
+    """Refuse an experiment that MLflow cannot log to; a server that is down is no reason."""
     uri = resolve_uri(config.tracking_uri)
     is_new = uri.startswith(DATABASE) and not Path(uri.removeprefix(DATABASE)).exists()
     if config.enabled and not is_new:

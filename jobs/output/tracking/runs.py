@@ -36,12 +36,9 @@ def log_run(record: Mapping[str, Any], run_json: Path) -> str:
     experiment, parent = _experiment(settings["experiment"], record.get("mlflow_parent_run_id"))
     found = _tagged(experiment, _RUN_TAG, record["run_id"])
     tags = {_RUN_TAG: record["run_id"], **({_PARENT_TAG: parent} if parent else {})}
-    with (
-        mlflow.start_run(run_id=found[0].info.run_id)
-        if found
-        else mlflow.start_run(
-            experiment_id=experiment, run_name=settings.get("run_name"), tags=tags
-        )
+    former, name = found[0].info.run_id if found else None, settings.get("run_name")
+    with mlflow.start_run(
+        run_id=former, experiment_id=experiment, run_name=None if former else name, tags=tags
     ) as run:
         mlflow.log_params(_params(record))
         mlflow.log_metrics(_metrics(record))
@@ -63,11 +60,7 @@ def log_run(record: Mapping[str, Any], run_json: Path) -> str:
 
 
 def check_experiment(name: str) -> str:
-    """Find out whether runs can be logged to an experiment; one that is not there will be made.
-
-    Raises:
-        RefusedError: if it was deleted, or MLflow refuses its store.
-    """
+    """Refuse an experiment that was deleted, or whose store MLflow refuses; a new one is fine."""
     try:
         found = mlflow.get_experiment_by_name(name)
     except mlflow.MlflowException as error:
@@ -172,18 +165,18 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:
-    tags = {"kind": str(record.get("kind", "rerank"))}
-    if model := record.get("model"):
-        version = str(model["revision"] or model["digest"])
-        tags |= {"model": str(model["name"]), "model.revision": version}
-    if record.get("fingerprint"):
-        tags["fingerprint"] = str(record["fingerprint"])
+    model = record.get("model") or {}
     gate = record.get("gate") or {"passed": True, "rules": []}
-    if record.get("metrics"):  # without measures, nothing can be compared with it
-        tags[_GATE_TAG] = "passed" if gate["passed"] else "failed"
-    if failed := [row["rule"] for row in gate["rules"] if not row["passed"]]:
-        tags["gate.failed"] = "; ".join(failed)
-    return tags
+    tags = {
+        "kind": record.get("kind", "rerank"),
+        "model": model.get("name"),
+        "model.revision": model.get("revision") or model.get("digest"),
+        "fingerprint": record.get("fingerprint"),
+        # Without measures, nothing can be compared with it.
+        _GATE_TAG: record.get("metrics") and ("passed" if gate["passed"] else "failed"),
+        "gate.failed": "; ".join(row["rule"] for row in gate["rules"] if not row["passed"]),
+    }
+    return {name: str(value) for name, value in tags.items() if value}
 
 
 def _dataset(record: Mapping[str, Any]) -> MetaDataset:
