@@ -36,15 +36,9 @@ from jobs.ranking.results import all_candidates, with_scores, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
+from jobs.scoring import stage
 from jobs.scoring.fill import fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
-from jobs.scoring.stage import (
-    distinct_keys,
-    make_spec,
-    resolve_precision,
-    ship_model,
-    tasks_have_gpus,
-)
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.store import ScoreStore
 from udfs.spec import ScorerSpec
@@ -103,7 +97,7 @@ def produce(
     Returns the record, and the evaluation, None where there was nothing to measure by.
     """
     spark, plan, pairs = ready.spark, ready.plan, ready.pairs
-    spec = ship_model(spark, ready.checkpoint, spec_of(config, ready), config.model.ship)
+    spec = stage.ship_model(spark, ready.checkpoint, spec_of(config, ready), config.model.ship)
     store = ScoreStore(spark, config.store.path or f"{out.path}/{SCORES}", spec.fingerprint())
     with watch.part("checking"):
         done = validate(pairs, out)
@@ -124,21 +118,12 @@ def produce(
         candidates = with_scores(done, scores, pairs.has)
         results = write_ranked(out, config.ranking, config.output, done, candidates, scores)
         stats = measuring.result()
-    counts = {
-        **{key: done.counts[key] for key in ("input", "collapsed", "distinct")},
-        "from_store": stats.from_store, "scored": stats.scored, **results.counts,
-    }  # fmt: skip
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
                       spark_version=spark.version),
         "fingerprint": spec.fingerprint(),
         "model": {**model, "precision": spec.precision},
-        **scoring_record(counts, stats, results.written, watch.seconds["scoring"]),
-        "reject_reasons": results.reasons,
-        "start_up": {
-            "session": watch.seconds.get("session"),
-            "model_load": round(stats.memory.load_seconds, 3) if stats.memory else None,
-        },
+        **scoring_record(done.counts, stats, results, watch),
     }  # fmt: skip
     if qrels is None and not plan.rules:
         return {**record, "timings": watch.timings()}, None
@@ -154,9 +139,9 @@ def produce(
 
 def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
     """Return the scorer, its precision resolved."""
-    gpu = tasks_have_gpus(ready.spark, config.scoring)
-    precision = resolve_precision(config.model, gpu=gpu)
-    return make_spec(config.model, config.batching, ready.checkpoint, precision)
+    gpu = stage.tasks_have_gpus(ready.spark, config.scoring)
+    precision = stage.resolve_precision(config.model, gpu=gpu)
+    return stage.make_spec(config.model, config.batching, ready.checkpoint, precision)
 
 
 def judge(
@@ -198,7 +183,8 @@ def dry_run(config: Config, ready: Rerank) -> int:
     spec = spec_of(config, ready)
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())
-    _, missing = store.missing(distinct_keys(done.rows), done.counts["distinct"], dry_run=True)
+    keys = stage.distinct_keys(done.rows)
+    _, missing = store.missing(keys, done.counts["distinct"], dry_run=True)
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}
     max_length, lengths = config.model.max_length, None
     if (sample := sample_lengths(pairs, checkpoint.path, spec)) is not None:

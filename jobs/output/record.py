@@ -76,18 +76,23 @@ def model_record(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def scoring_record(
-    counts: Mapping[str, int], scoring: Any, written: Mapping[str, int], seconds: float
+    rows: Mapping[str, int], scoring: Any, results: Any, watch: Stopwatch
 ) -> dict[str, Any]:
     """Return what jobs.rerank adds: counts, rates, times and memory.
 
-    `scoring` is a `ScoringStats`, which took `seconds`; `written` has `top1_changed` of
-    `top1_compared` queries.
+    Takes the counts of a `ValidatedInput`, its `ScoringStats` and its ranked `Results`.
     """
+    counts = {
+        **{name: rows[name] for name in ("input", "collapsed", "distinct")},
+        "from_store": scoring.from_store, "scored": scoring.scored, **results.counts,
+    }  # fmt: skip
     tokens, padding, memory = scoring.tokens, scoring.padding, scoring.memory
+    changed, compared = results.written["top1_changed"], results.written["top1_compared"]
+    seconds = watch.seconds["scoring"]
     return {
-        "counts": dict(counts),
+        "counts": counts,
         "rates": {
-            "top1_change_rate": _share(written["top1_changed"], written["top1_compared"]),
+            "top1_change_rate": _share(changed, compared),
             "reject_rate": _share(counts["rejected"], counts["input"]) or 0.0,
             "truncated_rate": _share(counts["truncated"], counts["ranked"]) or 0.0,
             "from_store_rate": _share(counts["from_store"], counts["distinct"]) or 0.0,
@@ -102,6 +107,11 @@ def scoring_record(
             "device_mb": None if memory.device_mb is None else round(memory.device_mb, 1),
         },
         "tokens": {"scored": tokens, "padding": padding},
+        "reject_reasons": results.reasons,
+        "start_up": {
+            "session": watch.seconds.get("session"),
+            "model_load": memory and round(memory.load_seconds, 3),
+        },
     }  # fmt: skip
 
 
