@@ -140,8 +140,9 @@ class Files:
         try:
             context = self._hadoop.FileContext.getFileContext(source.toUri(), self._conf)
         except Py4JJavaError:  # a scheme without an AbstractFileSystem, such as s3, dbfs or oss
-            self.delete(path)
-            self.rename(beside, path)
+            system, _ = self._at(path)
+            system.delete(target, False)
+            system.rename(source, target)  # refused if another driver was faster, with its content
         else:
             context.rename(source, target, modes)
 

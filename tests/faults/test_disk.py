@@ -57,7 +57,12 @@ def test_a_full_disk_costs_the_run_and_nothing_else(
 
 @pytest.mark.parametrize("room", [0, 150_000])
 def test_a_full_temporary_folder_is_named(
-    room: int, job: Job, undisturbed: Path, pairs: tuple[Path, int], small_disk: Path, tmp_path: Path
+    room: int,
+    job: Job,
+    undisturbed: Path,
+    pairs: tuple[Path, int],
+    small_disk: Path,
+    tmp_path: Path,
 ) -> None:
     """Java unpacks libraries there, Spark keeps its shuffles there, Python its sockets' secrets."""
     out = tmp_path / "out"
