@@ -32,7 +32,7 @@ from jobs.output.record import (
 )
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking.results import all_candidates, with_scores, write_ranked
+from jobs.ranking.results import all_candidates, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
@@ -40,7 +40,7 @@ from jobs.scoring import stage
 from jobs.scoring.fill import fill_store, scoring_stats
 from jobs.scoring.resources import scoring_profile
 from jobs.scoring.token_lengths import sample_lengths
-from jobs.store import ScoreStore
+from jobs.store.scores import ScoreStore
 from udfs.spec import ScorerSpec
 
 COMMAND = Command(
@@ -114,9 +114,7 @@ def produce(
     # Beside each other, as short jobs in a row leave most cores idle.
     with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
         measuring = beside.submit(scoring_stats, spark, filled)
-        scores = store.read()
-        candidates = with_scores(done, scores, pairs.has)
-        results = write_ranked(out, config.ranking, config.output, done, candidates, scores)
+        results = write_ranked(out, config, done, store.read())
         stats = measuring.result()
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
@@ -128,7 +126,7 @@ def produce(
     if qrels is None and not plan.rules:
         return {**record, "timings": watch.timings()}, None
     with watch.part("measuring"):
-        every = all_candidates(config.ranking, candidates, results)
+        every = all_candidates(config, done, results)
         texts = pairs.rows if plan.examples else None
         judged = Table("reranked", every, results.group, record, texts)
         document = evaluate(

@@ -5,11 +5,14 @@ python -m jobs.try_model --model.name DIR "query" "doc 1" "doc 2" ...
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
+
+import numpy as np
 
 from jobs.config import Config
 from jobs.output.tracking.client import fetch_model
@@ -53,24 +56,24 @@ def show(texts: Sequence[str], config: Config) -> int:
     original = resolve_model(model, partial(fetch_model, config.mlflow.tracking_uri))
     refuse_missing_packages(model.backend)
     checkpoint = for_backend(model, original)
-    precision = resolve_precision(model, gpu=has_gpu())
-    spec = make_spec(model, config.batching, checkpoint, precision)
-    query, docs = texts[0], texts[1:]
+    spec = make_spec(model, config.batching, checkpoint, resolve_precision(model, gpu=has_gpu()))
+    query, *docs = texts
     try:
-        scorer = Scorer.load(checkpoint.path, spec, process_slot())
-        scores = scorer.score(
+        scores = Scorer.load(checkpoint.path, spec, process_slot()).score(
             [model.query_instruction + query] * len(docs),
             [model.doc_instruction + doc for doc in docs],
         )
     except (ModelError, DeviceError, ValueError) as error:
         raise RefusedError(f"model.name={model.name}: {error}") from error
     sys.stdout.write(f"{'logit':>8}  {'probability':<{_BAR + 7}}  tokens  document\n")
-    for row in sorted(range(len(docs)), key=lambda row: -scores.logit[row]):
-        logit = float(scores.logit[row]) if scores.status[row] == OK else math.nan
+    for row in np.argsort(-scores.logit, kind="stable"):  # NaN, where there is none, comes last
+        logit, bar = float(scores.logit[row]), f"{'could not be scored':<{_BAR + 7}}"
+        if scores.status[row] == OK:
+            share = 0.5 + 0.5 * math.tanh(logit / 2)
+            bar = f"{'█' * round(share * _BAR):<{_BAR}} {share:6.4f}"
         note = " (cut)" if scores.truncated[row] else ""
-        sys.stdout.write(
-            f"{logit:>8.3f}  {_bar(logit)}  {scores.n_tokens[row]:>6}  {docs[row][:60]}{note}\n"
-        )
+        line = f"{logit:>8.3f}  {bar}  {scores.n_tokens[row]:>6}  {docs[row][:60]}{note}\n"
+        sys.stdout.write(line)
     sys.stdout.write(f"{checkpoint.architecture}, {spec.precision}\n")
     return DONE
 
@@ -83,19 +86,11 @@ def split_texts(words: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in queue:
         if not word.startswith("--"):
             texts.append(word)
-        elif "=" in word or word in ("--help", "--help-all"):
-            options.append(word)
-        else:
-            options += [word, *([value] if (value := next(queue, None)) is not None else [])]
+            continue
+        options.append(word)
+        if "=" not in word and word not in ("--help", "--help-all"):
+            options += itertools.islice(queue, 1)
     return options, texts
-
-
-def _bar(logit: float) -> str:
-    """The sigmoid as a bar and a number."""
-    if math.isnan(logit):
-        return f"{'could not be scored':<{_BAR + 7}}"
-    share = 1.0 / (1.0 + math.exp(-max(min(logit, 700.0), -700.0)))
-    return f"{'█' * round(share * _BAR):<{_BAR}} {share:6.4f}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     Abstract: {abstract}
     {body}
 
-Standard library only. `jobs.input.templates` renders a parsed template as Spark columns, `render`
+Standard library only. `jobs.input.texts` renders a parsed template as Spark columns, `render`
 does the same in Python; a test holds the two together.
 """
 

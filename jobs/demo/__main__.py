@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import pyarrow.parquet as pq
+import pandas as pd
 
 from jobs import rerank
 from jobs.demo import FOLDER
 from jobs.runtime.errors import DONE
 
+_SAMPLE: Final = FOLDER / "sample.jsonl"
 _SHOWN: Final = 4  # documents of each order
 _WIDTH: Final = 92  # characters of a line
-
-Rows = list[dict[str, Any]]
 
 
 def main(argv: Sequence[str]) -> int:
     """Rerank the sample as a user would, then show one query of each language before and after."""
     out = Path(argv[0] if argv else "out/demo").resolve()
     settings = {
-        "input.path": FOLDER / "sample.jsonl",
+        "input.path": _SAMPLE,
         "input.doc_template": "{title}\\n{body}",
         "model.name": "embedded",
         "output.path": out,
@@ -39,53 +37,43 @@ def main(argv: Sequence[str]) -> int:
     arguments += ["--evaluation.slices", "kind", "--evaluation.slices", "language"]
     code = rerank.main(arguments)
     if code == DONE:
-        lines = (FOLDER / "sample.jsonl").read_text(encoding="utf-8").splitlines()
-        ranked = pq.read_table(out / "ranked").to_pylist()
-        sys.stdout.write("\n" + show([json.loads(line) for line in lines], ranked) + "\n")
+        sys.stdout.write(f"\n{_before_and_after(pd.read_parquet(out / 'ranked'))}\n")
     return code
 
 
-def show(sample: Rows, ranked: Rows) -> str:
+def _before_and_after(ranked: pd.DataFrame) -> str:
     """Return both orders of the query of each language that gained most, and a summary.
 
     The gain of a query is how much the reciprocal rank of its best document rose.
     """
-    documents = {row["doc_id"]: row for row in sample}
-    queries: dict[str, Rows] = defaultdict(list)
-    for row in ranked:
-        queries[row["query_id"]].append(row)
-    gains = {query: _gain(rows) for query, rows in queries.items()}
+    lines = _SAMPLE.read_text(encoding="utf-8").splitlines()
+    texts = pd.DataFrame(map(json.loads, lines)).fillna({"title": ""})
+    rows = ranked.merge(texts[["query_id", "doc_id", "query", "title", "body"]])
+    best = rows[rows["label"] == rows.groupby("query_id")["label"].transform("max")]
+    first = best.groupby("query_id")[["retrieval_rank", "rank"]].min()
+    gains = 1 / first["rank"] - 1 / first["retrieval_rank"]
     lines = []
-    for language in dict.fromkeys(row["language"] for row in sample):
-        ids = [query for query, rows in queries.items() if rows[0]["language"] == language]
-        best = max(ids, key=lambda query: (gains[query], query))
-        lines += _before_and_after(queries[best], documents)
-    better, worse = (sum(sign * gain > 0 for gain in gains.values()) for sign in (1, -1))
+    for language in texts["language"].unique():
+        queries = rows[rows["language"] == language].groupby("query_id")
+        _, shown = max(queries, key=lambda query: (gains[query[0]], query[0]))
+        lines.append(f"query  {shown['query'].iloc[0]}")
+        for title, order, score, form in (
+            ("before (BM25)", "retrieval_rank", "retrieval_score", "6.2f"),
+            ("after (cross-encoder)", "rank", "score", "+6.2f"),
+        ):
+            lines.append(f"  {title}")
+            for row in shown.sort_values(order).head(_SHOWN).to_dict("records"):
+                text = " · ".join(part for part in (row["title"], row["body"]) if part)
+                place = f"  {row[order]:>3}  grade {row['label']:.0f}  {row[score]:{form}}"
+                lines.append(_fit(f"{place}  {text}"))
+        lines.append("")
+    better, worse = (gains > 0).sum(), (gains < 0).sum()
     lines.append(
         f"Shown is the query of each language that gained most. Of {len(gains)} queries {better} "
         f"found their best document earlier, {worse} later, "
         f"{len(gains) - better - worse} where it was."
     )
     return "\n".join(lines)
-
-
-def _gain(rows: Rows) -> float:
-    top = max(row["label"] for row in rows)
-    best = [row for row in rows if row["label"] == top]
-    before, after = (min(int(row[key]) for row in best) for key in ("retrieval_rank", "rank"))
-    return 1 / after - 1 / before
-
-
-def _before_and_after(rows: Rows, documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = [f"query  {documents[rows[0]['doc_id']]['query']}"]
-    for title, key in (("before (BM25)", "retrieval_rank"), ("after (cross-encoder)", "rank")):
-        lines.append(f"  {title}")
-        for row in sorted(rows, key=lambda row: row[key])[:_SHOWN]:
-            document = documents[row["doc_id"]]
-            text = " · ".join(part for part in (document["title"], document["body"]) if part)
-            score = f"{row['retrieval_score']:6.2f}" if key != "rank" else f"{row['score']:+6.2f}"
-            lines.append(_fit(f"  {row[key]:>3}  grade {row['label']:.0f}  {score}  {text}"))
-    return [*lines, ""]
 
 
 def _fit(line: str) -> str:

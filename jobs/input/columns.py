@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import Final
 
 from pyspark.sql import Column, DataFrame
@@ -31,73 +30,17 @@ def as_text(name: str) -> Column:
     return quoted(name).cast("string")
 
 
+def nothing() -> Column:
+    """Return a column of null strings."""
+    return F.lit(None).cast("string")
+
+
 def trimmed(text: Column, extra: str = "") -> Column:
     """Return a text without white space, and characters of `extra`, at its ends."""
     characters = WHITE_SPACE + extra
     # Trimming walks through the whole text; most texts need none. Broken UTF-8 is rejected later.
     at_ends = F.left(text, F.lit(1)).isin(*characters) | F.right(text, F.lit(1)).isin(*characters)
     return F.when(at_ends & F.is_valid_utf8(text), F.btrim(text, F.lit(characters))).otherwise(text)
-
-
-def id_text(rows: DataFrame, name: str) -> Column:
-    """Return a column of ids as text, equal for equal ids of tables with other types.
-
-    White space and a byte-order mark at the ends are removed. Whole numbers of a floating-point or
-    decimal column are written as integers: 0.0 is "0", 1e10 is "10000000000". NaN is null.
-    """
-    text = as_text(name)
-    if not holds_fractions(rows, name):
-        return trimmed(text, BYTE_ORDER_MARK)
-    value = quoted(name)
-    if isinstance(rows.schema[name].dataType, DecimalType):
-        whole = F.when(value == F.floor(value), value.cast("decimal(38,0)").cast("string"))
-        return F.coalesce(whole, text)
-    value = value.cast("double")
-    is_whole = (value == F.rint(value)) & (F.abs(value) < F.lit(1e37))
-    as_long = F.when(F.abs(value) < F.lit(_LONG), value.try_cast("long").cast("string"))
-    whole = F.coalesce(as_long, value.try_cast("decimal(38,0)").cast("string"))
-    return F.when(F.isnan(value), F.lit(None)).when(is_whole, whole).otherwise(text)
-
-
-def holds_fractions(rows: DataFrame, name: str) -> bool:
-    """Whether a column is of a type of numbers with digits behind the point."""
-    kind = rows.schema[name].dataType
-    if isinstance(kind, DecimalType):
-        return kind.scale > 0
-    return isinstance(kind, FloatType | DoubleType)
-
-
-def number(
-    rows: DataFrame,
-    name: str,
-    limit: float,
-    *,
-    nan_is_null: bool,
-    words: Mapping[str, int] | None = None,
-) -> tuple[Column, Column]:
-    """Return a column as a double below a limit, and whether a value is there that is none.
-
-    Args:
-        rows: the table.
-        name: of the column; a boolean is 0 or 1.
-        limit: bound of the absolute value, exclusive.
-        nan_is_null: whether NaN means that there is no value.
-        words: numbers of values that are words.
-    """
-    if isinstance(rows.schema[name].dataType, NumericType):
-        value = quoted(name).cast("double")
-        given = value.isNotNull()
-    else:
-        text = trimmed(as_text(name))
-        meanings = {"true": 1, "false": 0} | dict(words or {})
-        value = text.try_cast("double")
-        for word, meaning in meanings.items():
-            value = F.when(text == word, F.lit(float(meaning))).otherwise(value)
-        given = text.isNotNull() & (text != "")
-    if nan_is_null:
-        given = given & ~F.coalesce(F.isnan(value), F.lit(False))
-    finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(limit))
-    return F.when(finite, value), given & ~F.coalesce(finite, F.lit(False))
 
 
 def is_blank(text: Column) -> Column:
@@ -107,6 +50,47 @@ def is_blank(text: Column) -> Column:
     return text.isNull() | (first.rlike(f"^{BLANK}$") & text.rlike(f"^{BLANK}$"))
 
 
-def all_of(*conditions: Column) -> Column:
-    """Return whether all conditions hold."""
-    return reduce(lambda left, right: left & right, conditions)
+def id_text(rows: DataFrame, name: str) -> Column:
+    """Return a column of ids as text, equal for equal ids of tables with other types.
+
+    White space and a byte-order mark at the ends are removed. Whole numbers of a floating-point or
+    decimal column are written as integers: 0.0 is "0", 1e10 is "10000000000". NaN is null.
+    """
+    value, text = quoted(name), as_text(name)
+    if not holds_fractions(rows, name):
+        return trimmed(text, BYTE_ORDER_MARK)
+    as_long = F.when(F.abs(value) < F.lit(_LONG), value.try_cast("long").cast("string"))
+    whole = F.coalesce(as_long, value.try_cast("decimal(38,0)").cast("string"), text)
+    is_number = ~F.isnan(value.cast("double"))
+    return F.when(is_number, F.when(value % 1 == 0, whole).otherwise(text))
+
+
+def holds_fractions(rows: DataFrame, name: str) -> bool:
+    """Whether a column is of a type of numbers with digits behind the point."""
+    kind = rows.schema[name].dataType
+    return isinstance(kind, FloatType | DoubleType) or (
+        isinstance(kind, DecimalType) and kind.scale > 0
+    )
+
+
+def number(
+    rows: DataFrame, name: str, limit: float, words: Mapping[str, int] | None
+) -> tuple[Column, Column]:
+    """Return a column as a double below a limit, and whether a value is there that is none.
+
+    A boolean is 0 or 1. `words` are numbers of values that are words; they are given for labels,
+    where NaN means that there is no value.
+    """
+    if isinstance(rows.schema[name].dataType, NumericType):
+        value = quoted(name).cast("double")
+        given = value.isNotNull()
+    else:
+        text = trimmed(as_text(name))
+        value = text.try_cast("double")
+        for word, meaning in {"true": 1, "false": 0, **(words or {})}.items():
+            value = F.when(text == word, F.lit(float(meaning))).otherwise(value)
+        given = text.isNotNull() & (text != "")
+    if words is not None:
+        given = given & ~F.coalesce(F.isnan(value), F.lit(False))
+    fits = F.coalesce(F.abs(value) < F.lit(limit), F.lit(False))  # NaN is above all numbers
+    return F.when(fits, value), given & ~fits

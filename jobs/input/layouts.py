@@ -1,50 +1,34 @@
 """Input of any layout -> one table, a row per candidate of a query (an impression).
 
-Every row of the input comes out as a row, with the reason in `READ_ERROR` where it could not be
-read.
+Every row of the input comes out as a row: with the key of its pair, or with the reason why it is
+rejected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
 from jobs.config import InputConfig, ModelConfig
-from jobs.input.columns import holds_fractions, id_text, number, quoted, trimmed
-from jobs.input.readers import (
-    INTERNAL_PREFIX,
-    READ_ERROR,
-    read_source,
-    refuse_internal_names,
-    resolve_format,
-)
-from jobs.input.templates import with_instruction
-from jobs.input.texts import (
-    DOC,
-    QUERY,
-    doc_columns,
-    require,
-    template_columns,
-    template_of,
-    with_doc,
-    with_query,
-)
+from jobs.input.columns import holds_fractions, id_text, is_blank, number, quoted, trimmed
+from jobs.input.readers import INTERNAL_PREFIX, READ_ERROR, read_source, refuse_internal_names
+from jobs.input.texts import DOC, QUERY, require, template_columns, template_of, with_texts
 from jobs.runtime.errors import RefusedError
 from udfs.templates import Template
 
 # Columns that are passed through carry this prefix until the ranked table is written.
 PASS_THROUGH: Final = "in."
-# What is known of a row that could not be read, or null. Names columns, never a text.
-DETAIL: Final = f"{INTERNAL_PREFIX}detail"
 _POSITION: Final = f"{INTERNAL_PREFIX}position"
 _CANDIDATE: Final = f"{INTERNAL_PREFIX}candidate"
+_BAD_NUMBERS: Final = f"{INTERNAL_PREFIX}numbers"
 # Smallest values that a role's numbers must stay below.
 _LIMITS: Final = {"retrieval_rank": 2.0**31, "retrieval_score": float("inf"), "label": float("inf")}
+_TEXTS: Final = ("query_id", "query", "doc_id", "doc")
 _SPANS_LINES: Final = (
     "the record does not fit the columns; if records span lines, set input.options multiLine=true"
 )
@@ -57,22 +41,24 @@ class InputTable:
     Attributes:
         rows: query_id, query, doc_id, doc (string; texts as the model reads them, without white
             space at their ends), retrieval_score (double), retrieval_rank (int), label (double),
-            `READ_ERROR` and `DETAIL` (string), and a column `in.NAME` for each one passed through.
+            a column `in.NAME` for each one passed through, pair_key (null where the row is
+            rejected), reason (null where it is not) and detail (columns and lengths, never texts).
+        config: what it was read by.
         passed: names of the columns passed through, without the prefix.
         has: which of retrieval_score, retrieval_rank and label the input gives.
-        group: columns of `rows` that, with query_id, make a list of candidates.
-        label_column: name of the input's column of labels.
-        allow_empty: whether an input without rows is accepted.
         notes: what a user should know about how the input was read.
     """
 
     rows: DataFrame
+    config: InputConfig
     passed: tuple[str, ...]
     has: frozenset[str]
-    group: tuple[str, ...] = ()
-    label_column: str = "label"
-    allow_empty: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def list_columns(self) -> list[Column]:
+        """Columns of `rows` that make a list of candidates: `input.group` and query_id."""
+        return [*(quoted(PASS_THROUGH + name) for name in self.config.group), F.col("query_id")]
 
 
 def read_input(spark: SparkSession, config: InputConfig, model: ModelConfig) -> InputTable:
@@ -82,25 +68,26 @@ def read_input(spark: SparkSession, config: InputConfig, model: ModelConfig) -> 
         RefusedError: if a source cannot be read or a column is missing; the message has the
             missing and the present names.
     """
-    path, table_format = (config.run, config.run_format) if config.run else (
-        config.path, config.format)  # fmt: skip
-    rows = read_source(
-        spark, path=path, table=config.table, source_format=table_format, options=config.options,
+    read = partial(read_source, spark, options=config.options)
+    names = {config.query_id, config.query, config.doc_id, config.doc}
+    rows = read(
+        path=config.run or config.path,
+        table=config.table,
+        source_format=config.run_format if config.run else config.format,
         otherwise="trec" if config.run else None,
-    )  # fmt: skip
-    expected = {config.query_id, config.query, config.doc_id, config.doc, str(config.candidates)}
-    _refuse_headerless(spark, rows, expected, path, table_format, config.options)
+        expected=names | {str(config.candidates)},
+    )
     if config.candidates:
         rows = _explode(rows, config.candidates)
-    template = template_of(config)
+    of_texts, names = config.format if config.run else "auto", names | {"_id", "id", "text"}
     queries, corpus = (
-        _read_texts(spark, config, table) for table in (config.queries, config.corpus)
+        read(path=path, source_format=of_texts, expected=names) if path else None
+        for path in (config.queries, config.corpus)
     )
+    template = template_of(config)
     columns = [*rows.columns, *(queries.columns if queries else [])]
     require(columns, "the input", _needed(config, template))
-    own = doc_columns(rows.columns, config, template)
-    rows = with_query(with_doc(rows, own, config, template, corpus), config, queries)
-    return _mapped(rows, own, config, model)
+    return _mapped(*with_texts(rows, config, template, queries, corpus), config, model)
 
 
 def _needed(config: InputConfig, template: Template | None) -> dict[str, str]:
@@ -111,44 +98,10 @@ def _needed(config: InputConfig, template: Template | None) -> dict[str, str]:
     if not config.corpus:
         needed |= template_columns(template) if template else {"doc": config.doc}
     # The default names of optional columns are taken where they are there.
-    defaults = {key: InputConfig.model_fields[key].default for key in _LIMITS}
-    asked = {key: getattr(config, key) for key in _LIMITS}
-    needed |= {key: name for key, name in asked.items() if name not in ("", defaults[key])}
+    for key in _LIMITS:
+        if getattr(config, key) not in ("", InputConfig.model_fields[key].default):
+            needed[key] = getattr(config, key)
     return needed | {f"group {name}": name for name in config.group}
-
-
-def _read_texts(spark: SparkSession, config: InputConfig, path: str | None) -> DataFrame | None:
-    if not path:
-        return None
-    given_format = config.format if config.run else "auto"
-    table = read_source(spark, path=path, source_format=given_format, options=config.options)
-    names = {config.query_id, config.query, config.doc_id, config.doc, "_id", "id", "text"}
-    _refuse_headerless(spark, table, names, path, given_format, config.options)
-    return table
-
-
-def _refuse_headerless(
-    spark: SparkSession,
-    rows: DataFrame,
-    expected: set[str],
-    path: str | None,
-    given_format: str,
-    options: Mapping[str, str],
-) -> None:
-    """Refuse a file whose first line is data: its fields are texts, and must not be printed."""
-    if not path or options.get("header", "true").lower() != "true":
-        return
-    names = [name for name in rows.columns if name != READ_ERROR]
-    csv = resolve_format(spark, path, given_format, "trec") in ("csv", "tsv")
-    if expected & set(names) or not csv:
-        return
-    lengths = ", ".join(str(len(name)) for name in names)
-    raise RefusedError(
-        f"{path}: none of the columns that input.query_id, input.query, input.doc_id and input.doc "
-        f"name is in its first line, which has {len(names)} fields of {lengths} characters. If it "
-        "is no header, set input.options header=false and name columns by their places: "
-        "input.query_id=_c0, input.query=_c1 and so on"
-    )
 
 
 def _explode(rows: DataFrame, name: str) -> DataFrame:
@@ -166,71 +119,109 @@ def _explode(rows: DataFrame, name: str) -> DataFrame:
         raise RefusedError(
             f"columns {', '.join(twice)} are both beside and inside {name}; rename one of each"
         )
-    exploded = rows.select(
-        *map(quoted, outer), F.posexplode_outer(quoted(name)).alias(_POSITION, _CANDIDATE)
-    )
+    candidates = F.posexplode_outer(quoted(name)).alias(_POSITION, _CANDIDATE)
+    exploded = rows.select(*map(quoted, outer), candidates)
     return exploded.select(
-        *map(quoted, outer),
-        (F.col(_POSITION) + 1).alias(_POSITION),
-        *(F.col(_CANDIDATE).getField(field).alias(field) for field in fields),
+        *map(quoted, outer), (F.col(_POSITION) + 1).alias(_POSITION), f"{_CANDIDATE}.*"
     )
 
 
-def _mapped(
-    rows: DataFrame, own: Sequence[str], config: InputConfig, model: ModelConfig
-) -> InputTable:
+def _mapped(rows: DataFrame, own: set[str], config: InputConfig, model: ModelConfig) -> InputTable:
     """Name the columns by their roles. `own`: those that documents were made of."""
     chosen = {key: str(getattr(config, key)) for key in _LIMITS}
     present = {key: name for key, name in chosen.items() if name in rows.columns}
-    numbers = {
-        key: number(
-            rows, name, _LIMITS[key], nan_is_null=key == "label",
-            words=config.label_map if key == "label" else None,
-        )
-        for key, name in sorted(present.items())
-    }  # fmt: skip
-    rank = numbers["retrieval_rank"][0] if "retrieval_rank" in numbers else None
-    if rank is None and _POSITION in rows.columns and "retrieval_score" not in present:
-        rank = F.col(_POSITION)  # the order of a nested list is the first stage's order
-    used = {config.query_id, config.query, config.doc_id, *own}
-    used = (used | set(present.values())) - set(config.group)
-    passed = tuple(
+    values, wrong = {key: F.lit(None).cast("double") for key in _LIMITS}, []
+    for key, name in sorted(present.items()):
+        words = config.label_map if key == "label" else None
+        values[key], bad = number(rows, name, _LIMITS[key], words)
+        wrong.append(F.when(bad, F.lit(f"column {name}")))
+    # The order of a nested list is the first stage's.
+    ordered = _POSITION in rows.columns and not {"retrieval_rank", "retrieval_score"} & {*present}
+    if ordered:
+        values["retrieval_rank"] = F.col(_POSITION)
+    used = {config.query_id, config.query, config.doc_id, *own, *present.values()}
+    used -= set(config.group)
+    passed = [
         name for name in rows.columns if name not in used and not name.startswith(INTERNAL_PREFIX)
-    )
-    nothing = F.lit(None).cast("double")
-    bad_names = F.concat_ws(
-        ", ", *(F.when(bad, F.lit(f"column {present[key]}")) for key, (_, bad) in numbers.items())
-    )
-    bad_names = F.when(bad_names != "", bad_names)
-    error = F.col(READ_ERROR)
-    detail = F.when(error == "malformed_record", _SPANS_LINES).when(error.isNull(), bad_names)
+    ]
     table = rows.select(
         id_text(rows, config.query_id).alias("query_id"),
-        with_instruction(model.query_instruction, trimmed(F.col(QUERY))).alias("query"),
+        _with_instruction(model.query_instruction, trimmed(F.col(QUERY))).alias("query"),
         id_text(rows, config.doc_id).alias("doc_id"),
-        with_instruction(model.doc_instruction, trimmed(F.col(DOC))).alias("doc"),
-        numbers.get("retrieval_score", (nothing,))[0].alias("retrieval_score"),
-        (nothing if rank is None else rank).try_cast("int").alias("retrieval_rank"),
-        numbers.get("label", (nothing,))[0].alias("label"),
-        F.coalesce(error, F.when(bad_names.isNotNull(), "unreadable_number")).alias(READ_ERROR),
-        detail.alias(DETAIL),
+        _with_instruction(model.doc_instruction, trimmed(F.col(DOC))).alias("doc"),
+        values["retrieval_score"].alias("retrieval_score"),
+        values["retrieval_rank"].try_cast("int").alias("retrieval_rank"),
+        values["label"].alias("label"),
         *(quoted(name).alias(PASS_THROUGH + name) for name in passed),
+        READ_ERROR,
+        F.concat_ws(", ", *wrong).alias(_BAD_NUMBERS),
     )
-    return InputTable(
-        rows=table,
-        passed=passed,
-        has=frozenset(present) | ({"retrieval_rank"} if rank is not None else set()),
-        group=tuple(PASS_THROUGH + name for name in config.group),
-        label_column=config.label,
-        allow_empty=config.allow_empty,
-        notes=_notes(rows, config),
-    )
-
-
-def _notes(rows: DataFrame, config: InputConfig) -> tuple[str, ...]:
-    return tuple(
+    notes = [
         f"column {name} is {rows.schema[name].dataType.simpleString()}: whole numbers are read as "
         "integers (0.0 as 0)"
         for name in (config.query_id, config.doc_id)
         if holds_fractions(rows, name)
+    ]
+    has = {*present, *(["retrieval_rank"] if ordered else [])}
+    return InputTable(_with_reasons(table), config, tuple(passed), frozenset(has), tuple(notes))
+
+
+def _with_reasons(rows: DataFrame) -> DataFrame:
+    """Add pair_key, reason and detail. Ids and texts must show something and be UTF-8."""
+    fit, bad_numbers = F.isnull("reason"), F.col(_BAD_NUMBERS)
+    reason = F.coalesce(
+        READ_ERROR,
+        F.when(bad_numbers != "", "unreadable_number"),
+        # Validity comes before blankness: a regular expression on broken bytes means nothing.
+        *(F.when(~F.is_valid_utf8(name), "invalid_utf8") for name in _TEXTS),
+        *(F.when(is_blank(F.col(name)), f"missing_{name}") for name in _TEXTS),
     )
+    error = F.col(READ_ERROR)
+    details = [
+        F.when(error == "malformed_record", _SPANS_LINES),
+        F.when(error.isNull() & (bad_numbers != ""), bad_numbers),
+        F.concat(F.lit("bytes: "), F.concat_ws(", ", *map(_size, _TEXTS))),
+    ]
+    return (
+        rows.withColumn("reason", reason)
+        .withColumns(
+            {
+                "pair_key": F.when(fit, pair_key()),
+                "detail": F.when(~fit, F.concat_ws("; ", *details)),
+            }
+        )
+        .drop(READ_ERROR, _BAD_NUMBERS)
+    )
+
+
+def _size(name: str) -> Column:
+    """The length of a text [bytes], by its name."""
+    size = F.coalesce(F.octet_length(name).cast("string"), F.lit("null"))
+    return F.concat(F.lit(f"{name}: "), size)
+
+
+def _with_instruction(instruction: str, text: Column) -> Column:
+    """The text as the model reads it. A blank text stays blank, to be rejected later."""
+    if not instruction:
+        return text
+    return F.when(is_blank(text), text).otherwise(F.concat(F.lit(instruction), text))
+
+
+def pair_key() -> Column:
+    """Return the SHA-256 of the rendered pair, columns query and doc [64 hex digits].
+
+    The query's length goes in front, so that no two pairs share a concatenation.
+    """
+    size = F.octet_length("query").cast("string")
+    return F.sha2(F.concat(size, F.lit(":"), "query", "doc").cast("binary"), 256)
+
+
+def pair_texts(table: InputTable) -> DataFrame:
+    """Return `pair_key`, `query` and `doc` of every row that has texts a worker can read.
+
+    Rows that are rejected for something else are among them. They do no harm where texts are looked
+    up by key, as no key is asked for that is only theirs, and to find them out takes as long again
+    as everything else here.
+    """
+    readable = F.is_valid_utf8("query") & F.is_valid_utf8("doc")
+    return table.rows.where(readable).select(pair_key().alias("pair_key"), "query", "doc")

@@ -8,16 +8,15 @@ in a way that keeps the original bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from jobs.input.columns import BYTE_ORDER_MARK, quoted
+from jobs.input.columns import BYTE_ORDER_MARK, nothing, quoted
 from jobs.output.filesystem import Files, literal
 from jobs.runtime.errors import RefusedError
 
@@ -25,7 +24,8 @@ from jobs.runtime.errors import RefusedError
 INTERNAL_PREFIX: Final = "_rerank_"
 # Why a record could not be read, or null.
 READ_ERROR: Final = f"{INTERNAL_PREFIX}error"
-_RECORD: Final = f"{INTERNAL_PREFIX}record"
+_RECORD: Final = f"{INTERNAL_PREFIX}record"  # what does not fit the columns
+_ROW: Final = f"{INTERNAL_PREFIX}row"
 
 _ENDINGS: Final = {
     "parquet": "parquet", "json": "json", "jsonl": "json", "ndjson": "json", "csv": "csv",
@@ -37,15 +37,17 @@ _FILE_OPTIONS: Final = (
     "recursiveFileLookup", "pathGlobFilter", "modifiedBefore", "modifiedAfter",
 )  # fmt: skip
 # With one of these a record is no line of UTF-8, and Spark's own reader has to be trusted.
-_PLAIN_JSON: Final = frozenset({"multiline", "encoding", "charset", "linesep"})
-# With one of these, records of a CSV file are not looked at ahead of reading.
-_PLAIN_CSV: Final = frozenset({"multiline", "encoding", "charset", "linesep", "quote", "escape"})
+_ENCODED: Final = frozenset({"encoding", "charset"})
+_NO_LINES: Final = _ENCODED | {"multiline", "linesep"}
+# RFC 4180 doubles quotes. Tab-separated collections (MS MARCO) use none and hold single ones.
+_USUAL: Final = {"csv": {"escape": '"'}, "tsv": {"sep": "\t", "quote": ""}}
 # An escape in JSON for half of a character: a high surrogate that no low one follows, or a low
 # one that no high one precedes. An even number of backslashes before the `u` is plain text.
 _LONE_SURROGATE: Final = (
     r"(?i)(?<!\\)(?:\\\\)*(?:\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f][0-9a-f]{2})"
     r"|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2})"
 )
+_TREC: Final = {"query_id": 0, "doc_id": 2, "retrieval_rank": 3, "retrieval_score": 4}
 _TYPED_FOLDERS: Final = "spark.sql.sources.partitionColumnTypeInference.enabled"
 
 
@@ -57,53 +59,54 @@ def read_source(
     source_format: str = "auto",
     options: Mapping[str, str] | None = None,
     otherwise: str | None = None,
+    expected: Collection[str] = (),
 ) -> DataFrame:
     """Read a path or a catalog table; `otherwise` is the format of an ending that says nothing.
 
     A path that exists as it is written is no pattern. Values of partition folders
-    (`query_id=007`) are text.
+    (`query_id=007`) are text. A header that has none of the names `expected` is taken for data.
 
     Returns:
         Its columns, and `READ_ERROR`: null, or `malformed_record`, `invalid_utf8` or
         `lone_surrogate`.
 
     Raises:
-        RefusedError: if it is not there or Spark cannot read it.
+        RefusedError: if it is not there, has no header, or Spark cannot read it.
     """
     options = dict(options or {})
-    given = {key.lower() for key in options}
+    typed_folders = str(spark.conf.get(_TYPED_FOLDERS))
     try:
+        spark.conf.set(_TYPED_FOLDERS, "false")
         if table:
-            return _without_errors(spark.table(table))
+            rows = spark.table(table)
+            refuse_internal_names(rows.columns)
+            return rows.withColumn(READ_ERROR, nothing())
         assert path is not None, "the configuration has a path or a table"
-        kind = resolve_format(spark, path, source_format, otherwise)
+        kind = _resolve_format(spark, path, source_format, otherwise)
         pattern = literal(path) if Files(spark).exists(path) else path
-        with _text_partitions(spark):
-            if kind == "json" and not _PLAIN_JSON & given:
-                return _read_json_lines(spark, pattern, options)
-            if kind in ("csv", "tsv"):
-                return _read_csv(spark, pattern, kind, options)
-            if kind == "trec":
-                return _read_trec_run(spark, pattern)
-            return _without_errors(spark.read.format(kind).options(**options).load(pattern))
+        if kind == "trec":
+            return _read_trec_run(spark, pattern)
+        if kind in _USUAL:
+            return _read_csv(spark, pattern, kind, options, expected)
+        rows = spark.read.format(kind).options(**options).load(pattern)
+        refuse_internal_names(rows.columns)
+        if kind == "json" and not _NO_LINES & {key.lower() for key in options}:
+            return _read_json_lines(spark, pattern, options, rows.schema)
+        return rows.withColumn(READ_ERROR, nothing())
     except AnalysisException as error:
         what = f"input.table={table}" if table else path
         condition = error.getCondition() or type(error).__name__
         raise RefusedError(
             f"{what} cannot be read ({condition}); check its name and format"
         ) from None
+    finally:
+        spark.conf.set(_TYPED_FOLDERS, typed_folders)
 
 
-def resolve_format(
-    spark: SparkSession, path: str, source_format: str, otherwise: str | None = None
-) -> str:
-    """Return the Spark source of a path: as given, or by its ending; a folder's by its first file.
-
-    Raises:
-        RefusedError: if the path is not there, or its ending says nothing.
-    """
-    if source_format != "auto":
-        return source_format
+def _resolve_format(spark: SparkSession, path: str, given: str, otherwise: str | None) -> str:
+    """Return the format of a path: as given, or by its ending; a folder's by its first file."""
+    if given != "auto":
+        return given
     files = Files(spark)
     there = files.entry(path)
     if there is None and literal(path) == path:
@@ -114,31 +117,13 @@ def resolve_format(
         if "=" in names[-1]:
             return "parquet"  # a partitioned folder; other formats have to be named
     for name in names:
-        parts = name.lower().rsplit("/", 1)[-1].split(".")
-        if parts[-1] in _COMPRESSIONS:
-            parts.pop()
-        if len(parts) > 1 and parts[-1] in _ENDINGS:
-            return _ENDINGS[parts[-1]]
+        _, *endings = name.lower().rpartition("/")[2].split(".")
+        found = [ending for ending in endings if ending not in _COMPRESSIONS][-1:]
+        if found and found[0] in _ENDINGS:
+            return _ENDINGS[found[0]]
     if otherwise:
         return otherwise
     raise RefusedError(f"the format of {path} does not show in its name; set input.format")
-
-
-@contextmanager
-def _text_partitions(spark: SparkSession) -> Iterator[None]:
-    """Have Spark read values of partition folders as text, in this block alone."""
-    before = spark.conf.get(_TYPED_FOLDERS)
-    spark.conf.set(_TYPED_FOLDERS, "false")
-    try:
-        yield
-    finally:
-        spark.conf.set(_TYPED_FOLDERS, str(before))
-
-
-def _without_errors(rows: DataFrame) -> DataFrame:
-    """Return a table whose reader marks nothing."""
-    refuse_internal_names(rows.columns)
-    return rows.withColumn(READ_ERROR, _nothing())
 
 
 def refuse_internal_names(names: Iterable[str]) -> None:
@@ -154,58 +139,54 @@ def refuse_internal_names(names: Iterable[str]) -> None:
         )
 
 
-def _nothing() -> Column:
-    return F.lit(None).cast("string")
-
-
 def _lines(spark: SparkSession, path: str, options: Mapping[str, str]) -> DataFrame:
-    """Return the lines that are not empty: `value`, and the columns of partition folders."""
+    """Return lines without a byte-order mark: `value`, and the columns of partition folders."""
     which = {key: value for key, value in options.items() if key in _FILE_OPTIONS}
-    lines = spark.read.options(**which).text(path)
     value = F.col("value")
     marked = F.startswith(value, F.lit(BYTE_ORDER_MARK))
-    return lines.withColumn("value", F.when(marked, F.substr(value, F.lit(2))).otherwise(value))
+    whole = F.when(marked, F.substr(value, F.lit(2))).otherwise(value)
+    return spark.read.options(**which).text(path).withColumn("value", whole)
 
 
-def _read_json_lines(spark: SparkSession, path: str, options: dict[str, str]) -> DataFrame:
+def _read_json_lines(
+    spark: SparkSession, path: str, options: Mapping[str, str], inferred: StructType
+) -> DataFrame:
     """Parse lines that are valid UTF-8; take the rest into the table as errors."""
     line = F.col("value")
     lines = _lines(spark, path, options).where(F.trim(line) != "")
-    first = lines.select(F.left(F.trim(line), F.lit(2)).alias("start")).first()
-    if first is not None and (first["start"].startswith("[") or first["start"] == "{"):
+    start = lines.select(F.left(F.trim(line), F.lit(2))).first()
+    if start and (start[0].startswith("[") or start[0] == "{"):
         raise RefusedError(
             f"{path} holds one JSON document, not an object per line; set input.options "
             "multiLine=true"
         )
     folders = [name for name in lines.columns if name != "value"]  # of a partitioned table
-    inferred = spark.read.options(**options).json(path).schema
-    schema = _without(inferred, {"_corrupt_record", *folders})
-    if not schema.fields:
+    fields = [each for each in inferred if each.name not in ("_corrupt_record", *folders)]
+    if not fields:
         raise RefusedError(f"{path} holds no JSON object; check the path and input.format")
-    refuse_internal_names([*schema.names, *folders])
-    schema.add(_RECORD, StringType())
-    error = (
-        F.when(~F.is_valid_utf8(line), "invalid_utf8")
-        .when(F.lower(line).contains("\\ud") & line.rlike(_LONE_SURROGATE), "lone_surrogate")
-        .otherwise(_nothing())
-    )
+    schema = StructType([*fields, StructField(_RECORD, StringType())])
     parsed = F.from_json(
         F.make_valid_utf8(line), schema, {**options, "columnNameOfCorruptRecord": _RECORD}
     )
-    rows = lines.select(parsed.alias("row"), *map(quoted, folders), error.alias(READ_ERROR))
-    return _mark_malformed(rows.select("row.*", *map(quoted, folders), READ_ERROR))
+    error = (
+        F.when(~F.is_valid_utf8(line), "invalid_utf8")
+        .when(F.lower(line).contains("\\ud") & line.rlike(_LONE_SURROGATE), "lone_surrogate")
+        .when(F.isnotnull(f"{_ROW}.{_RECORD}"), "malformed_record")
+    )
+    rows = lines.withColumn(_ROW, parsed)
+    rows = rows.select(f"{_ROW}.*", *map(quoted, folders), error.alias(READ_ERROR))
+    return rows.drop(_RECORD)
 
 
-def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]) -> DataFrame:
+def _read_csv(
+    spark: SparkSession, path: str, kind: str, options: dict[str, str], expected: Collection[str]
+) -> DataFrame:
     """Read bytes one to one as Latin-1, then take them for the UTF-8 they should be."""
     given = {key.lower() for key in options}
-    if kind == "csv" and not _PLAIN_CSV & given and _records_span_lines(spark, path, options):
-        options = {**options, "multiLine": "true"}
-    # RFC 4180 doubles quotes. Tab-separated collections (MS MARCO) use none and hold single ones.
-    usual = {"sep": "\t", "quote": ""} if kind == "tsv" else {"escape": '"'}
-    options = {"header": "true", **usual, **options}
-    as_bytes = not {"encoding", "charset"} & given
-    if as_bytes:
+    if kind == "csv" and not (_NO_LINES | {"quote", "escape"}) & given:
+        options["multiLine"] = str(_records_span_lines(spark, path, options)).lower()
+    options = {"header": "true", **_USUAL[kind], **options}
+    if as_bytes := not _ENCODED & given:
         options["encoding"] = "ISO-8859-1"
     names = spark.read.options(**options).csv(path).columns
     if not names:
@@ -215,14 +196,20 @@ def _read_csv(spark: SparkSession, path: str, kind: str, options: dict[str, str]
     options["columnNameOfCorruptRecord"] = _RECORD
     rows = spark.read.options(**options).schema(schema).csv(path)
     if as_bytes:
-        rows = rows.select(
-            *(
-                F.encode(quoted(name), "ISO-8859-1").cast("string").alias(_as_utf8(name))
-                for name in names
-            ),
-            _RECORD,
+        texts = [F.encode(quoted(name), "ISO-8859-1").cast("string") for name in names]
+        names = [_as_utf8(name) for name in names]
+        rows = rows.select(*texts, _RECORD).toDF(*names, _RECORD)
+    if expected and options["header"].lower() == "true" and not {*expected} & {*names}:
+        # Its fields are texts, and must not be printed.
+        lengths = ", ".join(str(len(name)) for name in names)
+        raise RefusedError(
+            f"{path}: none of the columns that input.query_id, input.query, input.doc_id and "
+            f"input.doc name is in its first line, which has {len(names)} fields of {lengths} "
+            "characters. If it is no header, set input.options header=false and name columns by "
+            "their places: input.query_id=_c0, input.query=_c1 and so on"
         )
-    return _mark_malformed(rows.withColumn(READ_ERROR, _nothing()))
+    malformed = F.when(F.isnotnull(_RECORD), "malformed_record")
+    return rows.withColumn(READ_ERROR, malformed).drop(_RECORD)
 
 
 def _records_span_lines(spark: SparkSession, path: str, options: Mapping[str, str]) -> bool:
@@ -236,41 +223,28 @@ def _records_span_lines(spark: SparkSession, path: str, options: Mapping[str, st
     opens = line.rlike(rf'(?:^|{separator})"(?:[^"]|"")*$')
     closes = line.rlike(rf'^(?:[^"]|"")*"(?:{separator}|$)')
     lines = _lines(spark, path, options).where(line.contains('"') & odd)
-    row = lines.agg(F.count_if(opens).alias("opens"), F.count_if(closes).alias("closes")).first()
-    return row is not None and 0 < row["opens"] == row["closes"]
+    opened, closed = lines.agg(F.count_if(opens), F.count_if(closes)).collect()[0]
+    return bool(0 < opened == closed)
 
 
 def _as_utf8(name: str) -> str:
     text = name.encode("latin-1").decode("utf-8", errors="replace")
     # Behind a byte-order mark Spark takes the quotes of the first name for a part of it.
-    if text.startswith(BYTE_ORDER_MARK):
-        text = text.removeprefix(BYTE_ORDER_MARK).strip('"')
-    return text
+    return text[1:].strip('"') if text.startswith(BYTE_ORDER_MARK) else text
 
 
 def _read_trec_run(spark: SparkSession, path: str) -> DataFrame:
     """Read lines of `query_id Q0 doc_id rank score tag`, separated by any white space."""
-    lines = _lines(spark, path, {})
     line = F.trim(F.regexp_replace("value", r"\s+", " "))
     parts = F.split(line, " ")
-    error = (
-        F.when(~F.is_valid_utf8("value"), "invalid_utf8")
-        .when(F.size(parts) != 6, "malformed_record")
-        .otherwise(_nothing())
+    error = F.when(~F.is_valid_utf8("value"), "invalid_utf8").when(
+        F.size(parts) != 6, "malformed_record"
     )
-    return lines.where(line != "").select(
-        F.get(parts, F.lit(0)).alias("query_id"),
-        F.get(parts, F.lit(2)).alias("doc_id"),
-        F.get(parts, F.lit(3)).alias("retrieval_rank"),
-        F.get(parts, F.lit(4)).alias("retrieval_score"),
-        error.alias(READ_ERROR),
+    return (
+        _lines(spark, path, {})
+        .where(line != "")
+        .select(
+            *(F.get(parts, F.lit(at)).alias(name) for name, at in _TREC.items()),
+            error.alias(READ_ERROR),
+        )
     )
-
-
-def _mark_malformed(rows: DataFrame) -> DataFrame:
-    malformed = F.when(F.col(_RECORD).isNotNull(), "malformed_record")
-    return rows.withColumn(READ_ERROR, F.coalesce(READ_ERROR, malformed)).drop(_RECORD)
-
-
-def _without(schema: StructType, names: set[str]) -> StructType:
-    return StructType([field for field in schema.fields if field.name not in names])

@@ -1,4 +1,4 @@
-"""Which rows can be scored: every row gets a pair key, or a reason why it is rejected.
+"""Which rows are ranked, which are rejected, and how many there are.
 
 The result holds no texts. It is written once, and counts, ranking and rejects are taken from
 what was written, so that they agree whatever the input does meanwhile.
@@ -6,50 +6,31 @@ what was written, so that they agree whatever the input does meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Final
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.input.columns import is_blank, quoted
-from jobs.input.duplicates import COLLAPSED, REJECTED, VALID, resolve_duplicates
-from jobs.input.layouts import DETAIL, InputTable
-from jobs.input.readers import READ_ERROR
-from jobs.input.templates import pair_key
+from jobs.input.columns import quoted
+from jobs.input.layouts import PASS_THROUGH, InputTable
+from jobs.input.readers import INTERNAL_PREFIX
 from jobs.output.folder import OutputFolder
 from jobs.runtime.errors import RefusedError
 
-_TEXTS: Final = ("query_id", "query", "doc_id", "doc")
+VALID: Final = "valid"
+COLLAPSED: Final = "collapsed"
+REJECTED: Final = "rejected"
 
-
-@dataclass(frozen=True)
-class RowCounts:
-    """Rows of each kind.
-
-    Attributes:
-        valid: to be ranked.
-        collapsed: equal to a valid one in every column.
-        rejected: the others.
-        distinct: pair keys of valid rows.
-        without_rank: valid rows with a retrieval score and no rank.
-        reasons: rejected rows by reason.
-        repeated: whether a document may be more than once in a list of candidates.
-        labels: rows whose label is a number.
-        unreadable_labels: rejected rows whose label is none.
-    """
-
-    valid: int
-    collapsed: int
-    rejected: int
-    distinct: int
-    without_rank: int
-    reasons: Mapping[str, int]
-    repeated: bool
-    labels: int
-    unreadable_labels: int
+_CONTENT: Final = f"{INTERNAL_PREFIX}content"
+_ROWS: Final = f"{INTERNAL_PREFIX}rows"
+_COPY: Final = f"{INTERNAL_PREFIX}copy"
+# Whole values: by default microseconds are cut off, and nulls left out.
+_JSON: Final = {
+    "ignoreNullFields": "false",
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+}
 
 
 @dataclass(frozen=True)
@@ -59,149 +40,140 @@ class ValidatedInput:
     Attributes:
         rows: query_id, doc_id, pair_key, retrieval_score, retrieval_rank, label, `in.*`, reason,
             detail, status.
-        tally: their counts.
-        group: columns of `rows` that, with query_id, make a list of candidates.
+        table: the input.
+        counts: rows that are `valid` (to be ranked), `collapsed` (equal to a valid one in every
+            column), `rejected`, and all of them (`input`); `distinct` pair keys of valid rows.
+        derive_ranks: whether a valid row has a retrieval score and no rank.
+        repeated: whether a document may be more than once in a list of candidates.
     """
 
     rows: DataFrame
-    tally: RowCounts
-    group: tuple[str, ...] = ()
+    table: InputTable
+    counts: dict[str, int]
+    derive_ranks: bool
+    repeated: bool
 
     @property
     def valid(self) -> DataFrame:
         """Rows to be ranked."""
         return self.rows.where(F.col("status") == VALID).drop("status", "reason", "detail")
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """input, collapsed, rejected, valid, distinct."""
-        kinds = {"valid": self.tally.valid, "collapsed": self.tally.collapsed,
-                 "rejected": self.tally.rejected}  # fmt: skip
-        return {"input": sum(kinds.values()), **kinds, "distinct": self.tally.distinct}
-
 
 def validate(table: InputTable, out: OutputFolder | None = None) -> ValidatedInput:
-    """Validate every row and count them.
+    """Validate every row and count them; None as `out` computes them without a write.
 
     Rows are compared with each other, which takes a shuffle and a sort, only if ids repeat.
-
-    Args:
-        table: the input.
-        out: where the validated rows are staged; None computes them without a write.
 
     Raises:
         RefusedError: an input without rows, or a column of labels without a number.
     """
 
-    def staged(name: str, rows: DataFrame) -> ValidatedInput:
-        rows = out.stage(name, rows, "parquet") if out else rows
-        return ValidatedInput(rows, count_rows(rows, table), table.group)
+    def counted(name: str, rows: DataFrame) -> ValidatedInput:
+        return count_rows(out.stage(name, rows, "parquet") if out else rows, table)
 
-    found = staged("validated", validate_rows(table))
-    _refuse_unusable(found, table)
-    if found.tally.repeated:
-        found = staged("resolved", resolve_duplicates(found.rows, table.group))
-    return found
-
-
-def _refuse_unusable(found: ValidatedInput, table: InputTable) -> None:
-    if not found.counts["input"] and not table.allow_empty:
-        raise RefusedError(
-            "the input has no rows; check its path, or set input.allow_empty=true to accept that"
-        )
-    if found.tally.unreadable_labels and not found.tally.labels:
-        raise RefusedError(
-            f"column {table.label_column} has no numbers ({found.tally.unreadable_labels} values "
-            "are none); set input.label_map to their grades, such as {good: 1, bad: 0}, cast the "
-            "column, or set input.label to '' to go without labels"
-        )
-
-
-def with_pair_keys(table: InputTable) -> DataFrame:
-    """Return the rows with `pair_key` (null where `reason` is not), `reason` and `detail`."""
-    rows = table.rows.withColumn("reason", _reason())
-    fit = F.isnull("reason")
-    return rows.select(
-        *(quoted(name) for name in rows.columns if name not in (READ_ERROR, DETAIL, "reason")),
-        F.when(fit, pair_key(F.col("query"), F.col("doc"))).alias("pair_key"),
-        "reason",
-        F.when(~fit, F.concat_ws("; ", DETAIL, _sizes())).alias("detail"),
-    )
-
-
-def pair_texts(table: InputTable) -> DataFrame:
-    """Return `pair_key`, `query` and `doc` of every row that has texts a worker can read.
-
-    Rows that are rejected for something else are among them. They do no harm where texts are looked
-    up by key, as no key is asked for that is only theirs, and to find them out takes as long again
-    as everything else here.
-    """
-    query, doc = F.col("query"), F.col("doc")
-    readable = query.isNotNull() & doc.isNotNull() & F.is_valid_utf8(query) & F.is_valid_utf8(doc)
-    return table.rows.where(readable).select(pair_key(query, doc).alias("pair_key"), query, doc)
+    found = counted("validated", validate_rows(table))
+    if not found.repeated:
+        return found
+    return counted("resolved", resolve_duplicates(found.rows, table))
 
 
 def validate_rows(table: InputTable) -> DataFrame:
     """Return every input row as `ValidatedInput.rows`, each looked at by itself."""
     status = F.when(F.isnotnull("pair_key"), VALID).otherwise(REJECTED)
-    rows = with_pair_keys(table).drop("query", "doc").withColumn("status", status)
-    return rows.withColumns({name: F.make_valid_utf8(name) for name in ("query_id", "doc_id")})
+    readable = {name: F.make_valid_utf8(name) for name in ("query_id", "doc_id")}
+    return table.rows.drop("query", "doc").withColumns({**readable, "status": status})
 
 
-def count_rows(rows: DataFrame, table: InputTable) -> RowCounts:
-    """Count validated rows. Runs the plan."""
+def count_rows(rows: DataFrame, table: InputTable) -> ValidatedInput:
+    """Count validated rows. Runs the plan.
+
+    Raises:
+        RefusedError: an input without rows, or a column of labels without a number.
+    """
     # As many hashes as rows: no value is there twice. Fewer: one is, or, once in many runs, two
     # share a hash. Hashes are counted in a third of the time that keys take.
-    fit = F.col("status") == VALID
-    ids = F.xxhash64(*map(quoted, table.group), "query_id", "doc_id")
-    unreadable = F.startswith("detail", F.lit(f"column {table.label_column}"))
-    unreadable = unreadable & (F.col("reason") == "unreadable_number")
-    counted = rows.groupBy("status", "reason").agg(
+    fit, label = F.col("status") == VALID, table.config.label
+    ids = F.xxhash64(*table.list_columns, "doc_id")
+    no_number = (F.col("reason") == "unreadable_number") & F.startswith(
+        "detail", F.lit(f"column {label}")
+    )
+    found = rows.groupBy("status").agg(
         F.count(F.lit(1)).alias("rows"),
         F.count_distinct(F.when(fit, F.xxhash64("pair_key"))).alias("keys"),
         F.count_distinct(F.when(fit, ids)).alias("ids"),
         F.count_if(F.isnull("retrieval_rank") & F.isnotnull("retrieval_score")).alias("unranked"),
         F.count("label").alias("labels"),
-        F.count_if(unreadable).alias("unreadable"),
-    )
-    found = {(row["status"], row["reason"]): row.asDict() for row in counted.collect()}
-    valid = found.get((VALID, None), dict.fromkeys(("rows", "keys", "ids", "unranked"), 0))
-    distinct = valid["keys"]
-    if distinct < valid["rows"]:
-        distinct = rows.where(fit).select("pair_key").distinct().count()
-    reasons = {reason: row["rows"] for (_, reason), row in found.items() if reason is not None}
-    return RowCounts(
-        valid=valid["rows"],
-        collapsed=found.get((COLLAPSED, None), {"rows": 0})["rows"],
-        rejected=sum(reasons.values()),
-        distinct=distinct,  # a collapsed row has the key of the valid one that it equals
-        without_rank=valid["unranked"],
-        reasons=reasons,
-        repeated=valid["ids"] < valid["rows"],
-        labels=sum(row["labels"] for row in found.values()),
-        unreadable_labels=sum(row["unreadable"] for row in found.values()),
-    )
-
-
-def _reason() -> Column:
-    """The first thing wrong with a row, or null. Ids and texts must show something and be UTF-8."""
-    # Validity comes before blankness: a regular expression on broken bytes means nothing.
-    checks = [(F.col(READ_ERROR).isNotNull(), F.col(READ_ERROR))]
-    checks += [(~F.is_valid_utf8(name), F.lit("invalid_utf8")) for name in _TEXTS]
-    checks += [(is_blank(F.col(name)), F.lit(f"missing_{name}")) for name in _TEXTS]
-    return reduce(
-        lambda tail, check: F.when(check[0], check[1]).otherwise(tail),
-        reversed(checks),
-        F.lit(None).cast("string"),
-    )
-
-
-def _sizes() -> Column:
-    """Lengths of the four columns [bytes], never their content."""
-    sizes = [
-        F.format_string(
-            f"{name}: %s", F.coalesce(F.octet_length(name).cast("string"), F.lit("null"))
+        F.count_if(no_number).alias("no_numbers"),
+    ).toPandas().set_index("status")  # fmt: skip
+    found = found.reindex([VALID, COLLAPSED, REJECTED], fill_value=0)
+    counts = {str(status): int(number) for status, number in found["rows"].items()}
+    valid, all_rows = found.loc[VALID], found.sum()
+    if not all_rows["rows"] and not table.config.allow_empty:
+        raise RefusedError(
+            "the input has no rows; check its path, or set input.allow_empty=true to accept that"
         )
-        for name in _TEXTS
-    ]
-    return F.concat(F.lit("bytes: "), F.concat_ws(", ", *sizes))
+    if all_rows["no_numbers"] and not all_rows["labels"]:
+        raise RefusedError(
+            f"column {label} has no numbers ({all_rows['no_numbers']} values are none); set "
+            "input.label_map to their grades, such as {good: 1, bad: 0}, cast the column, or set "
+            "input.label to '' to go without labels"
+        )
+    distinct = int(valid["keys"])
+    if distinct < counts[VALID]:  # a collapsed row has the key of the valid one that it equals
+        distinct = rows.where(fit).select("pair_key").distinct().count()
+    return ValidatedInput(
+        rows,
+        table,
+        {"input": int(all_rows["rows"]), **counts, "distinct": distinct},
+        derive_ranks=bool(valid["unranked"] > 0),
+        repeated=bool(valid["ids"] < valid["rows"]),
+    )
+
+
+def content_hash(rows: DataFrame) -> Column:
+    """Return a SHA-256 of everything that is known of an impression, except ids and texts."""
+    known = ("retrieval_score", "retrieval_rank", "label")
+    columns = [name for name in rows.columns if name in known or name.startswith(PASS_THROUGH)]
+    return F.sha2(F.to_json(F.struct(*map(quoted, sorted(columns))), _JSON), 256)
+
+
+def resolve_duplicates(rows: DataFrame, table: InputTable) -> DataFrame:
+    """Compare valid rows with the same document in the same list.
+
+    Rows that are equal in every column collapse to one of them. All rows of a document whose texts
+    differ are rejected as `conflicting_duplicate`, and those whose labels differ as
+    `conflicting_label`; a null label differs from none. Other rows are impressions and stay.
+    """
+    ids = [*table.list_columns, F.col("doc_id")]
+    same_ids = Window.partitionBy(*ids)
+    copies = Window.partitionBy(*ids, "pair_key", _CONTENT).orderBy(_CONTENT)
+    differ = {name: F.min(name).over(same_ids) != F.max(name).over(same_ids)
+              for name in ("pair_key", "label")}  # fmt: skip
+    conflict = F.isnotnull("reason")
+    what = F.when(F.col("reason") == "conflicting_label", "labels").otherwise("texts")
+    resolved = (
+        rows.where(F.isnotnull("pair_key"))
+        .withColumn(_CONTENT, content_hash(rows))
+        .withColumns(
+            {
+                "reason": F.when(differ["pair_key"], "conflicting_duplicate").when(
+                    differ["label"], "conflicting_label"
+                ),
+                _ROWS: F.count(F.lit(1)).over(same_ids),
+                _COPY: F.row_number().over(copies),
+            }
+        )
+        .withColumns(
+            {
+                "status": F.when(conflict, REJECTED)
+                .when(F.col(_COPY) > 1, COLLAPSED)
+                .otherwise(VALID),
+                "detail": F.when(
+                    conflict, F.format_string("%d rows with differing %s", _ROWS, what)
+                ),
+                "pair_key": F.when(~conflict, F.col("pair_key")),
+            }
+        )
+        .select(*map(quoted, rows.columns))
+    )
+    return resolved.unionByName(rows.where(F.isnull("pair_key")))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.config import RankingConfig
 from jobs.input.columns import quoted
-from jobs.input.duplicates import content_hash
 from jobs.input.layouts import PASS_THROUGH
 from jobs.input.readers import INTERNAL_PREFIX
+from jobs.input.validation import ValidatedInput, content_hash
 from jobs.runtime.errors import RefusedError
 
 COLUMNS: Final = (
@@ -23,31 +22,7 @@ COLUMNS: Final = (
 _CONTENT: Final = f"{INTERNAL_PREFIX}content"
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Validated rows with the scores of their pairs.
-
-    Attributes:
-        rows: columns of `jobs.input.validation.ValidatedInput`, `logit`, `n_tokens`, `truncated`.
-        group: columns of `rows` that, with query_id, make a list.
-        has_label: whether the input has labels.
-        derive_ranks: whether a row may have a first-stage score and no rank.
-        repeated: whether a document may be more than once in a list, as impressions of one pair.
-    """
-
-    rows: DataFrame
-    group: tuple[str, ...] = ()
-    has_label: bool = False
-    derive_ranks: bool = True
-    repeated: bool = False
-
-    @property
-    def list_columns(self) -> list[Column]:
-        """Columns that identify a list."""
-        return [*map(quoted, self.group), F.col("query_id")]
-
-
-def rank_candidates(candidates: Candidates, config: RankingConfig) -> DataFrame:
+def rank_candidates(rows: DataFrame, validated: ValidatedInput, config: RankingConfig) -> DataFrame:
     """Order the candidates of every list by their raw float32 logits.
 
     The order is total: score descending, then doc_id (bytes, descending as in trec_eval unless set
@@ -56,9 +31,7 @@ def rank_candidates(candidates: Candidates, config: RankingConfig) -> DataFrame:
     rank, the rank is derived in the same way. `rank_change` is positive for a document that moved
     up.
 
-    Args:
-        candidates: what to rank.
-        config: `top_k`, `min_score` and `tie_break`.
+    `rows` are `validated.valid` with `logit`, `n_tokens` and `truncated`.
 
     Returns:
         `COLUMNS`, label if given, then the columns passed through; `input_NAME` where a passed
@@ -66,13 +39,12 @@ def rank_candidates(candidates: Candidates, config: RankingConfig) -> DataFrame:
         the other, each in the order of its ranks: the sort that ranking needs leaves them so.
     """
     tie = [F.asc("doc_id") if config.tie_break == "doc_id_asc" else F.desc("doc_id")]
-    rows = candidates.rows
-    if candidates.repeated:
+    if validated.repeated:
         rows = rows.withColumn(_CONTENT, content_hash(rows))
         tie += [F.asc_nulls_last("retrieval_rank"), F.desc_nulls_last("retrieval_score"),
                 F.asc(_CONTENT)]  # fmt: skip
-    candidate_list = Window.partitionBy(*candidates.list_columns)
-    if candidates.derive_ranks:
+    candidate_list = Window.partitionBy(*validated.table.list_columns)
+    if validated.derive_ranks:
         first_stage = F.row_number().over(candidate_list.orderBy(F.desc("retrieval_score"), *tie))
         derived = F.when(F.isnotnull("retrieval_score"), first_stage)
         rows = rows.withColumn("retrieval_rank", F.coalesce("retrieval_rank", derived))
@@ -83,18 +55,16 @@ def rank_candidates(candidates: Candidates, config: RankingConfig) -> DataFrame:
         rows = rows.where(F.col("rank") <= config.top_k)
     if config.min_score is not None:
         rows = rows.where(F.col("logit") >= config.min_score)
-    return rows.select(
-        "query_id",
-        "doc_id",
-        "rank",
-        F.col("logit").alias("score"),
-        probability(F.col("logit")).alias("probability"),
-        "retrieval_rank",
-        "retrieval_score",
-        (F.col("retrieval_rank") - F.col("rank")).alias("rank_change"),
-        "n_tokens",
-        "truncated",
-        *(["label"] if candidates.has_label else []),
+    # In double precision: in half precision a sigmoid is 1.0 from a logit of 9 on.
+    probability = F.lit(1.0) / (F.lit(1.0) + F.exp(-F.col("logit").cast("double")))
+    made = {
+        "score": F.col("logit"),
+        "probability": probability,
+        "rank_change": F.col("retrieval_rank") - F.col("rank"),
+    }
+    return rows.withColumns(made).select(
+        *COLUMNS,
+        *(["label"] if "label" in validated.table.has else []),
         *(quoted(name).alias(new) for name, new in output_names(rows.columns).items()),
     )
 
@@ -127,34 +97,25 @@ def refuse_slices(columns: Sequence[str], slices: Sequence[str]) -> None:
         )
 
 
-def probability(logit: Column) -> Column:
-    """Sigmoid in double precision: in half precision it is 1.0 from a logit of 9 on."""
-    return F.lit(1.0) / (F.lit(1.0) + F.exp(-logit.cast("double")))
-
-
-def count_cut(candidates: Candidates, config: RankingConfig) -> int:
+def count_cut(rows: DataFrame, validated: ValidatedInput, config: RankingConfig) -> int:
     """Count rows that `top_k` and `min_score` leave out, per list, without ranking them."""
     if config.top_k is None and config.min_score is None:
         return 0
     above = F.lit(True) if config.min_score is None else F.col("logit") >= config.min_score
-    per_list = candidates.rows.groupBy(*candidates.list_columns).agg(
-        F.count(F.lit(1)).alias("all"), F.count_if(above).alias("kept")
+    kept = F.count_if(above)
+    if config.top_k is not None:
+        kept = F.least(kept, F.lit(config.top_k))
+    per_list = rows.groupBy(*validated.table.list_columns).agg(
+        (F.count(F.lit(1)) - kept).alias("cut")
     )
-    kept = F.col("kept") if config.top_k is None else F.least("kept", F.lit(config.top_k))
-    row = per_list.agg(F.sum(F.col("all") - kept)).first()
-    return int(row[0] or 0) if row else 0
+    return int(per_list.agg(F.coalesce(F.sum("cut"), F.lit(0))).collect()[0][0])
 
 
 def count_ranked(table: DataFrame, group: Sequence[str] = ()) -> dict[str, int]:
-    """Count rows and lists of a ranked table, pairs that were cut, and changes at the top.
+    """Count the rows of a ranked table, those that were truncated, and lists (`queries`).
 
-    Args:
-        table: the ranked table.
-        group: its columns that, with query_id, make a list.
-
-    Returns:
-        `ranked`, `truncated`, `queries` (lists); `top1_changed`: lists whose first document was
-        not first before, of `top1_compared`, those with any first-stage rank.
+    A list is a query within the columns `group`. `top1_changed` are lists whose first document was
+    not first before, of `top1_compared`, those with any first-stage rank.
     """
     top = F.col("rank") == 1
     lists = table.groupBy(*map(quoted, group), "query_id").agg(

@@ -13,7 +13,7 @@ from jobs.input.layouts import InputTable
 from jobs.input.validation import ValidatedInput
 from jobs.output.filesystem import literal
 from jobs.scoring.stage import distinct_keys, score_missing
-from jobs.store import SCHEMA, ScoreStore
+from jobs.store.scores import SCHEMA, ScoreStore
 from udfs.memory import Peak
 from udfs.scorers.base import OK
 from udfs.spec import ScorerSpec

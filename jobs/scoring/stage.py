@@ -11,14 +11,13 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.config import BatchingConfig, ModelConfig, ScoringConfig
-from jobs.input.layouts import InputTable
-from jobs.input.validation import pair_texts
+from jobs.input.layouts import InputTable, pair_texts
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.progress import progress_bar
 from jobs.runtime.session import is_local, task_slots
 from jobs.scoring.models import EMBEDDED, pack
 from jobs.scoring.onnx_export import copied_files
-from jobs.store import ScoreStore
+from jobs.store.scores import ScoreStore
 from udfs.checkpoint import Checkpoint, scoring_files
 from udfs.devices import best_precision, has_gpu
 from udfs.forward.base import ModelError

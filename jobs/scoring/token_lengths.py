@@ -10,7 +10,6 @@ import numpy as np
 from pyspark.sql import functions as F
 
 from jobs.input.layouts import InputTable
-from jobs.input.validation import with_pair_keys
 from udfs.encoding.pairs import PairEncoder
 from udfs.encoding.truncation import POLICIES, Counts
 from udfs.spec import ScorerSpec, Truncation
@@ -77,8 +76,7 @@ def sample_lengths(pairs: InputTable, folder: Path, spec: ScorerSpec) -> Sampled
         None if no row of the input can be scored.
     """
     rows = (
-        with_pair_keys(pairs)
-        .where(F.isnotnull("pair_key"))
+        pairs.rows.where(F.isnotnull("pair_key"))
         .select("pair_key", *(F.substring(side, 1, _LONGEST).alias(side) for side in _SIDES))
         .orderBy("pair_key")
         .limit(_SAMPLE)

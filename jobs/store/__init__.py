@@ -10,9 +10,5 @@ one scores what is not there yet. Two drivers at once do no harm: equal keys car
 and readers take one. A file that is damaged is set aside in `_corrupt`, and its pairs are scored
 again: the store is a cache, and stops no job.
 
-`ScoreStore` reads and appends; `maintenance` is for `python -m jobs.store`.
+`scores` reads and appends; `__main__` is the command that looks after a store.
 """
-
-from jobs.store.scores import SCHEMA, ScoreStore
-
-__all__ = ["SCHEMA", "ScoreStore"]

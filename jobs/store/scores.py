@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from jobs.output.filesystem import Entry, Files, literal
+from jobs.output.filesystem import Files, literal
 from jobs.runtime.redaction import masked
 from udfs.scorers.base import OK
 
@@ -25,13 +25,11 @@ ABOUT: Final = "_about.json"
 ATTEMPT: Final = "attempt="
 CORRUPT: Final = "_corrupt"
 FINGERPRINT: Final = "fingerprint="
-_COLUMNS: Final = {
-    "pair_key": "string", "logit": "float", "n_tokens": "integer", "n_padded": "integer",
-    "truncated": "boolean", "device_ms": "float", "status": "string",
-}  # fmt: skip
-SCHEMA: Final = StructType()
-for _name, _kind in _COLUMNS.items():
-    SCHEMA.add(_name, _kind)
+SCHEMA: Final = (
+    StructType().add("pair_key", "string").add("logit", "float").add("n_tokens", "integer")
+    .add("n_padded", "integer").add("truncated", "boolean").add("device_ms", "float")
+    .add("status", "string")
+)  # fmt: skip
 _FILES: Final = StructType(SCHEMA.fields[:]).add(ORIGIN, "string")
 READ_ERRORS: Final = (PySparkException, Py4JJavaError)
 # Parquet keeps a checksum of each page, which readers ignore unless told otherwise.
@@ -59,6 +57,15 @@ def verified(rows: DataFrame) -> DataFrame:
     return rows.where(F.when(_is_score(), every_column).otherwise(fail))
 
 
+def _is_score() -> Column:
+    """Whether a row is a score; the columns are null where another table's file is read."""
+    finite = F.abs("logit") < F.lit(float("inf"))  # NaN is above all numbers
+    fit = (F.length("pair_key") == 64) & F.when(F.col("status") == OK, finite).otherwise(
+        F.isnotnull("status")
+    )
+    return F.coalesce(fit, F.lit(False))
+
+
 def deduplicated(rows: DataFrame) -> DataFrame:
     """Return one row per pair key: an `ok` score before a failed one, then the first origin.
 
@@ -70,11 +77,35 @@ def deduplicated(rows: DataFrame) -> DataFrame:
     return best.select("pair_key", "score.*")
 
 
-def damaged(spark: SparkSession, files: Sequence[Entry]) -> list[str]:
-    """Return the paths of files that are not scores, found by halving."""
-    empty = [file.path for file in files if not file.size]  # Spark skips them
-    paths = [file.path for file in files if file.size]
-    return empty + (_unreadable(spark, paths) if paths else [])
+def damaged(spark: SparkSession, files: Mapping[str, int]) -> list[str]:
+    """Return the paths of files that are not scores, found by halving. `files`: sizes by path."""
+    empty = [path for path, size in files.items() if not size]  # Spark skips them
+    return empty + _unreadable(spark, [path for path, size in files.items() if size])
+
+
+def _unreadable(spark: SparkSession, paths: list[str]) -> list[str]:
+    try:
+        if paths:
+            verified(read_files(spark, paths)).agg(F.count(F.lit(1))).collect()
+    except READ_ERRORS:
+        if len(paths) == 1:
+            return paths if _is_at_fault(spark, paths[0]) else []
+        half = len(paths) // 2
+        return _unreadable(spark, paths[:half]) + _unreadable(spark, paths[half:])
+    return []
+
+
+def _is_at_fault(spark: SparkSession, path: str) -> bool:
+    """Whether an unreadable file itself is wrong, and not the way to it.
+
+    Its bytes arrive, or a checksum of the file system says that they are wrong. Otherwise the
+    storage or the cluster fails, and the file may be whole.
+    """
+    try:
+        content = spark.read.format("binaryFile").load(literal(path)).select(F.length("content"))
+        return bool(content.collect())
+    except READ_ERRORS as error:
+        return "ChecksumException" in str(error)
 
 
 @contextmanager
@@ -117,22 +148,16 @@ class ScoreStore:
         """Return the keys that have no score yet, and how many they are.
 
         This is the first read of a run: it reads every column and verifies the checksum of every
-        page. If it fails, damaged files are set aside and it is done again; their pairs are then
-        among the missing.
-
-        Args:
-            keys: `pair_key`, distinct.
-            count: number of keys.
-            dry_run: skip damaged files instead of setting them aside.
+        page. If it fails, damaged files are set aside (in a dry run skipped) and it is done again;
+        their pairs are then among the missing. `keys`: `count` distinct ones, `pair_key`.
         """
-        files = self._parts()
-        if not files:
+        if not self._parts():
             return keys, count
         if dry_run:
             return _without_score(keys, self._rows(ignoreCorruptFiles="true").where(_is_score()))
         with quiet(self._spark):
             try:
-                self._set_aside([file.path for file in files if not file.size])
+                self._set_aside([path for path, size in self._parts().items() if not size])
                 return _without_score(keys, verified(self._rows()))
             except READ_ERRORS:
                 self._set_aside(damaged(self._spark, self._parts()))
@@ -161,51 +186,23 @@ class ScoreStore:
             )
 
     def _rows(self, **options: str) -> DataFrame:
-        attempts = sorted({file.path.rpartition("/")[0] for file in self._parts()})
+        attempts = sorted({path.rpartition("/")[0] for path in self._parts()})
         if not attempts:
             return self._spark.createDataFrame([], _FILES)
         return read_files(self._spark, attempts, **options)
 
-    def _parts(self) -> list[Entry]:
-        """Return the finished files of all attempts."""
-        names = self._files.children(self.folder)
-        attempts = [f"{self.folder}/{name}" for name in names if name.startswith(ATTEMPT)]
-        found = (file for attempt in attempts for file in self._files.entries(attempt))
-        return [file for file in found if file.name.endswith(".parquet")]
+    def _parts(self) -> dict[str, int]:
+        """Return the finished files of all attempts: sizes [bytes] by path."""
+        return {
+            file.path: file.size
+            for attempt in self._files.entries(self.folder)
+            if attempt.name.startswith(ATTEMPT)
+            for file in self._files.entries(attempt.path)
+            if file.name.endswith(".parquet")
+        }
 
 
 def _without_score(keys: DataFrame, rows: DataFrame) -> tuple[DataFrame, int]:
     held = deduplicated(rows).where(F.col("status") == OK).select("pair_key")
     missing = keys.join(held, on="pair_key", how="left_anti")
     return missing, missing.count()
-
-
-def _is_score() -> Column:
-    """Whether a row is a score; the columns are null where another table's file is read."""
-    finite = ~F.isnan("logit") & (F.abs("logit") < F.lit(float("inf")))
-    whole = (F.length("pair_key") == 64) & F.isnotnull("status")
-    return F.coalesce(whole & ((F.col("status") != OK) | finite), F.lit(False))
-
-
-def _unreadable(spark: SparkSession, paths: list[str]) -> list[str]:
-    try:
-        verified(read_files(spark, paths)).agg(F.count(F.lit(1))).collect()
-    except READ_ERRORS:
-        if len(paths) == 1:
-            return paths if _is_at_fault(spark, paths[0]) else []
-        half = len(paths) // 2
-        return _unreadable(spark, paths[:half]) + _unreadable(spark, paths[half:])
-    return []
-
-
-def _is_at_fault(spark: SparkSession, path: str) -> bool:
-    """Whether an unreadable file itself is wrong, and not the way to it.
-
-    Its bytes arrive, or a checksum of the file system says that they are wrong. Otherwise the
-    storage or the cluster fails, and the file may be whole.
-    """
-    try:
-        content = spark.read.format("binaryFile").load(literal(path)).select(F.length("content"))
-        return bool(content.collect())
-    except READ_ERRORS as error:
-        return "ChecksumException" in str(error)

@@ -7,16 +7,18 @@ spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/tune/__main__.py --conf
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pandas as pd
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from jobs.config import Config
 from jobs.evaluation.qrels import from_labels
 from jobs.evaluation.report import render_tuning
-from jobs.input.validation import with_pair_keys
 from jobs.output.folder import OutputFolder
 from jobs.output.names import RECOMMENDED, TUNING, TUNING_PAGE
 from jobs.output.publish import publish, track_run
@@ -25,13 +27,18 @@ from jobs.preflight import check_tune
 from jobs.runtime.command import Command
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.session import task_slots
-from jobs.scoring.onnx_export import missing_packages
-from jobs.scoring.stage import make_spec
+from jobs.scoring.onnx_export import export, missing_packages
+from jobs.scoring.stage import make_spec, resolve_precision, ship_model, tasks_have_gpus
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.tune.document import closing_summary, make_document, recommended_yaml
 from jobs.tune.sample import draw_sample, first_queries
-from jobs.tune.sweep import engines, lengths_to_try, make_grid, sweep
-from jobs.tune.trials import device_of, measure, ship_models
+from jobs.tune.settings import Setting, engines, lengths_to_try, make_grid
+from jobs.tune.sweep import sweep
+from udfs.checkpoint import Checkpoint
+from udfs.scorers.base import OK
+from udfs.spec import Backend, Precision, ScorerSpec
+from udfs.trial import Trial
+from udfs.udf import run_trial
 
 COMMAND = Command(
     name="python -m jobs.tune",
@@ -56,7 +63,7 @@ def run(config: Config) -> int:
     with watch.part("sampling"):
         if qrels is None and "label" in pairs.has:
             qrels = from_labels(pairs.rows)
-        distinct = with_pair_keys(pairs).select(F.count_distinct("pair_key")).collect()[0][0]
+        distinct = pairs.rows.select(F.count_distinct("pair_key")).collect()[0][0]
         draft = make_spec(config.model, config.batching, checkpoint, "fp32")
         lengths = sample_lengths(pairs, checkpoint.path, draft)
         if lengths is None:
@@ -89,6 +96,46 @@ def run(config: Config) -> int:
     places = {name: out.place(name) for name in files}
     sys.stdout.write(closing_summary(document, places) + "\n")
     return track_run(config.mlflow, out, document, TUNING)
+
+
+def ship_models(
+    spark: SparkSession,
+    config: Config,
+    checkpoint: Checkpoint,
+    engines: Iterable[tuple[Backend, Precision]],
+) -> dict[Backend, ScorerSpec]:
+    """Export what has to be exported, ship it, and return what tasks need to know by backend."""
+    specs: dict[Backend, ScorerSpec] = {}
+    # int8 first: its copy of the model holds the float32 graph as well.
+    for backend, precision in sorted(engines, key=lambda engine: engine[1] != "int8"):
+        if backend not in specs:
+            copy = export(checkpoint, precision) if backend == "onnxruntime" else checkpoint
+            spec = make_spec(config.model, config.batching, copy, "fp32")
+            spec = replace(spec, backend=backend, runtime=copy.runtime)
+            specs[backend] = ship_model(spark, copy, spec, config.model.ship)
+    return specs
+
+
+def measure(
+    spark: SparkSession, specs: Mapping[Backend, ScorerSpec], setting: Setting, sample: pd.DataFrame
+) -> Trial:
+    """Run one trial in a process of its own, and print a line on stderr."""
+    keys = {key: value for key, value in setting._asdict().items() if key != "of_batches"}
+    spec = replace(specs[setting.backend], **keys)
+    task = run_trial(spec, sample["query"].to_list(), sample["doc"].to_list())
+    trial: Trial = spark.sparkContext.parallelize([0], 1).mapPartitions(task).first()
+    speed = f"{len(sample) / trial.seconds:8.1f} pairs/s" if trial.outcome == OK else ""
+    sizes = ("max_length", "max_tokens", "max_pairs")
+    values = "  ".join(f"{key} {keys[key]:>6}" for key in sizes)
+    sys.stderr.write(f"{setting.engine:<17} {values}  {trial.outcome:<6}{speed}\n")
+    return trial
+
+
+def device_of(spark: SparkSession, config: Config) -> str:
+    """Return what executors score on: `cuda`, `cpu-bf16` or `cpu`."""
+    model = config.model.model_copy(update={"precision": "auto", "backend": "torch"})
+    precision = resolve_precision(model, gpu=tasks_have_gpus(spark, config.scoring))
+    return {"fp16": "cuda", "bf16": "cpu-bf16"}.get(precision, "cpu")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import yaml
 
 from jobs.config import Config
 from jobs.scoring.token_lengths import SampledLengths
-from jobs.tune.recommend import Row, pareto, recommend, setting_of
-from jobs.tune.sweep import LENGTHS
+from jobs.tune.settings import LENGTHS, setting_of
+from jobs.tune.sweep import Row, pareto, recommend
 
 _PERCENTILES: Final = (50, 75, 90, 95, 99)
 _RATES: Final = ("pairs_per_s", "tokens_per_s", "kendall_tau", "ndcg_delta", "memory_mb")
@@ -30,13 +30,8 @@ def make_document(
 ) -> dict[str, Any]:
     """Return the content of tune.json: settings and numbers, never a text.
 
-    Args:
-        record: what is known without the measuring; of `counts` and `model`, `distinct` and
-            `positions` are used here.
-        config: of the command.
-        lengths: of sampled pairs.
-        rows: what was measured.
-        at: index of the row that the others are compared with.
+    `record` is what is known without the measuring, `at` the index of the row that the others are
+    compared with.
     """
     best, front = recommend(rows, config.tune), pareto(rows)
     chosen = best[0] if best else None

@@ -11,7 +11,6 @@ from pyspark.sql import functions as F
 
 from jobs.config import TuneConfig
 from jobs.input.layouts import InputTable
-from jobs.input.validation import with_pair_keys
 
 _PAIRS: Final = {False: 320, True: 4096}  # True: on a GPU
 _ORDER: Final = ("unanswered", "query_hash", "query_id", "position")
@@ -29,7 +28,7 @@ def draw_sample(
     Returns:
         query_id, doc_id, query, doc, grade (NaN where a pair is not judged), query by query.
     """
-    rows = with_pair_keys(pairs).where(F.isnotnull("pair_key"))
+    rows = pairs.rows.where(F.isnotnull("pair_key"))
     candidates = rows.groupBy("query_id", "doc_id").agg(F.min("pair_key").alias("pair_key"))
     if qrels is not None:
         candidates = candidates.join(qrels, on=["query_id", "doc_id"], how="left")

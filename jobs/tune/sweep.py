@@ -1,110 +1,42 @@
-"""Decide which settings are measured, in which order and how often. Pure, without Spark."""
+"""Measure settings for as long as there is time, and pick the one to use. Pure, without Spark."""
 
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, cast
+from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
-from jobs.config import BatchingConfig, TuneConfig
+from jobs.config import TuneConfig
+from jobs.runtime.agreement import kendall_tau, ndcg
 from jobs.runtime.errors import RefusedError
-from jobs.scoring.token_lengths import SampledLengths
-from jobs.tune.recommend import Row, Setting, make_row, recommend, setting_of
 from jobs.tune.sample import first_queries
-from udfs.scorers.base import OK
-from udfs.spec import Backend, Precision
+from jobs.tune.settings import Setting, batch_sizes, setting_of
+from udfs.scorers.base import OK, OUT_OF_MEMORY
 from udfs.trial import Trial
 
 Measure = Callable[[Setting, pd.DataFrame], Trial]
+Row = dict[str, Any]
 
-#: Lengths whose effect is shown, and the powers among them that are tried [tokens].
-LENGTHS: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-_P95_STEP: Final = 8  # tokens; the 95th percentile is rounded up to a multiple
-_RARE: Final = 0.01  # share of pairs; where fewer are cut, a longer max_length is not tried
-_MAX_TOKENS: Final = {False: (1024, 4096, 16384), True: (8192, 32768, 131072)}  # True: on a GPU
-# What is tried unless `tune.precisions` says it; ONNX Runtime where torch has no bf16.
-_PRECISIONS: Final = {
-    "cuda": ("fp32", "fp16", "bf16"),
-    "cpu-bf16": ("fp32", "bf16"),
-    "cpu": ("fp32", "onnxruntime:fp32", "onnxruntime:int8"),
-}
+NOT_MEASURED: Final = "not measured"
 _FIRST_PASS: Final = 0.6  # share of the time for measuring every setting once
 _FINALISTS: Final = 6  # settings that are measured again
-
-
-def engines(
-    config: TuneConfig, device: str, *, has_onnx: bool
-) -> tuple[tuple[Backend, Precision], ...]:
-    """Return backends and precisions: float32, then those configured, else what `cuda`, `cpu-bf16`
-    or `cpu` is good at.
-    """
-    known = [name for name in _PRECISIONS[device] if has_onnx or ":" not in name]
-    parts = [name.rpartition(":") for name in ["fp32", *(config.precisions or known)]]
-    found = {(backend or "torch", precision): None for backend, _, precision in parts}
-    return cast(tuple[tuple[Backend, Precision], ...], tuple(found))
-
-
-def lengths_to_try(
-    config: TuneConfig, lengths: SampledLengths, positions: int | None
-) -> tuple[int, ...]:
-    """Return values of max_length, the longest last: as configured; else the 95th percentile, the
-    first power of two that cuts next to nothing, and the one below. The model's positions limit.
-    """
-    limit = positions or LENGTHS[-1]
-    if config.max_lengths:
-        return tuple(sorted({min(length, limit) for length in config.max_lengths}))
-    enough = next((n for n in LENGTHS if n <= limit and lengths.cut_at(n).share < _RARE), limit)
-    p95 = -(-int(lengths.percentile(95)) // _P95_STEP) * _P95_STEP
-    below = max((n for n in LENGTHS if n < enough), default=enough)
-    return tuple(sorted({below, min(max(p95, LENGTHS[0]), enough), enough}))
-
-
-def make_grid(
-    config: TuneConfig, batching: BatchingConfig, engines: Sequence[tuple[Backend, Precision]],
-    lengths: Sequence[int], *, on_gpu: bool,
-) -> list[Setting]:  # fmt: skip
-    """Return every combination: the reference, float32 and the longest, then those nearest to it.
-
-    When time runs out, every key has been tried by itself before keys are tried together.
-    """
-    budgets = sorted(config.max_tokens or _MAX_TOKENS[on_gpu])
-    middle = budgets[(len(budgets) - 1) // 2]
-    reference = Setting(*engines[0], lengths[-1], max(middle, lengths[-1]), batching.max_pairs)
-    found = {
-        Setting(*engine, length, max(budget, length), batching.max_pairs)
-        for engine, length, budget in itertools.product(engines, lengths, budgets)
-    }
-    others = sorted(found - {reference})
-    random.Random(config.seed).shuffle(others)
-
-    def distance(setting: Setting) -> int:
-        keys = ("engine", "max_length", "max_tokens")
-        return sum(getattr(setting, key) != getattr(reference, key) for key in keys)
-
-    return [reference, *sorted(others, key=distance)]
+# Speeds that differ by less are not told apart by a few runs on a machine with other work.
+_EQUALLY_FAST: Final = 0.97
 
 
 def sweep(
-    config: TuneConfig,
-    grid: Sequence[Setting],
-    sample: pd.DataFrame,
-    measure: Measure,
+    config: TuneConfig, grid: Sequence[Setting], sample: pd.DataFrame, measure: Measure,
     clock: Callable[[], float] = time.monotonic,
-) -> tuple[list[Row], int, pd.DataFrame]:
+) -> tuple[list[Row], int, pd.DataFrame]:  # fmt: skip
     """Measure every setting once, then batch sizes of the best, then the best ones in turns.
 
-    In turns, as a machine that gets slower then does so for all of them.
-
-    Args:
-        config: `seconds` ends the measuring; the reference is measured in any case.
-        grid: settings, the reference first; if it does not work, the next that does is taken.
-        sample: pairs; settings get as many of them as leave time for all settings.
-        measure: runs one trial.
-        clock: tells the time [s].
+    In turns, as a machine that gets slower then does so for all of them. `config.seconds` ends the
+    measuring; the reference, the first setting of the grid that works, is measured in any case, on
+    the whole sample. The others get as many pairs as leave time for all of them.
 
     Returns:
         Rows of the grid, then of batch sizes; which of them is the reference; the pairs that all
@@ -137,14 +69,6 @@ def sweep(
     return rows, at, pairs
 
 
-def batch_sizes(config: TuneConfig, chosen: Setting) -> list[Setting]:
-    """Return the chosen setting with batches of so many pairs, whatever their lengths."""
-    return [
-        chosen._replace(max_pairs=pairs, max_tokens=pairs * chosen.max_length, of_batches=True)
-        for pairs in sorted(set(config.max_pairs))
-    ]
-
-
 def _reference(
     trials: dict[Setting, list[Trial]], sample: pd.DataFrame, measure: Measure,
     clock: Callable[[], float],
@@ -161,3 +85,99 @@ def _reference(
         f"none of {len(trials)} settings could score the sample ({', '.join(outcomes)}); try a "
         "smaller model, tune.max_lengths or tune.max_tokens, or more memory"
     )
+
+
+def make_row(
+    setting: Setting, trials: Sequence[Trial], reference: Trial, sample: pd.DataFrame
+) -> Row:
+    """Return what was measured of a setting, compared with a reference on the same pairs or more.
+
+    Keys: those of the setting; `engine`; `outcome` (`ok`, or what went wrong at any time); `runs`;
+    and, where a trial went well, those of `_speed` and `_agreement`.
+    """
+    outcomes = [OUT_OF_MEMORY if trial.unscored else trial.outcome for trial in trials]
+    row: Row = {
+        **setting._asdict(),
+        "engine": setting.engine,
+        "outcome": next((o for o in outcomes if o != OK), OK) if trials else NOT_MEASURED,
+        "runs": len(trials),
+    }
+    whole = [trial for trial in trials if trial.outcome == OK]
+    return row | _speed(whole) | _agreement(whole[0], reference, sample) if whole else row
+
+
+def _speed(trials: Sequence[Trial]) -> Row:
+    """Return medians over trials; times [ms] at the 50th and 95th percentile, `padding` a share."""
+    values = [
+        {
+            "pairs_per_s": len(trial.logit) / trial.seconds,
+            "tokens_per_s": trial.tokens / trial.seconds,
+            "padding": trial.padding / max(1, trial.tokens + trial.padding),
+            "load_s": trial.load_seconds,
+            "memory_mb": trial.memory_mb,
+            "device_memory_mb": trial.device_memory_mb,
+        }
+        for trial in trials
+    ]
+    medians = pd.DataFrame(values, dtype=float).median().round(4)
+    times: dict[str, list[Any]] = {
+        "ms_per_pair": [trial.pair_ms for trial in trials],
+        "ms_per_batch": [trial.batch_ms for trial in trials],
+    }
+    spread = {key: np.percentile(np.concatenate(parts), (50, 95)) for key, parts in times.items()}
+    return {
+        **{key: None if np.isnan(medians[key]) else float(medians[key]) for key in values[0]},
+        **{key: {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+           for key, (p50, p95) in spread.items()},
+        "halvings": max(trial.halvings for trial in trials),
+        "unscored": max(trial.unscored for trial in trials),
+    }  # fmt: skip
+
+
+def _agreement(trial: Trial, reference: Trial, sample: pd.DataFrame) -> Row:
+    """Return how far the scores are from the reference's; None where that is unknown."""
+    whole, logit = reference.logit[: len(sample)], trial.logit[: len(sample)]
+    queries, docs = sample["query_id"].to_list(), sample["doc_id"].to_list()
+    grades = sample["grade"].to_numpy()
+    before, after = (ndcg(queries, docs, scores, grades) for scores in (whole, logit))
+    apart = np.abs(logit - whole)
+    return {
+        "kendall_tau": kendall_tau(queries, logit, whole),
+        "ndcg": after,
+        "ndcg_delta": None if before is None or after is None else after - before,
+        "max_abs_difference": float(np.nanmax(apart)) if np.isfinite(apart).any() else None,
+    }
+
+
+def recommend(rows: Sequence[Row], config: TuneConfig) -> list[Row]:
+    """Return the acceptable rows, the setting to use first, then by speed.
+
+    Acceptable is what scored every pair, in nearly the order of the reference. Of the fastest
+    settings, and those hardly slower, the one to use cuts least; of those it holds the least
+    memory, on the GPU if there is one.
+    """
+    found = [
+        row
+        for row in _measured(rows)
+        if row["kendall_tau"] is None or row["kendall_tau"] >= config.min_tau
+        if row["ndcg_delta"] is None or row["ndcg_delta"] >= -config.max_loss
+    ]
+    near = [row for row in found if row["pairs_per_s"] >= _EQUALLY_FAST * found[0]["pairs_per_s"]]
+    near.sort(key=lambda row: (-row["max_length"], row["device_memory_mb"] or row["memory_mb"]))
+    return near[:1] + [row for row in found if row not in near[:1]]
+
+
+def pareto(rows: Sequence[Row]) -> list[Row]:
+    """Return settings that no other beats in both speed and agreement, the fastest first."""
+    front: list[Row] = []
+    for row in _measured(rows):
+        tau = row["kendall_tau"]
+        if tau is not None and (not front or tau > front[-1]["kendall_tau"]):
+            front.append(row)
+    return front
+
+
+def _measured(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the grid that scored every pair, the fastest first, then by agreement."""
+    found = [row for row in rows if row["outcome"] == OK and not row["of_batches"]]
+    return sorted(found, key=lambda row: (-row["pairs_per_s"], -(row["kendall_tau"] or 0.0)))

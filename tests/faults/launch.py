@@ -66,7 +66,7 @@ def arrange(driver: Driver) -> None:
     """Put the chosen points into place."""
     from jobs import preflight, rerank
     from jobs.output.folder import OutputFolder
-    from jobs.store import ScoreStore
+    from jobs.store.scores import ScoreStore
 
     point, _, number = driver.die.partition(":")
     if point == "stored":

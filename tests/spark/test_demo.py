@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.demo import FOLDER, build_sample
+from jobs.demo import FOLDER
 from jobs.demo.__main__ import main
 from jobs.runtime.errors import DONE
+from tests import build_sample
 from tests.sample import EVERY_QUERY
 from udfs.checkpoint import inspect_checkpoint
 

@@ -8,8 +8,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from jobs.config import Config, ScoringConfig
-from jobs.input.layouts import InputTable, read_input
-from jobs.input.validation import pair_texts, with_pair_keys
+from jobs.input.layouts import InputTable, pair_texts, read_input
 from jobs.scoring.stage import _longest_first, tasks_have_gpus
 from udfs.devices import has_gpu
 from udfs.scorers.base import OK
@@ -52,7 +51,7 @@ def test_texts_that_a_worker_cannot_read_are_left_out_and_keys_are_the_checked_o
     pairs = pairs_of(spark, rows, tmp_path)
     found = {row["doc"]: row["pair_key"] for row in pair_texts(pairs).collect()}
     assert set(found) == {"a flea", "", "a dog"}
-    checked = {row["doc_id"]: row["pair_key"] for row in with_pair_keys(pairs).collect()}
+    checked = {row["doc_id"]: row["pair_key"] for row in pairs.rows.collect()}
     assert checked == {"1": found["a flea"], "2": None, "3": None, "4": None, "5": None}
 
 

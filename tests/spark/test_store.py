@@ -17,10 +17,8 @@ from pyspark.sql import functions as F
 
 from jobs.output.filesystem import Files
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, UNEXPECTED
-from jobs.store import ScoreStore
-from jobs.store.__main__ import main
-from jobs.store.maintenance import Fingerprint, finished, merge, take_inventory
-from jobs.store.scores import damaged
+from jobs.store.__main__ import main, merge, take_inventory
+from jobs.store.scores import ScoreStore, damaged
 from tests.conftest import ROOT
 from tests.sample import PAIRS
 from tests.spark.conftest import Job
@@ -68,8 +66,10 @@ def written(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def inventory(store: ScoreStore) -> list[Fingerprint]:
-    return take_inventory(Files(store._spark), str(Path(store.folder).parent))
+def parts(store: ScoreStore) -> pd.DataFrame:
+    """The finished files of a store."""
+    found = take_inventory(Files(store._spark), str(Path(store.folder).parent))
+    return found[found["is_part"]]
 
 
 def content(store: ScoreStore) -> pd.DataFrame:
@@ -184,7 +184,7 @@ def test_damaged_files_are_named_and_set_aside_and_their_pairs_are_missing(
 
 def test_files_out_of_reach_are_not_called_damaged(store: ScoreStore) -> None:
     """An outage of the storage must not set a whole store aside."""
-    files = [file for found in inventory(store) for file in found.files]
+    files = parts(store).set_index("path")["size"].to_dict()
     shutil.move(store.folder, f"{store.folder}-elsewhere")
     assert not damaged(store._spark, files)
 
@@ -251,18 +251,17 @@ def test_compact_merges_and_changes_no_score(
 def test_a_merge_with_a_younger_attempt_keeps_each_readers_choice(store: ScoreStore) -> None:
     """The merged attempt's name is random; what counts is the name a score came with."""
     before = content(store)
-    (held,) = inventory(store)
+    held = parts(store)["folder"].unique()
     for leave_out in (0, 1):
-        attempts = [a[0] for a in held.attempts if finished(a)]
         copy = Path(store.folder).with_name(f"fingerprint={leave_out}")
         shutil.copytree(store.folder, copy)
-        kept = attempts.pop(leave_out)
+        kept = held[leave_out]
         aside = copy.parent / f"aside-{leave_out}"
-        (copy / Path(kept.path).name).rename(aside)
+        (copy / kept).rename(aside)
         copied = ScoreStore(store._spark, str(copy.parent), str(leave_out))
         found = take_inventory(Files(store._spark), str(copy.parent))
-        merge(store._spark, next(f for f in found if f.name == str(leave_out)))
-        aside.rename(copy / Path(kept.path).name)
+        merge(store._spark, found[found["fingerprint"] == str(leave_out)])
+        aside.rename(copy / kept)
         pd.testing.assert_frame_equal(content(copied), before)
 
 

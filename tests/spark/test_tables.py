@@ -11,10 +11,17 @@ from pyspark.sql import functions as F
 
 from jobs.config import InputConfig, ModelConfig
 from jobs.input.columns import id_text
-from jobs.input.duplicates import COLLAPSED, REJECTED, VALID, resolve_duplicates
 from jobs.input.layouts import InputTable, read_input
-from jobs.input.templates import render
-from jobs.input.validation import count_rows, validate, validate_rows, with_pair_keys
+from jobs.input.texts import render
+from jobs.input.validation import (
+    COLLAPSED,
+    REJECTED,
+    VALID,
+    count_rows,
+    resolve_duplicates,
+    validate,
+    validate_rows,
+)
 from jobs.runtime.errors import RefusedError
 from udfs.templates import parse_template
 
@@ -32,7 +39,7 @@ def read(spark: SparkSession, model: ModelConfig = MODEL, **keys: object) -> Inp
 
 def checked(pairs: InputTable) -> DataFrame:
     """All rows, compared with each other whether they have to be or not."""
-    return resolve_duplicates(validate_rows(pairs), pairs.group)
+    return resolve_duplicates(validate_rows(pairs), pairs)
 
 
 def texts(pairs: InputTable) -> dict[tuple[str, str], tuple[str, str]]:
@@ -195,13 +202,13 @@ def test_every_row_gets_its_reason_and_none_is_lost(poison: InputTable) -> None:
 
 
 def test_rows_are_compared_only_where_ids_repeat(poison: InputTable) -> None:
-    tally = count_rows(validate_rows(poison), poison)
-    assert tally.repeated
-    assert (tally.valid, tally.distinct, tally.without_rank) == (7, 6, 6)
+    found = count_rows(validate_rows(poison), poison)
+    assert found.repeated and found.derive_ranks
+    assert (found.counts["valid"], found.counts["distinct"]) == (7, 6)
     done = count_rows(checked(poison), poison)
     # Two impressions of `same` differ in their retrieval score, and both stay.
-    assert (done.valid, done.collapsed, done.rejected, done.distinct) == (5, 0, 14, 4)
-    assert (done.reasons["conflicting_duplicate"], done.repeated) == (2, True)
+    assert done.counts == {"input": 19, "valid": 5, "collapsed": 0, "rejected": 14, "distinct": 4}
+    assert done.repeated
     ids = ~F.coalesce(F.col("doc_id"), F.lit("")).isin("same", "twice")
     alone = replace(poison, rows=poison.rows.where(ids))
     assert not count_rows(validate_rows(alone), alone).repeated
@@ -249,16 +256,16 @@ def test_only_rows_equal_in_all_columns_collapse(spark: SparkSession) -> None:
         + [("c", REJECTED, "2 rows with differing texts")] * 2, key=str,
     )  # fmt: skip
     by_day = impressions(spark, rows, group=["day"])
-    assert by_day.group == ("in.day",)
     lists = count_rows(checked(by_day), by_day)
-    assert (lists.valid, lists.collapsed, lists.rejected, lists.repeated) == (7, 1, 0, True)
+    assert lists.repeated
+    assert lists.counts == {"input": 8, "valid": 7, "collapsed": 1, "rejected": 0, "distinct": 4}
 
 
 def test_white_space_at_the_ends_is_no_part_of_ids_and_texts(spark: SparkSession) -> None:
     rows = [(" 1\u3000", "\u00a0q\n", "a\t", " x y "), ("1", "q", "b", "x y"), ("1", "q", "c", " ")]
     schema = "query_id string, query string, doc_id string, doc string"
     spark.createDataFrame(rows, schema).createOrReplaceTempView("spaces")
-    found = {row["doc_id"]: row for row in with_pair_keys(read(spark, table="spaces")).collect()}
+    found = {row["doc_id"]: row for row in read(spark, table="spaces").rows.collect()}
     assert {row["query_id"] for row in found.values()} == {"1"}
     assert found["a"]["pair_key"] == found["b"]["pair_key"]
     assert found["b"]["pair_key"] == hashlib.sha256(b"1:qx y").hexdigest()
@@ -320,7 +327,7 @@ def test_texts_that_are_missing_come_from_other_tables(spark: SparkSession, tmp_
     }
     found = read(spark, table="some_texts", **keys)
     assert found.passed == ("day",)
-    got = [tuple(row) for row in with_pair_keys(found).orderBy("doc_id", "`in.day`")
+    got = [tuple(row) for row in found.rows.orderBy("doc_id", "`in.day`")
            .select("doc_id", "query", "doc", "reason").collect()]  # fmt: skip
     assert got == [
         ("a", "found", "own", None), ("b", "own query", "T\nB", None), ("b", "found", "T\nB", None),
@@ -336,7 +343,7 @@ def test_a_pair_key_tells_apart_pairs_with_the_same_concatenation(spark: SparkSe
     rows = [("1", "ab", "x", "c"), ("1", "a", "y", "bc")]
     schema = "query_id string, query string, doc_id string, doc string"
     spark.createDataFrame(rows, schema).createOrReplaceTempView("close")
-    keys = [row["pair_key"] for row in with_pair_keys(read(spark, table="close")).collect()]
+    keys = [row["pair_key"] for row in read(spark, table="close").rows.collect()]
     assert len(set(keys)) == 2
 
 

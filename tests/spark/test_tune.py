@@ -19,8 +19,7 @@ from jobs.runtime.errors import DONE, REFUSED
 from jobs.scoring.onnx_export import missing_packages
 from jobs.tune import __main__ as command
 from jobs.tune.sample import draw_sample
-from jobs.tune.sweep import engines
-from jobs.tune.trials import device_of
+from jobs.tune.settings import engines
 from tests.sample import SAMPLE
 from tests.unit.test_report import Page
 from tests.unit.test_scorer import GPT2, other_model
@@ -138,7 +137,7 @@ def test_a_model_that_cannot_score_is_refused_before_anything_is_measured(
 
 
 def test_what_is_tried_is_what_the_executors_are_good_at(spark: SparkSession) -> None:
-    device = device_of(spark, Config())
+    device = command.device_of(spark, Config())
     engine = ("torch", "fp32" if device == "cpu" else "bf16")
     assert engine in engines(TuneConfig(), device, has_onnx=False)
 

@@ -15,9 +15,9 @@ import pytest
 from jobs.config import BatchingConfig, TuneConfig
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.token_lengths import SampledLengths
-from jobs.tune.recommend import NOT_MEASURED, Row, Setting, pareto, recommend
 from jobs.tune.sample import first_queries
-from jobs.tune.sweep import batch_sizes, engines, lengths_to_try, make_grid, sweep
+from jobs.tune.settings import Setting, batch_sizes, engines, lengths_to_try, make_grid
+from jobs.tune.sweep import NOT_MEASURED, Row, pareto, recommend, sweep
 from tests.unit.test_parity import DOCS, QUERIES
 from udfs.devices import TaskSlot
 from udfs.scorers.base import OUT_OF_MEMORY

@@ -1,10 +1,10 @@
-"""Compute the first-stage columns of sample.jsonl with BM25.
+"""Compute the first-stage columns of the embedded sample with BM25.
 
 Texts and labels of the sample are written by hand; `retrieval_score` and `retrieval_rank` are
 computed from the texts. After editing a text, run
 
-    python jobs/demo/build_sample.py            # rewrite the two columns in place
-    python jobs/demo/build_sample.py --check    # exit 1 if the file is not up to date
+    python -m tests.build_sample            # rewrite the two columns in place
+    python -m tests.build_sample --check    # exit 1 if the file is not up to date
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
+
+from jobs.demo import FOLDER
 
 Row = dict[str, Any]
 
-SAMPLE: Final = Path(__file__).with_name("sample.jsonl")
+SAMPLE: Final = FOLDER / "sample.jsonl"
 K1, B = 0.9, 0.4
 STOP_LIST: Final = (
     "a an and are as at be but by for from if in is it my no not of on or so that the to with"
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.check:
         SAMPLE.write_text(fresh, encoding="utf-8")
     elif fresh != text:
-        sys.stderr.write(f"{SAMPLE.name} is stale; run python jobs/demo/build_sample.py\n")
+        sys.stderr.write(f"{SAMPLE.name} is stale; run python -m tests.build_sample\n")
         return 1
     return 0
 
