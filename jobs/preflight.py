@@ -29,10 +29,9 @@ from jobs.ranking.order import COLUMNS, refuse_slices
 from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session
-from jobs.scoring.backends import for_backend, refuse_missing_packages
 from jobs.scoring.models import resolve_model
-from jobs.scoring.resources import refuse_scoring
-from jobs.scoring.stage import refuse_unscorable
+from jobs.scoring.onnx_export import for_backend, refuse_missing_packages
+from jobs.scoring.stage import refuse_scoring, refuse_unscorable
 from udfs.checkpoint import Checkpoint
 
 _NESTED = (ArrayType, MapType, StructType, BinaryType)

@@ -37,8 +37,7 @@ from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
 from jobs.scoring import stage
-from jobs.scoring.fill import fill_store, scoring_stats
-from jobs.scoring.resources import scoring_profile
+from jobs.scoring.fill import distinct_keys, fill_store, scoring_stats
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.store.scores import ScoreStore
 from udfs.spec import ScorerSpec
@@ -107,10 +106,7 @@ def produce(
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
     with watch.part("scoring"), counting_kept(store):
-        filled = fill_store(
-            spark, pairs, done, spec, store, partitions=config.batching.partitions,
-            profile=scoring_profile(config.scoring),
-        )  # fmt: skip
+        filled = fill_store(spark, config, pairs, done, spec, store)
     # Beside each other, as short jobs in a row leave most cores idle.
     with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
         measuring = beside.submit(scoring_stats, spark, filled)
@@ -181,7 +177,7 @@ def dry_run(config: Config, ready: Rerank) -> int:
     spec = spec_of(config, ready)
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())
-    keys = stage.distinct_keys(done.rows)
+    keys = distinct_keys(done.rows)
     _, missing = store.missing(keys, done.counts["distinct"], dry_run=True)
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}
     max_length, lengths = config.model.max_length, None

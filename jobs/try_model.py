@@ -18,10 +18,10 @@ from jobs.config import Config
 from jobs.output.tracking.client import fetch_model
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, RefusedError
-from jobs.scoring.backends import for_backend, refuse_missing_packages
 from jobs.scoring.models import resolve_model
+from jobs.scoring.onnx_export import for_backend, refuse_missing_packages
 from jobs.scoring.stage import make_spec, resolve_precision
-from udfs.devices import DeviceError, has_gpu, process_slot
+from udfs.devices import DeviceError, TaskSlot, gpu_count
 from udfs.forward.base import ModelError
 from udfs.scorers.base import OK
 from udfs.scorers.cross_encoder import Scorer
@@ -56,10 +56,11 @@ def show(texts: Sequence[str], config: Config) -> int:
     original = resolve_model(model, partial(fetch_model, config.mlflow.tracking_uri))
     refuse_missing_packages(model.backend)
     checkpoint = for_backend(model, original)
-    spec = make_spec(model, config.batching, checkpoint, resolve_precision(model, gpu=has_gpu()))
+    precision = resolve_precision(model, gpu=gpu_count() > 0)
+    spec = make_spec(model, config.batching, checkpoint, precision)
     query, *docs = texts
     try:
-        scores = Scorer.load(checkpoint.path, spec, process_slot()).score(
+        scores = Scorer.load(checkpoint.path, spec, TaskSlot()).score(
             [model.query_instruction + query] * len(docs),
             [model.doc_instruction + doc for doc in docs],
         )

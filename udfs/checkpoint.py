@@ -1,7 +1,4 @@
-"""Inspect a model folder without running or unpickling anything in it.
-
-Imports no torch: the driver checks a checkpoint before it starts Spark.
-"""
+"""Inspect a model folder without running or unpickling anything in it, and without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from udfs.weights import read_shapes, weight_files
+from safetensors import SafetensorError, safe_open
 
 # Files that decide a score, in the order in which they are hashed. A new name goes to
 # `_MORE_SCORING_FILES`, so that the digests of folders without it stay what they are.
@@ -30,6 +27,8 @@ _MORE_SCORING_FILES: Final = (
 # The model's own code can read any of these beside it.
 _READ_BY_CODE: Final = ("*.json", "*.txt")
 _VOCABULARIES: Final = (*_MORE_SCORING_FILES[:4], "tokenizer.json", "vocab.txt", "vocab.json")
+# Readers of these formats unpickle, and unpickling can run code (CVE-2025-32434).
+_PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Names of the position table's length: BERT's, GPT-2's, MPT's, LED's.
 _POSITIONS: Final = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_encoder_position_embeddings"
@@ -43,11 +42,7 @@ _SEQUENCE_CLASSIFIER: Final = "ForSequenceClassification"
 
 
 class CheckpointError(ValueError):
-    """A model folder that cannot or must not be used for scoring.
-
-    Args:
-        messages: every reason, with its remedy.
-    """
+    """A model folder that cannot or must not be used for scoring; `messages` has every reason."""
 
     def __init__(self, messages: list[str]) -> None:
         """Keep the messages as a list."""
@@ -57,48 +52,35 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A sequence-classification checkpoint that passed every check.
+    """A sequence-classification checkpoint that passed every check."""
 
-    Attributes:
-        path: its folder.
-        digest: SHA-256 [64 hex digits] over names and contents of the files that decide a score.
-        architecture: class named in config.json.
-        positions: longest input the position table holds [tokens]; None if it has no limit.
-        parameters: number of weights.
-        runtime: for a backend's own copy of the model, what made and what runs it; else empty.
-        prompt: text that sentence-transformers puts before every query; empty if none.
-    """
-
-    path: Path
-    digest: str
-    architecture: str
-    positions: int | None
-    parameters: int
-    runtime: str = ""
-    prompt: str = ""
+    path: Path  # its folder
+    digest: str  # SHA-256 [64 hex digits] over names and contents of what decides a score
+    architecture: str  # class named in config.json
+    positions: int | None  # longest input the position table holds [tokens]; None: no limit
+    parameters: int  # number of weights
+    runtime: str = ""  # of a backend's own copy of the model: what made and what runs it
+    prompt: str = ""  # text that sentence-transformers puts before every query
 
 
 def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Check a model folder and read what a job needs to know about it.
-
-    Raises:
-        CheckpointError: with every reason why this folder cannot be used.
-    """
+    """Check a model folder and read what a job needs to know; CheckpointError if it is unusable."""
     if not path.is_dir():
         raise CheckpointError([f"model folder {path} does not exist; check model.name"])
     errors: list[str] = []
     config = _read_json(path / "config.json", errors)
-    if not config and not errors:
-        errors = [f"{path} has no config.json; name a Hugging Face folder"]
-    if errors:
-        raise CheckpointError(errors)
-    shapes, weight_errors = read_shapes(path)
-    code_errors = [] if trust_remote_code else _check_code(path)
-    errors = _check_kind(path, config, shapes) + weight_errors + code_errors
+    if not config:
+        raise CheckpointError(errors or [f"{path} has no config.json; name a Hugging Face folder"])
+    saved = _read_json(path / "config_sentence_transformers.json", errors)
+    shapes = _read_shapes(path, errors)
+    _refuse_kind(path, config, saved, shapes, errors)
     positions = _positions(config, errors)
-    if not any(True for _ in _matching(path, _VOCABULARIES)):
+    if not trust_remote_code:
+        _refuse_code("config.json", config, errors)
+        settings = _read_json(path / "tokenizer_config.json", errors)
+        _refuse_code("tokenizer_config.json", settings, errors)
+    if not any(_matching(path, _VOCABULARIES)):
         errors.append(f"{path} has no tokenizer files; save the tokenizer beside the model")
-    sentence_transformers = _read_json(path / "config_sentence_transformers.json", errors)
     try:
         digest = digest_of(path)
     except OSError as error:
@@ -106,32 +88,25 @@ def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkp
     if errors:
         raise CheckpointError(errors)
     return Checkpoint(
-        path=path,
-        digest=digest,
-        architecture=str(config["architectures"][0]),
-        positions=positions,
-        parameters=sum(map(prod, shapes.values())),
-        prompt=_default_prompt(sentence_transformers),
-    )
+        path, digest, str(config["architectures"][0]), positions, sum(map(prod, shapes.values())),
+        prompt=_default_prompt(saved),
+    )  # fmt: skip
 
 
 def digest_of(path: Path, known: Mapping[Path, bytes] | None = None) -> str:
     """Return the SHA-256 [64 hex digits] over the names and contents of the scoring files.
 
-    Args:
-        path: the model's folder.
-        known: SHA-256 of files that were read already.
+    Files whose own SHA-256 is known are not read again.
     """
     digest = hashlib.sha256()
     for file in scoring_files(path):
         digest.update(file.name.encode() + b"\0")
-        digest.update((known or {}).get(file) or _hash(file))
+        if known and file in known:
+            digest.update(known[file])
+            continue
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def _hash(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def scoring_files(path: Path) -> Iterator[Path]:
@@ -143,6 +118,12 @@ def scoring_files(path: Path) -> Iterator[Path]:
     yield from sorted(set(_matching(path, patterns)) - set(known))
     yield from code
     yield from weight_files(path)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """List the weight files that are loaded: the whole model, or else its shards."""
+    whole = path / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(path.glob("model-*-of-*.safetensors"))
 
 
 def _matching(path: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
@@ -163,50 +144,92 @@ def _read_json(file: Path, errors: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _check_kind(path: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> list[str]:
+def _read_shapes(path: Path, errors: list[str]) -> dict[str, list[int]]:
+    """Return the shape of each tensor, from the files' headers; {} with an error if one is bad."""
+    files, shapes = weight_files(path), dict[str, list[int]]()
+    if (path / "adapter_config.json").exists():
+        errors.append(
+            f"{path} holds adapter_config.json, which has weights loaded from another place; merge "
+            "the adapter into its model and save that"
+        )
+        return {}
+    if not files:
+        pickles = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix in _PICKLES))
+        errors.append(
+            f"{path} holds only {pickles}, which can run code; convert them to safetensors"
+            if pickles
+            else f"{path} has no *.safetensors weights; name the folder that has them"
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                shapes |= {key: tensors.get_slice(key).get_shape() for key in tensors.offset_keys()}
+        except (OSError, SafetensorError) as error:
+            errors.append(f"{file} cannot be read as safetensors ({error}); copy it anew")
+            return {}
+    index = path / "model.safetensors.index.json"
+    if files and index.is_file():
+        _refuse_index(index, {file.name for file in files}, set(shapes), errors)
+    return shapes
+
+
+def _refuse_index(index: Path, files: set[str], tensors: set[str], errors: list[str]) -> None:
+    """Refuse an index of shards, which loading follows, that names files nobody has checked."""
+    wanted = _read_json(index, errors).get("weight_map")
+    if not isinstance(wanted, dict):
+        errors.append(f"{index} is no index of weights; copy the folder anew")
+        return
+    if outside := sorted(set(map(str, wanted.values())) - files):
+        errors.append(
+            f"{index} names {', '.join(outside[:3])}, which is none of this folder's weight files; "
+            "copy the folder anew"
+        )
+    if missing := len(set(wanted) - tensors):
+        errors.append(f"{missing} tensors of {index} are in no file; copy the folder anew")
+
+
+def _refuse_kind(
+    path: Path, config: dict[str, Any], saved: dict[str, Any], shapes: dict[str, list[int]],
+    errors: list[str],
+) -> None:  # fmt: skip
     """Refuse what is no cross-encoder, for one reason: those that follow from it say nothing new.
 
     transformers fills a head that is missing with random numbers and scores at random, with one
     line of warning (FlagEmbedding#798). A head ends in a matrix with one row for each label.
     """
     architecture = str((config.get("architectures") or ["none"])[0])
-    if modules := _unsupported_modules(path, architecture):
-        return [
+    classifies = architecture.endswith(_SEQUENCE_CLASSIFIER)
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    heads = (s[0] == 1 for name, s in shapes.items() if len(s) == 2 and "embed" not in name)
+    # sentence-transformers ignores modules.json of other models where the transformer has a head.
+    modular = not classifies or saved.get("model_type") == "CrossEncoder"
+    if modular and (modules := _modules_behind(path)):
+        errors.append(
             f"modules.json of {path} adds {' and '.join(modules)} to the transformer, which is not "
             f"supported; name a model whose ...{_SEQUENCE_CLASSIFIER} computes the logit"
-        ]
-    if not architecture.endswith(_SEQUENCE_CLASSIFIER):
-        return [
+        )
+    elif not classifies:
+        errors.append(
             f"config.json names the architecture {architecture}; a cross-encoder is a "
             f"...{_SEQUENCE_CLASSIFIER} with one label; name such a model"
-        ]
-    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
-    if labels != 1:
-        return [f"the model has {labels} labels, a cross-encoder has one; name such a model"]
-    heads = (s[0] == 1 for name, s in shapes.items() if len(s) == 2 and "embed" not in name)
-    if shapes and not any(heads):
-        return [
+        )
+    elif labels != 1:
+        errors.append(f"the model has {labels} labels, a cross-encoder has one; name such a model")
+    elif shapes and not any(heads):
+        errors.append(
             "the weights have no classification head with one logit (this is an encoder, not a "
             "cross-encoder); name a reranker checkpoint"
-        ]
-    return []
+        )
 
 
-def _unsupported_modules(path: Path, architecture: str) -> list[str]:
-    """Return the modules that sentence-transformers' CrossEncoder would run after the transformer.
-
-    It ignores modules.json of other models, such as bi-encoders, where the transformer has a head.
-    """
+def _modules_behind(path: Path) -> list[str]:
+    """Return the modules that sentence-transformers' CrossEncoder runs after the transformer."""
     try:
         modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
         names = [str(module["type"]).rpartition(".")[2] for module in modules]
     except (OSError, ValueError, TypeError, KeyError):
         return []
-    saved = _read_json(path / "config_sentence_transformers.json", [])
-    ignored = (
-        architecture.endswith(_SEQUENCE_CLASSIFIER) and saved.get("model_type") != "CrossEncoder"
-    )
-    return [] if ignored else [name for name in names if name != "Transformer"]
+    return [name for name in names if name != "Transformer"]
 
 
 def _default_prompt(saved: dict[str, Any]) -> str:
@@ -217,28 +240,16 @@ def _default_prompt(saved: dict[str, Any]) -> str:
     return str(prompts.get(name) or "")
 
 
-def _check_code(path: Path) -> list[str]:
-    """Refuse files beside the weights that bring in code, or weights that nobody has checked."""
-    errors: list[str] = []
-    for name in ("config.json", "tokenizer_config.json"):
-        if keys := sorted(set(_code_keys(_read_json(path / name, errors)))):
-            errors.append(
-                f"{name} asks for code of its own ({', '.join(keys)}); choose another checkpoint, "
-                "or read the code and set model.trust_remote_code"
-            )
-    return errors
-
-
-def _code_keys(content: Any) -> Iterator[str]:
-    """Yield keys, at any depth, that make transformers fetch or run code (CVE-2026-4372)."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if key == "auto_map" or (key.startswith("_") and key.endswith("_internal")):
-                yield key
-            yield from _code_keys(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _code_keys(value)
+def _refuse_code(name: str, content: dict[str, Any], errors: list[str]) -> None:
+    """Refuse keys, at any depth, that make transformers fetch or run code (CVE-2026-4372)."""
+    keys: set[str] = set()
+    json.loads(json.dumps(content), object_hook=keys.update)
+    internal = {key for key in keys if key.startswith("_") and key.endswith("_internal")}
+    if code := sorted(internal | keys & {"auto_map"}):
+        errors.append(
+            f"{name} asks for code of its own ({', '.join(code)}); choose another checkpoint, "
+            "or read the code and set model.trust_remote_code"
+        )
 
 
 def _positions(config: dict[str, Any], errors: list[str]) -> int | None:

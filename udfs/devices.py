@@ -1,25 +1,21 @@
-"""Device, number type and threads of this process.
-
-Standard library at import; torch is imported inside the functions that need it.
-"""
+"""Device, number type and threads of this process; torch is imported where it is needed."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from udfs.spec import Device, Precision
+from udfs.spec import Device
 
 if TYPE_CHECKING:
     import torch
 
-# Instruction sets whose bf16 matrix products beat fp32: Intel's and AMD's names, then Arm's.
-_BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-_CPUINFO: Final = Path("/proc/cpuinfo")
-
+# Instruction sets whose bf16 matrix products beat fp32: Intel's and AMD's names, or Arm's.
+_BF16: Final = re.compile(r"^(flags|Features)\b.*\s(avx512_|amx_)?bf16\b", re.MULTILINE)
 # Where the drivers of GPUs show up: NVIDIA's, WSL's, AMD's (which torch calls CUDA, too), Jetson's.
 _GPU_NODES: Final = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-ctrl")))
 
@@ -28,38 +24,23 @@ class DeviceError(RuntimeError):
     """The device that was asked for is missing."""
 
 
-@dataclass(frozen=True)
-class TaskSlot:
-    """What Spark gives a task. Outside Spark, everything the process may use.
-
-    Attributes:
-        cpus: cores for this task [cores]; one thread each.
-        gpu: address of the task's GPU as Spark's discovery script names it, or None.
-    """
-
-    cpus: int
-    gpu: str | None = None
-
-
-def process_slot() -> TaskSlot:
-    """Return the slot of a process that is no Spark task: every core it may run on."""
-    return TaskSlot(cpus=usable_cores())
-
-
 def usable_cores() -> int:
     """Return the number of cores this process may run on. macOS has no affinity to ask for."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
 
 
-def has_gpu() -> bool:
-    """Return whether torch can use a GPU here; torch is imported only where there may be one."""
-    return gpu_count() > 0
+@dataclass(frozen=True)
+class TaskSlot:
+    """What Spark gives a task. Outside Spark, everything the process may use."""
+
+    cpus: int = field(default_factory=usable_cores)  # one thread each
+    gpu: str | None = None  # address of its GPU as Spark's discovery script names it
 
 
 @cache
 def gpu_count() -> int:
-    """Return the number of GPUs that torch can use in this process."""
+    """Return the number of GPUs that torch can use; it is imported only where there may be one."""
     if not any(node.exists() for node in _GPU_NODES):
         return 0
     import torch
@@ -67,28 +48,12 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
+def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Return whether this CPU multiplies bf16 matrices in hardware; False where it is unknown."""
     try:
-        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+        return bool(_BF16.search(cpuinfo.read_text(encoding="ascii", errors="replace")))
     except OSError:
         return False
-    flags = (line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features")))
-    return any(_BF16_FLAGS & set(line.split()) for line in flags)
-
-
-def best_precision(*, gpu: bool) -> Precision:
-    """Return what precision `auto` means: fp16 on a GPU, bf16 on CPUs that have it, else fp32.
-
-    fp16 on a CPU is several times slower than fp32. A bf16 model also scores on a CPU without the
-    instructions, slowly.
-
-    Args:
-        gpu: whether the model runs on a GPU; if not, this machine's CPU decides.
-    """
-    if gpu:
-        return "fp16"
-    return "bf16" if has_bf16() else "fp32"
 
 
 def choose(wanted: Device, slot: TaskSlot) -> torch.device:

@@ -1,8 +1,4 @@
-"""`ScorerSpec`: everything that decides a score, in one frozen, hashable value.
-
-Standard library only: the driver pickles it into every task, and configuration errors are found
-before torch is imported.
-"""
+"""`ScorerSpec`: everything that decides a score, in one frozen, hashable value."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 Truncation = Literal["longest_first", "passage"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -25,7 +21,7 @@ PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
     "tokenizer": get_args(Precision),
     "stub": get_args(Precision),
 }
-#: Backends that run no model, see `udfs.scorers.stub`.
+#: Backends that run no model: checksums of tokens or texts stand in for logits.
 STAND_INS: Final[tuple[Backend, ...]] = ("tokenizer", "stub")
 
 # Raise it whenever the scoring code changes the score of any pair: it opens a new fingerprint.
@@ -41,54 +37,37 @@ _NOT_SCORING: Final = (
 class ScorerSpec:
     """How rendered pairs are scored. Templates and instructions are part of the rendered texts.
 
-    Args:
-        model_path: folder of the checkpoint as executors see it; `archive:NAME` names one that
-            Spark has unpacked for them (`SparkContext.addArchive`).
-        model_digest: SHA-256 over the checkpoint's files, see `udfs.checkpoint`; empty: any.
-        max_length: longest pair given to the model, special tokens included [tokens].
-        truncation: `longest_first` is sentence-transformers' rule, `passage` FlagEmbedding's.
-        precision: number type of the model's weights. Logits are float32 in any case.
-        attention: attention kernel; `auto` is sdpa where the architecture has it.
-        backend: what runs the model.
-        runtime: versions that made and run the backend's own copy of the model; empty for torch,
-            which runs the checkpoint itself.
-        trust_remote_code: whether code that comes with the checkpoint may run.
-        device: where to score; `auto` is the task's GPU, else the first one, else the CPU.
-        max_tokens: padded size of one batch [tokens].
-        max_pairs: rows of one batch [pairs].
-        window: pairs held and sorted by length before batching [pairs].
-        batch_timeout: longest time for one batch, after which the process ends itself; only for
-            processes that are started again, such as Spark's workers. 0: no limit [s].
-
     Raises:
         ValueError: naming the value, the limit and the remedy.
     """
 
+    # Folder of the checkpoint as executors see it; `archive:NAME` names one that Spark has unpacked
+    # for them (`SparkContext.addArchive`).
     model_path: str
-    model_digest: str
-    max_length: int = 512
+    model_digest: str  # SHA-256 over the checkpoint's files, see `udfs.checkpoint`; empty: any
+    max_length: int = 512  # longest pair given to the model, special tokens included [tokens]
+    # `longest_first` is sentence-transformers' rule, `passage` FlagEmbedding's.
     truncation: Truncation = "longest_first"
-    precision: Precision = "fp32"
-    attention: Attention = "auto"
-    backend: Backend = "torch"
+    precision: Precision = "fp32"  # of the model's weights; logits are float32 in any case
+    attention: Attention = "auto"  # attention kernel; auto: sdpa where the architecture has it
+    backend: Backend = "torch"  # what runs the model
+    # Versions that made and run a backend's own copy of the model; empty for torch, which runs the
+    # checkpoint itself.
     runtime: str = ""
-    trust_remote_code: bool = False
-    device: Device = "auto"
-    max_tokens: int = 4096
-    max_pairs: int = 512
-    window: int = 1024
+    trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
+    device: Device = "auto"  # auto: the task's GPU, else the first one, else the CPU
+    max_tokens: int = 4096  # padded size of one batch [tokens]
+    max_pairs: int = 512  # rows of one batch [pairs]
+    window: int = 1024  # pairs held and sorted by length before batching [pairs]
+    # Longest time for one batch, after which the process ends itself; only for processes that are
+    # started again, such as Spark's workers. 0: no limit [s].
     batch_timeout: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that no scorer could serve."""
-        for name, value, choices in (
-            ("truncation", self.truncation, get_args(Truncation)),
-            ("precision", self.precision, get_args(Precision)),
-            ("attention", self.attention, get_args(Attention)),
-            ("device", self.device, get_args(Device)),
-            ("backend", self.backend, get_args(Backend)),
-        ):
-            if value not in choices:
+        for name, kind in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(kind)
+            if choices and value not in choices:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
         if self.precision not in PRECISIONS[self.backend]:
             raise ValueError(

@@ -1,7 +1,6 @@
 """One measurement of one scorer, in a process of its own so that its memory can be told.
 
-The process is forked from a server that has torch in memory and no model. A process that the system
-kills for its memory is an answer, too.
+That process is forked from a server that has torch in memory and no model.
 """
 
 from __future__ import annotations
@@ -9,18 +8,19 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from udfs.devices import TaskSlot
 from udfs.encoding.batching import plan_batches
-from udfs.memory import catch_oom, peak
-from udfs.scorers.base import OK, OUT_OF_MEMORY, Scores
+from udfs.limits import catch_oom, peak
+from udfs.scorers.base import OK, OUT_OF_MEMORY
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
 
@@ -35,38 +35,21 @@ _WARM_UP: Final = 32  # pairs; the first batch of a process pays for what later 
 
 @dataclass(frozen=True)
 class Trial:
-    """Result of scoring N pairs once.
+    """Result of scoring N pairs once; 1 MB is 2^20 bytes."""
 
-    Attributes:
-        outcome: `ok`, `out_of_memory`, `killed`, or the name of another error.
-        logit: float32[N]; NaN where there is none.
-        tokens: given to the model, padding not counted.
-        padding: padding tokens given to the model.
-        seconds: for tokenising and scoring all pairs, the model being loaded and warm [s].
-        load_seconds: for loading the model [s].
-        pair_ms: float32[N], each pair's share of the time on the device [ms].
-        batch_ms: time of each batch on the device [ms].
-        unscored: pairs that no batch was small enough for.
-        halvings: batches that did not fit and were halved.
-        memory_mb: most memory the process held, libraries included [MB].
-        device_memory_mb: most memory held on a GPU [MB]; None without one.
-    """
-
-    outcome: str
-    logit: NDArray[np.float32]
-    tokens: int = 0
-    padding: int = 0
-    seconds: float = 0.0
-    load_seconds: float = 0.0
+    outcome: str  # `ok`, `out_of_memory`, `killed`, or the name of another error
+    logit: NDArray[np.float32]  # [N]; NaN where there is none
+    tokens: int = 0  # given to the model, padding not counted
+    padding: int = 0  # padding tokens given to the model
+    seconds: float = 0.0  # for tokenising and scoring all pairs, the model being loaded and warm
+    load_seconds: float = 0.0  # for loading the model
+    # Each pair's share of the time on the device, float32[N], and the time of each batch [ms].
     pair_ms: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     batch_ms: tuple[float, ...] = ()
-    unscored: int = 0
-    halvings: int = 0
-    memory_mb: float = 0.0
-    device_memory_mb: float | None = None
-
-
-Measure = Callable[[Path, ScorerSpec, TaskSlot, Sequence[str], Sequence[str]], Trial]
+    unscored: int = 0  # pairs that no batch was small enough for
+    halvings: int = 0  # batches that did not fit and were halved
+    memory_mb: float = 0.0  # most memory the process held, libraries included
+    device_memory_mb: float | None = None  # most memory held on a GPU; None without one
 
 
 def measure(
@@ -83,16 +66,23 @@ def measure(
         for at in range(0, len(docs), spec.window)
     ]
     done, held = time.perf_counter(), peak()
+    limits = {"max_tokens": spec.max_tokens, "max_pairs": spec.max_pairs}
+    batch_ms = [
+        float(scores.device_ms[rows].sum())
+        for scores in windows
+        for rows in plan_batches(scores.n_tokens.tolist(), **limits)
+    ]
+    scores: NDArray[Any] = np.concatenate(windows)
     return Trial(
         outcome=OK,
-        logit=np.concatenate([scores.logit for scores in windows]),
-        tokens=sum(int(scores.n_tokens.sum()) for scores in windows),
-        padding=sum(int(scores.n_padded.sum()) for scores in windows),
+        logit=scores["logit"],
+        tokens=int(scores["n_tokens"].sum()),
+        padding=int(scores["n_padded"].sum()),
         seconds=done - warm,
         load_seconds=loaded - start,
-        pair_ms=np.concatenate([scores.device_ms for scores in windows]),
-        batch_ms=tuple(ms for scores in windows for ms in _batch_times(scores, spec)),
-        unscored=sum(int((scores.status == OUT_OF_MEMORY).sum()) for scores in windows),
+        pair_ms=scores["device_ms"],
+        batch_ms=tuple(batch_ms),
+        unscored=int((scores["status"] == OUT_OF_MEMORY).sum()),
         halvings=scorer.halvings,
         memory_mb=held.process_mb,
         device_memory_mb=held.device_mb,
@@ -101,42 +91,23 @@ def measure(
 
 def in_fresh_process(
     path: Path, spec: ScorerSpec, slot: TaskSlot, queries: Sequence[str], docs: Sequence[str],
-    how: Measure = measure,
+    how: Callable[..., Trial] = measure,
 ) -> Trial:  # fmt: skip
-    """Measure in a new process; an error there is part of the answer."""
+    """Measure in a new process; an error there is part of the answer, by its name only."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    receiver, sender = context.Pipe(duplex=False)
-    given = (path, spec, slot, queries, docs)
-    process = context.Process(target=_answer, args=(sender, how, given))
-    process.start()
-    sender.close()
-    try:
-        answer: Trial | str = receiver.recv()
-    except EOFError:
-        answer = KILLED
-    process.join()
-    receiver.close()
-    if isinstance(answer, str):
-        return Trial(answer, np.full(len(docs), np.nan, np.float32))
-    return answer
+    outcome = OUT_OF_MEMORY
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        answer = pool.submit(_in_memory, how, path, spec, slot, queries, docs)
+        try:
+            if trial := answer.result():
+                return trial
+        except BrokenProcessPool:
+            outcome = KILLED
+        except Exception as error:  # its message could hold a text
+            outcome = type(error).__name__
+    return Trial(outcome, np.full(len(docs), np.nan, np.float32))
 
 
-def _answer(
-    sender: Connection,
-    how: Measure,
-    given: tuple[Path, ScorerSpec, TaskSlot, Sequence[str], Sequence[str]],
-) -> None:
-    """Run in the new process. An error goes back by its name; its message could hold a text."""
-    try:
-        sender.send(catch_oom(lambda: how(*given)) or OUT_OF_MEMORY)
-    except Exception as error:
-        sender.send(type(error).__name__)
-
-
-def _batch_times(scores: Scores, spec: ScorerSpec) -> list[float]:
-    """Return the time of each batch [ms] from the shares of its pairs; lengths decide the plan."""
-    plan = plan_batches(
-        scores.n_tokens.tolist(), max_tokens=spec.max_tokens, max_pairs=spec.max_pairs
-    )
-    return [float(scores.device_ms[rows].sum()) for rows in plan]
+def _in_memory(how: Callable[..., Trial], *given: Any) -> Trial | None:
+    return catch_oom(lambda: how(*given))

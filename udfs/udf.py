@@ -1,37 +1,37 @@
-"""The scoring UDF, and what else runs in Spark tasks. The only module here that imports pyspark.
-
-from udfs.udf import rerank_udf
-scored = df.withColumn("s", rerank_udf(spec)("query", "doc"))
-"""
+"""The scoring UDF, and what else runs in Spark tasks. The only module here that imports pyspark."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cache
+from itertools import tee
+from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyspark import Accumulator, SparkFiles, TaskContext
 from pyspark.accumulators import AccumulatorParam
 from pyspark.sql import Column
 from pyspark.sql.pandas.functions import pandas_udf
 
-from udfs.devices import TaskSlot, gpu_count, process_slot
-from udfs.memory import Peak, peak
-from udfs.scorers.base import PairScorer, Scores
+from udfs.devices import TaskSlot, gpu_count
+from udfs.limits import Peak, peak
+from udfs.scorers.base import PairScorer, Scores, new_scores
 from udfs.spec import ScorerSpec
 from udfs.trial import Trial, in_fresh_process
-from udfs.worker import get_scorer, locate
+from udfs.worker import Loaded, get_scorer
 
 SCORE_SCHEMA: Final = (
     "logit float, n_tokens int, n_padded int, truncated boolean, device_ms float, status string"
 )
 ROWS_SCHEMA: Final = f"pair_key string, {SCORE_SCHEMA}"
 NULL_TEXT: Final = "null_text"
+_ARCHIVE: Final = "archive:"
 _WINDOW_CHARACTERS: Final = 2**25
 
 Pairs = tuple[pd.Series, pd.Series]
@@ -46,11 +46,12 @@ class PeakParam(AccumulatorParam[Peak]):
 
     def addInPlace(self, value1: Peak, value2: Peak) -> Peak:  # noqa: N802 (pyspark's name)
         """Return the larger, part by part."""
-        return value1 | value2
+        parts = zip(astuple(value1), astuple(value2), strict=True)
+        return Peak(*(max(pair, key=lambda part: part or 0.0) for pair in parts))
 
 
-def rerank_udf(spec: ScorerSpec, peaks: Accumulator[Peak] | None = None) -> Callable[..., Column]:
-    """Return an iterator Pandas UDF that scores (query, document) columns.
+def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
+    """Return an iterator Pandas UDF that scores columns: `rerank_udf(spec)("query", "doc")`.
 
     On the driver this only wraps `spec`; each Python worker loads the model when its first batch
     arrives, and keeps it for later tasks. The result is a struct column, `SCORE_SCHEMA`: the raw
@@ -60,37 +61,33 @@ def rerank_udf(spec: ScorerSpec, peaks: Accumulator[Peak] | None = None) -> Call
 
     The UDF is marked nondeterministic so that Spark does not duplicate it, but Spark may still
     run it again for an action that runs again: write the result once, then read what was written.
-
-    Args:
-        spec: the scorer.
-        peaks: an accumulator (`PeakParam`) that is told what scoring needed; a session of Spark
-            Connect has none.
     """
-    udf = pandas_udf(SCORE_SCHEMA)(_scoring(spec, peaks))  # type: ignore[call-overload]
+
+    def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
+        yield from score_batches(_load(spec).scorer, batches, spec.window)
+
+    udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
     return cast("Callable[..., Column]", udf.asNondeterministic())
 
 
 def rerank_rows(
-    spec: ScorerSpec, peaks: Accumulator[Peak] | None = None
+    spec: ScorerSpec, peaks: Accumulator[Peak]
 ) -> Callable[[Iterable[pd.DataFrame]], Iterator[pd.DataFrame]]:
     """Return the same for `DataFrame.mapInPandas`, which can have executors of its own.
 
-    Takes `pair_key`, `query` and `doc`; gives `ROWS_SCHEMA`.
+    Takes `pair_key`, `query` and `doc`; gives `ROWS_SCHEMA`. What scoring needed goes to `peaks`.
     """
-    score = _scoring(spec, peaks)
 
-    def score_rows(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        keys: deque[pd.Series] = deque()
+    def score(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        loaded = _load(spec)
+        frames, kept = tee(frames)
+        texts = ((frame["query"], frame["doc"]) for frame in frames)
+        scored = score_batches(loaded.scorer, texts, spec.window)
+        for frame, scores in zip(kept, scored, strict=True):
+            yield scores.assign(pair_key=frame["pair_key"].to_numpy())
+        peaks.add(replace(peak(), load_seconds=loaded.seconds))
 
-        def texts() -> Iterator[Pairs]:
-            for frame in frames:
-                keys.append(frame["pair_key"])
-                yield frame["query"], frame["doc"]
-
-        for scores in score(texts()):
-            yield scores.assign(pair_key=keys.popleft().to_numpy())
-
-    return score_rows
+    return score
 
 
 def run_trial(
@@ -100,20 +97,25 @@ def run_trial(
 
     def run(rows: Iterable[Any]) -> Iterator[Trial]:
         deque(rows, maxlen=0)  # Spark ends a worker that leaves input unread
-        path = locate(spec.model_path, SparkFiles.getRootDirectory)
-        yield in_fresh_process(path, spec, task_slot(), queries, docs)
+        yield in_fresh_process(model_folder(spec), spec, task_slot(), queries, docs)
 
     return run
+
+
+def model_folder(spec: ScorerSpec) -> Path:
+    """Return the folder of a model in this process, also of one that Spark has unpacked."""
+    if not spec.model_path.startswith(_ARCHIVE):
+        return Path(spec.model_path)
+    return Path(SparkFiles.getRootDirectory(), spec.model_path.removeprefix(_ARCHIVE))
 
 
 def task_slot() -> TaskSlot:
     """Return cores and GPU of the current Spark task; of the whole process outside of one."""
     context = TaskContext.get()
     if context is None:
-        return process_slot()
+        return TaskSlot()
     given = context.resources().get("gpu")
-    gpu = given.addresses[0] if given else _share_gpu()
-    return TaskSlot(cpus=context.cpus(), gpu=gpu)
+    return TaskSlot(context.cpus(), given.addresses[0] if given else _share_gpu())
 
 
 @cache
@@ -124,38 +126,40 @@ def _share_gpu() -> str | None:
     return str(context.partitionId() % gpu_count()) if gpu_count() else None
 
 
-def _scoring(
-    spec: ScorerSpec, peaks: Accumulator[Peak] | None
-) -> Callable[[Iterator[Pairs]], Iterator[pd.DataFrame]]:
-    """Return what runs on an executor: batches of texts in, as many frames of scores out."""
-
-    def score(batches: Iterator[Pairs]) -> Iterator[pd.DataFrame]:
-        loaded = get_scorer(spec, task_slot(), archive_root=SparkFiles.getRootDirectory)
-        yield from score_batches(loaded.scorer, batches, spec.window)
-        if peaks is not None:
-            peaks.add(replace(peak(), load_seconds=loaded.seconds))
-
-    return score
+def _load(spec: ScorerSpec) -> Loaded:
+    return get_scorer(model_folder(spec), spec, task_slot())
 
 
 def score_batches(
     scorer: PairScorer, batches: Iterator[Pairs], window: int
 ) -> Iterator[pd.DataFrame]:
     """Score Arrow batches of texts, a window of so many pairs at a time; one frame for each."""
-    for batches_of_one, scores in _score_windows(scorer, _windows(batches, window)):
-        start = 0
-        for queries, _ in batches_of_one:
-            yield scores.iloc[start : start + len(queries)]
-            start += len(queries)
-        if start != len(scores):
-            raise RuntimeError(f"{len(scores)} rows came in, {start} went out; please report this")
+    ahead = 1 if scorer.encodes_ahead else 0
+    waiting: deque[tuple[list[int], NDArray[np.bool_], Future[Any]]] = deque()
+
+    def score_next() -> Iterator[pd.DataFrame]:
+        sizes, given, encoded = waiting.popleft()
+        frame = _to_frame(scorer.score_encoded(encoded.result()), given)
+        for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+            yield frame.iloc[end - size : end]
+
+    with ThreadPoolExecutor(1, "encode") as pool:
+        for pairs in _windows(batches, window):
+            queries = pd.concat([query for query, _ in pairs], ignore_index=True)
+            docs = pd.concat([doc for _, doc in pairs], ignore_index=True)
+            given = (queries.notna() & docs.notna()).to_numpy()
+            encoded = pool.submit(scorer.encode, queries[given].tolist(), docs[given].tolist())
+            waiting.append(([len(query) for query, _ in pairs], given, encoded))
+            if len(waiting) > ahead:
+                yield from score_next()
+        while waiting:
+            yield from score_next()
 
 
 def _windows(batches: Iterator[Pairs], size: int) -> Iterator[list[Pairs]]:
     """Collect Arrow batches until they hold `size` pairs, so that like lengths can meet.
 
-    A window ends early when its texts are many megabytes: a job sorts its pairs by length, so the
-    longest documents of all come together.
+    A window of many megabytes ends early: the longest documents of a sorted job come together.
     """
     window: list[Pairs] = []
     held = characters = 0
@@ -170,53 +174,9 @@ def _windows(batches: Iterator[Pairs], size: int) -> Iterator[list[Pairs]]:
         yield window
 
 
-def _score_windows(
-    scorer: PairScorer, windows: Iterator[list[Pairs]]
-) -> Iterator[tuple[list[Pairs], pd.DataFrame]]:
-    """Score windows in order; where the scorer asks for it, a thread encodes one ahead."""
-    if not scorer.encodes_ahead:
-        for window in windows:
-            given, texts = _texts(window)
-            yield window, _to_frame(scorer.score_encoded(scorer.encode(*texts)), given)
-        return
-    waiting: deque[tuple[list[Pairs], Any, Future[Any]]] = deque()
-    with ThreadPoolExecutor(1, "encode") as pool:
-        for window in windows:
-            given, texts = _texts(window)
-            waiting.append((window, given, pool.submit(scorer.encode, *texts)))
-            if len(waiting) > 1:
-                yield _score_next(scorer, *waiting.popleft())
-        while waiting:
-            yield _score_next(scorer, *waiting.popleft())
-
-
-def _score_next(
-    scorer: PairScorer, window: list[Pairs], given: Any, encoded: Future[Any]
-) -> tuple[list[Pairs], pd.DataFrame]:
-    return window, _to_frame(scorer.score_encoded(encoded.result()), given)
-
-
-def _texts(window: list[Pairs]) -> tuple[Any, tuple[list[str], list[str]]]:
-    """Return which rows of a window have both texts, bool[N], and the texts of those."""
-    queries = pd.concat([query for query, _ in window], ignore_index=True)
-    docs = pd.concat([doc for _, doc in window], ignore_index=True)
-    given = (queries.notna() & docs.notna()).to_numpy()
-    return given, (queries[given].tolist(), docs[given].tolist())
-
-
-def _to_frame(scores: Scores, given: Any) -> pd.DataFrame:
+def _to_frame(scores: Scores, given: NDArray[np.bool_]) -> pd.DataFrame:
     """Return scores of the given rows, with `null_text` for the others."""
-    whole = Scores.empty(len(given))
-    whole.status[:] = NULL_TEXT
-    for part in ("logit", "n_tokens", "n_padded", "truncated", "device_ms", "status"):
-        getattr(whole, part)[given] = getattr(scores, part)
-    return pd.DataFrame(
-        {
-            "logit": pd.arrays.FloatingArray(whole.logit, ~np.isfinite(whole.logit)),
-            "n_tokens": whole.n_tokens,
-            "n_padded": whole.n_padded,
-            "truncated": whole.truncated,
-            "device_ms": whole.device_ms,
-            "status": whole.status,
-        }
-    )
+    whole = new_scores(len(given), NULL_TEXT)
+    whole[given] = scores
+    logit = pd.arrays.FloatingArray(whole.logit.copy(), ~np.isfinite(whole.logit))
+    return pd.DataFrame(whole).assign(logit=logit)

@@ -37,7 +37,7 @@ def template_of(config: InputConfig) -> Template | None:
 
 
 def render(template: Template) -> Column:
-    """Return the template's text for a row, as `Template.render` does; null where it has none."""
+    """Return the template's text for a row, null where it has none."""
     blank = {name: is_blank(as_text(name)) for name in template.fields}
     filled = {name: F.when(~blank[name], as_text(name)).otherwise("") for name in blank}
     lines = []

@@ -1,18 +1,13 @@
-"""Resolve a model's name to a local folder that was checked, before Spark starts.
-
-Runs on the driver, once. Executors read the folder (or an archive of it) and never the network.
-"""
+"""Resolve a model's name to a checked local folder: executors never read the network."""
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
 import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -33,11 +28,9 @@ _UNWANTED: Final = ["onnx/*", "openvino/*", "*/onnx/*"]
 
 
 def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) -> Checkpoint:
-    """Find the model, fetch it if need be, and check it.
+    """Find the model (a local folder, a hub id, `models:/...` or `embedded`), and check it.
 
-    Args:
-        config: `name` is a local folder, a hub id with `revision`, `models:/...` or `embedded`.
-        download: fetches a `models:/` URI into a folder (see `jobs.output.tracking`).
+    `download` fetches a `models:/` URI into a folder (see `jobs.output.tracking`).
 
     Raises:
         RefusedError: with every reason why it cannot be used.
@@ -76,8 +69,7 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
 def embedded_model() -> Path:
     """Return the folder of the small model that comes with the package.
 
-    When the package is imported from a zip (`--py-files`), the model is unpacked into the cache:
-    weights are read from real files only.
+    From a package in a zip (`--py-files`) it is unpacked into the cache.
     """
     folder = jobs.demo.FOLDER / "model"
     if folder.is_dir():
@@ -99,22 +91,10 @@ def embedded_model() -> Path:
         return cached_folder(cache() / "embedded" / checksum[:64], unpack)
 
 
-def pack(folder: Path, files: Iterable[Path]) -> Path:
-    """Put files of a model folder into an uncompressed zip, for Spark to send and unpack."""
-    target = cache() / "archives" / f"{folder.name}-{os.getpid()}.zip"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for file in files:
-            archive.write(file, file.name)
-    atexit.register(target.unlink, missing_ok=True)
-    return target
-
-
 def _from_registry(uri: str, download: Callable[[str, Path], Path]) -> Path:
-    """Fetch into a folder of its own, then keep it under the digest of its content.
+    """Fetch into a new folder, then keep it under the digest of its content.
 
-    Two models in one folder would mix their files, and the same URI may mean another model
-    tomorrow (`models:/NAME@champion`).
+    The same URI may mean another model tomorrow (`models:/NAME@champion`).
     """
     root = cache() / "registry"
     root.mkdir(parents=True, exist_ok=True)
@@ -135,37 +115,31 @@ def _from_hub(name: str, revision: str | None, with_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    wanted = [*_WANTED, "*.py"] if with_code else _WANTED
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=[*_WANTED, *(["*.py"] if with_code else [])],
-                ignore_patterns=_UNWANTED,
-            )
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise RefusedError(
             f"model.name={name} at {revision} cannot be downloaded ({type(error).__name__}); check "
             "the id and the network, or download it elsewhere and name the folder"
         ) from None
+    return Path(folder)
 
 
 def _assembled(folder: Path) -> Path:
     """Return the checkpoint in an MLflow model, logged by hand or by the transformers flavour.
 
-    The flavour keeps weights in `model/` and the tokenizer in `components/tokenizer/`; both are
-    put into one folder.
+    The flavour keeps weights in `model/`, and the tokenizer, which is added to them, elsewhere.
     """
     if (folder / "config.json").is_file():
         return folder
     found = sorted(file.parent for file in folder.rglob("config.json"))
     if not found:
         raise RefusedError(f"the MLflow model in {folder} holds no config.json; log a checkpoint")
-    weights, tokenizer = found[0], folder / "components" / "tokenizer"
-    if not tokenizer.is_dir():
-        return weights
-    for file in tokenizer.iterdir():
+    weights = found[0]
+    for file in (folder / "components" / "tokenizer").glob("*"):
         if file.is_file() and not (weights / file.name).exists():
             shutil.copy2(file, weights / file.name)
     return weights

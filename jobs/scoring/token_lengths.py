@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from pyspark.sql import functions as F
@@ -16,18 +16,10 @@ from udfs.spec import ScorerSpec, Truncation
 
 _SAMPLE: Final = 5_000  # pairs
 _LONGEST: Final = 20_000  # characters of a text that are looked at, so that a sample stays small
-_SIDES: Final = ("query", "doc")
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Effect of a max_length on the sampled pairs.
-
-    Attributes:
-        max_length: longest pair the model is given [tokens].
-        share: part of the pairs that lose a token.
-        mean: tokens of a pair that the model is given, on average.
-    """
+class Cut(NamedTuple):
+    """Effect of a max_length: share of pairs that lose a token, mean tokens of a pair after it."""
 
     max_length: int
     share: float
@@ -36,18 +28,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class SampledLengths:
-    """Sampled pairs before anything is cut: int64[N] each, without special tokens [tokens].
+    """Sampled pairs before anything is cut."""
 
-    Attributes:
-        queries: of each pair's query.
-        docs: of each pair's document.
-        special: special tokens that every pair gets.
-        truncation: how pairs are cut.
-    """
-
-    queries: Counts
-    docs: Counts
-    special: int
+    queries: Counts  # int64[N], tokens of each query, without special tokens
+    docs: Counts  # int64[N], of each document
+    special: int  # special tokens that every pair gets
     truncation: Truncation
 
     @property
@@ -60,7 +45,7 @@ class SampledLengths:
         return float(np.percentile(self.whole, percent))
 
     def cut_at(self, max_length: int) -> Cut:
-        """Return the effect of a max_length."""
+        """Return the effect of a max_length [tokens]."""
         policy = POLICIES[self.truncation]
         queries, docs = policy(self.queries, self.docs, max_length, self.special)
         kept = queries + docs + self.special
@@ -70,22 +55,17 @@ class SampledLengths:
 def sample_lengths(pairs: InputTable, folder: Path, spec: ScorerSpec) -> SampledLengths | None:
     """Tokenise up to 5,000 pairs, chosen by their keys, so the same ones every time.
 
-    Of a longer text the first 20,000 characters count.
-
-    Returns:
-        None if no row of the input can be scored.
+    Of a longer text the first 20,000 characters count. None if no row of the input can be scored.
     """
     rows = (
         pairs.rows.where(F.isnotnull("pair_key"))
-        .select("pair_key", *(F.substring(side, 1, _LONGEST).alias(side) for side in _SIDES))
+        .select("pair_key", *(F.substring(side, 1, _LONGEST) for side in ("query", "doc")))
         .orderBy("pair_key")
         .limit(_SAMPLE)
         .collect()
     )
     if not rows:
         return None
-    encoder = PairEncoder.load(folder, spec)
-    queries, docs = encoder.count_tokens(
-        [row["query"] for row in rows], [row["doc"] for row in rows]
-    )
-    return SampledLengths(queries, docs, encoder.special.count, spec.truncation)
+    encoder = PairEncoder(folder, spec)
+    _, queries, docs = zip(*rows, strict=True)
+    return SampledLengths(*encoder.count_tokens(queries, docs), encoder.special, spec.truncation)

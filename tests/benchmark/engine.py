@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from tests.benchmark.task import Outcome, Task
-from udfs.devices import TaskSlot, process_slot
+from udfs.devices import TaskSlot
 from udfs.scorers.cross_encoder import Scorer
 
 _WARM_UP: Final = 64  # pairs scored before the clock starts
@@ -42,7 +42,7 @@ def engine(task: Task) -> Outcome:
 
 def prepare(task: Task, lane: int) -> Callable[[], tuple[list[int], list[float], int]]:
     """Load the engine, and return the work of a lane: rows, their logits, padding."""
-    slot = TaskSlot(cpus=1) if task.lanes > 1 else process_slot()
+    slot = TaskSlot(cpus=1) if task.lanes > 1 else TaskSlot()
     scorer = Scorer.load(Path(task.model), task.spec(), slot)
     queries, docs = task.texts()
     window = task.settings.batching.window

@@ -122,7 +122,7 @@ class Bench:
     def _lengths(self, pairs: Path) -> NDArray[np.int64]:
         """int64[N]: tokens of each pair as the model is given them."""
         task = self._task("engine", self.precision, pairs, self.folder)
-        return PairEncoder.load(self.model, task.spec()).encode(*task.texts()).lengths
+        return PairEncoder(self.model, task.spec()).encode(*task.texts()).lengths
 
     def _precision(self, way: str) -> Precision:
         if way in _OWN:

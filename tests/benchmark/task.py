@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from jobs.scoring.stage import make_spec
 from tests.benchmark.config import BenchmarkConfig
+from udfs.checkpoint import Checkpoint
 from udfs.spec import Precision, ScorerSpec
 
 
@@ -48,12 +51,8 @@ class Task:
     def spec(self) -> ScorerSpec:
         """Return the engine's settings."""
         model, batching = self.settings.model, self.settings.batching
-        return ScorerSpec(
-            self.model, "", max_length=model.max_length, truncation=model.truncation,
-            precision=self.precision, attention=model.attention, device=model.device,
-            backend=model.backend, max_tokens=batching.max_tokens, max_pairs=batching.max_pairs,
-            window=batching.window,
-        )  # fmt: skip
+        checkpoint = Checkpoint(Path(self.model), "", "", None, 0)
+        return make_spec(model, batching, checkpoint, self.precision)
 
 
 @dataclass(frozen=True)

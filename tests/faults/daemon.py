@@ -121,23 +121,20 @@ def _append(path: str, line: str) -> None:
 
 
 def _wrap_scorers(faults: Faults) -> None:
+    from udfs.scorers.base import StubScorer
     from udfs.scorers.cross_encoder import Scorer
-    from udfs.scorers.stub import StubScorer
 
     batches = _Batches(faults)
     forward, score = Scorer._forward, StubScorer.score_encoded
 
-    def wrapped_forward(self: Scorer, pairs: Any, rows: Sequence[int]) -> Any:
+    def wrapped_forward(self: Scorer, model: Any, batch: Any) -> Any:
+        rows = range(len(batch.lengths))
         batches.begin(len(rows))
-        model = self._model
         if batches.hangs():
-            self._model = _Hung()
-        elif any(_never_fits(pairs, row, faults.too_large) for row in rows):
-            self._model = _WithoutMemory(faults.fired)
-        try:
-            return forward(self, pairs, rows)
-        finally:
-            self._model = model
+            model = _Hung()
+        elif any(_never_fits(batch.take([row]), faults.too_large) for row in rows):
+            model = _WithoutMemory(faults.fired)
+        return forward(self, model, batch)
 
     def wrapped_score(self: StubScorer, pairs: Sequence[tuple[str, str]]) -> Any:
         batches.begin(len(pairs))
@@ -163,12 +160,12 @@ class _WithoutMemory:
     def forward(self, batch: Any) -> Any:
         import torch
 
-        _append(self._fired, f"{len(batch.input_ids)}\n")
+        _append(self._fired, f"{len(batch.lengths)}\n")
         return torch.empty(1 << 48)
 
 
-def _never_fits(pairs: Any, row: int, divisor: int) -> bool:
-    return bool(divisor) and zlib.crc32(str(list(pairs.docs[row])).encode()) % divisor == 0
+def _never_fits(pair: Any, divisor: int) -> bool:
+    return bool(divisor) and zlib.crc32(str(pair.ids.tolist()).encode()) % divisor == 0
 
 
 def _go_offline(tally: str) -> None:

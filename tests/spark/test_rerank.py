@@ -18,7 +18,7 @@ from jobs.runtime.errors import DONE, NOT_TRACKED, REFUSED, TOO_MANY_REJECTS, UN
 from tests.conftest import SENTENCES, Database, shared_data
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
-from udfs.devices import TaskSlot, has_gpu
+from udfs.devices import TaskSlot, gpu_count
 from udfs.encoding.pairs import PairEncoder
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
@@ -77,7 +77,7 @@ def test_the_sample_from_json_to_a_ranked_table(
     }  # fmt: skip
     # Python with torch in it takes more than 50 MB, in whatever worker that was.
     assert 50 < run["memory"]["process_mb"] < 10_000
-    assert (run["memory"]["device_mb"] is None) == (not has_gpu())
+    assert (run["memory"]["device_mb"] is None) == (gpu_count() == 0)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["queries"] == 28
     assert metrics["first_stage"]["nDCG@10"] == pytest.approx(0.6490, abs=1e-4)
@@ -426,10 +426,10 @@ def test_a_beir_folder_with_a_trec_run(job: Job, tmp_path: Path) -> None:
     )
     assert len(texts) == 1000
     folder = Path(record(out)["config"]["model"]["name"])
-    encoder = PairEncoder.load(folder, ScorerSpec(str(folder), ""))
+    encoder = PairEncoder(folder, ScorerSpec(str(folder), ""))
     docs = [f"{title}\n{text}" for title, text in zip(texts["title"], texts["text"], strict=True)]
     query_counts, doc_counts = encoder.count_tokens(texts["text_q"].tolist(), docs)
-    lengths = query_counts + doc_counts + encoder.special.count
+    lengths = query_counts + doc_counts + encoder.special
     assert (texts["truncated"].to_numpy() == (lengths > 128)).all()
     first_stage = record(out)["metrics"]["first_stage_order"]
     assert first_stage == "retrieval_score"

@@ -50,7 +50,7 @@ def test_made_up_texts_have_the_lengths_they_were_made_for(tmp_path: Path) -> No
     path = tmp_path / "web.parquet"
     assert write_pairs(config(pairs=150), "web", path) == 150
     table = pq.read_table(path).to_pydict()
-    encoder = PairEncoder.load(embedded_model(), ScorerSpec(str(embedded_model()), ""))
+    encoder = PairEncoder(embedded_model(), ScorerSpec(str(embedded_model()), ""))
     found = encoder.encode(table["query"], table["doc"]).lengths
     np.testing.assert_array_equal(found, lengths_of("web", 150, 512))
     assert len(set(table["query"])) == 2  # a hundred candidates share a query

@@ -17,7 +17,7 @@ COMMANDS = ("rerank", "evaluate", "try_model", "demo")
 # Imported from everywhere in jobs.
 SHARED = ("jobs.runtime.errors",)
 # The name `embedded` stands for a folder of the demo; nothing else imports it.
-KNOWN = {"jobs.scoring.models -> jobs.demo", "jobs.scoring.onnx_parity -> jobs.demo"}
+KNOWN = {"jobs.scoring.models -> jobs.demo", "jobs.scoring.onnx_export -> jobs.demo"}
 
 FILES = sorted(file for room in ("jobs", "udfs") for file in (ROOT / room).rglob("*.py"))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from udfs.memory import Peak, peak_process_mb
+from udfs.limits import Peak, peak_process_mb
+from udfs.udf import PeakParam
 
 HERE, GPU = Peak(900.0, None, 2.0), Peak(700.0, 2210.0, 3.0)
 
@@ -21,14 +22,15 @@ HERE, GPU = Peak(900.0, None, 2.0), Peak(700.0, 2210.0, 3.0)
     ],
 )
 def test_of_two_peaks_the_larger_counts_part_by_part(one: Peak, other: Peak, both: Peak) -> None:
-    assert one | other == both == other | one
+    larger = PeakParam().addInPlace
+    assert larger(one, other) == both == larger(other, one)
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="memory is read from /proc")
 def test_a_peak_is_not_forgotten_when_memory_is_given_back() -> None:
     # In a process of its own, as this one may have held more before.
     program = """
-from udfs.memory import peak
+from udfs.limits import peak
 found = [peak().process_mb]
 filled = bytearray(b"x") * (200 * 2**20)
 found.append(peak().process_mb)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from jobs import preflight, rerank
 from jobs.config import Config
@@ -21,10 +20,10 @@ from tests.sample import EVERY_PAIR
 from tests.unit.test_parity import DOCS, MAX_LENGTH, QUERIES
 from udfs.checkpoint import Checkpoint, inspect_checkpoint
 from udfs.devices import TaskSlot
-from udfs.encoding.pairs import Batch
+from udfs.encoding.pairs import PairEncoder
 from udfs.forward.onnx import OnnxModel
 from udfs.forward.transformers import ModelError
-from udfs.scorers.base import OK, Scores
+from udfs.scorers.base import OK, OUT_OF_MEMORY, Scores
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import Precision, ScorerSpec
 
@@ -132,11 +131,12 @@ class NoMemory:
         raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
 
 
-def test_no_memory_is_the_same_error_as_torchs() -> None:
-    """The scorer halves a batch for this error and for no other."""
-    ids = np.ones((2, 8), np.int64)
-    with pytest.raises(torch.OutOfMemoryError):
-        OnnxModel(NoMemory(), one_by_one=False).forward(Batch(ids, ids, None))
+def test_no_memory_marks_a_pair_and_ends_nothing(tiny_bert: Path) -> None:
+    """onnxruntime has no error class of its own for it."""
+    spec = ScorerSpec(str(tiny_bert), "", max_length=MAX_LENGTH)
+    model = OnnxModel(NoMemory(), one_by_one=False)  # type: ignore[arg-type]
+    scores = Scorer(PairEncoder(tiny_bert, spec), lambda _: model, spec).score(QUERIES, DOCS)
+    assert (scores.status == OUT_OF_MEMORY).all()
 
 
 def test_a_missing_package_is_refused_without_spark(
@@ -145,7 +145,7 @@ def test_a_missing_package_is_refused_without_spark(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(export, "_version", lambda name: None if name == "onnx" else "1")
+    monkeypatch.setattr(export, "version", lambda name: None if name == "onnx" else "1")
 
     def no_spark(_: Config) -> None:
         raise RefusedError("no Spark in this test")

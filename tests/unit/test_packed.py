@@ -32,7 +32,7 @@ def test_gelu_is_applied_before_rounding() -> None:
     rows = torch.randn(50, 64, dtype=torch.bfloat16)
     layer = torch.nn.Linear(64, 96).bfloat16().eval()
     fused = packed.PackedLinear(layer)
-    fused.then_gelu()
+    fused.activation = ("gelu", "none")
     with torch.inference_mode():
         exact = torch.nn.functional.gelu(layer.float()(rows.float()))
         found = fused(rows).float()

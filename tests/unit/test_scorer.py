@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,8 @@ from transformers import (
 from tests.conftest import SENTENCES
 from udfs.checkpoint import digest_of
 from udfs.devices import TaskSlot
-from udfs.encoding.pairs import Batch, PairEncoder
-from udfs.forward.base import BatchOutput, LogitModel, ModelError, load_model
+from udfs.encoding.pairs import EncodedPairs, PairEncoder
+from udfs.forward.base import BatchOutput, ModelError, load_model
 from udfs.forward.transformers import check_model
 from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY
 from udfs.scorers.cross_encoder import Scorer
@@ -42,22 +40,20 @@ class Lengths:
     def __init__(self, capacity: int = 10**9, broken: frozenset[int] = frozenset()) -> None:
         self.capacity, self.broken, self.sizes = capacity, broken, list[int]()
 
-    def forward(self, batch: Batch) -> BatchOutput:
-        self.sizes.append(batch.input_ids.size)
-        if batch.input_ids.size > self.capacity:
+    def forward(self, batch: EncodedPairs) -> BatchOutput:
+        lengths = batch.lengths
+        self.sizes.append(len(lengths) * int(lengths.max()))
+        if self.sizes[-1] > self.capacity:
             raise torch.OutOfMemoryError("no memory left")
-        lengths = batch.attention_mask.sum(axis=1)
         values: NDArray[np.float32] = np.where(
             np.isin(lengths, list(self.broken)), np.nan, lengths
         ).astype(np.float32)
-        return BatchOutput(values, lengths.max() - lengths, 10.0)
+        return BatchOutput(values, lengths.max() - lengths)
 
 
-def scorer(
-    folder: Path, model: Lengths, again: Callable[[], LogitModel] | None = None, **changes: object
-) -> Scorer:
+def scorer(folder: Path, model: Lengths, **changes: object) -> Scorer:
     given = spec(folder, **changes)
-    return Scorer(PairEncoder.load(folder, given), model, given, again)
+    return Scorer(PairEncoder(folder, given), lambda _: model, given)
 
 
 def test_scores_come_back_in_the_order_of_the_rows(tiny_bert: Path) -> None:
@@ -104,8 +100,8 @@ def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> Non
     """torch has no error class for it: this is the true error of an allocation that is too big."""
 
     class Greedy(Lengths):
-        def forward(self, batch: Batch) -> BatchOutput:
-            if batch.input_ids.size > self.capacity:
+        def forward(self, batch: EncodedPairs) -> BatchOutput:
+            if len(batch.lengths) * batch.lengths.max() > self.capacity:
                 torch.empty(1 << 48)
             return super().forward(batch)
 
@@ -117,7 +113,7 @@ def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> Non
 
 def test_only_memory_errors_are_retried(tiny_bert: Path) -> None:
     class Broken(Lengths):
-        def forward(self, batch: Batch) -> BatchOutput:
+        def forward(self, batch: EncodedPairs) -> BatchOutput:
             raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side"):
@@ -136,8 +132,11 @@ def test_a_logit_that_is_no_number_is_marked_not_invented(tiny_bert: Path) -> No
 
 def test_rows_lost_in_half_precision_are_scored_again_in_float32(tiny_bert: Path) -> None:
     given = spec(tiny_bert, precision="fp16")
-    again = partial(load_model, tiny_bert, given, TaskSlot(cpus=1), "fp32")
-    mixed = scorer(tiny_bert, Lengths(broken=frozenset({64})), again).score(QUERIES, DOCS)
+    models = {
+        "fp16": Lengths(broken=frozenset({64})),
+        "fp32": load_model(tiny_bert, given, TaskSlot(cpus=1), "fp32"),
+    }
+    mixed = Scorer(PairEncoder(tiny_bert, given), models.__getitem__, given).score(QUERIES, DOCS)
     real = Scorer.load(tiny_bert, spec(tiny_bert), TaskSlot(cpus=1)).score(QUERIES, DOCS)
     lost = mixed.n_tokens == 64
     assert (mixed.status == OK).all()

@@ -75,7 +75,7 @@ def test_auto_precision_is_decided_once_on_the_driver(
     ("pairs", "rounds"), [(1, 1), (1023, 1), (2150, 2), (4000, 3), (8192, 3), (100_000, 13)]
 )
 def test_a_slot_gets_a_few_tasks_of_a_size_that_may_be_lost(pairs: int, rounds: int) -> None:
-    from jobs.scoring.stage import _rounds
+    from jobs.scoring.fill import _rounds
 
     assert _rounds(pairs) == rounds
 

@@ -23,7 +23,7 @@ def spec(folder: Path, **changes: object) -> ScorerSpec:
 
 def test_the_tokenizer_backend_reads_tokens_and_runs_no_model(tiny_bert: Path) -> None:
     found = Scorer.load(tiny_bert, spec(tiny_bert), TaskSlot(1)).score(QUERIES, DOCS)
-    pairs = PairEncoder.load(tiny_bert, spec(tiny_bert)).encode(QUERIES, DOCS)
+    pairs = PairEncoder(tiny_bert, spec(tiny_bert)).encode(QUERIES, DOCS)
     np.testing.assert_array_equal(found.n_tokens, pairs.lengths)
     np.testing.assert_array_equal(found.truncated, pairs.truncated)
     assert found.truncated.any() and not found.truncated.all()

@@ -1,20 +1,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import pytest
 
-from udfs.templates import BLANK, parse_template
+from udfs.templates import BLANK, Template, parse_template
 
 TEMPLATE = r"Title: {title}\nAbstract: {abstract}\n{body}"
+
+
+def render(template: Template, values: Mapping[str, str | None]) -> str | None:
+    """What Spark is to make of a row; `tests/spark/test_tables.py` holds it to this."""
+    given = {name: values.get(name) or "" for name in template.fields}
+    blank = {name for name, value in given.items() if re.fullmatch(BLANK, value)}
+    present = {name: "" if name in blank else value for name, value in given.items()}
+    if len(blank) == len(given) or (blank and template.missing == "reject"):
+        return None
+    lines = []
+    for line in template.lines:
+        fields = {piece.text for piece in line if piece.is_field}
+        if template.missing == "drop_line" and fields and fields <= blank:
+            continue
+        lines.append("".join(present[p.text] if p.is_field else p.text for p in line))
+    return "\n".join(lines)
 
 
 def test_fields_are_put_in_their_places_and_escapes_become_characters() -> None:
     template = parse_template(TEMPLATE)
     assert template.fields == ("title", "abstract", "body")
     values = {"title": "Fleas", "abstract": "short", "body": "long"}
-    assert template.render(values) == "Title: Fleas\nAbstract: short\nlong"
-    assert parse_template("{{x}} {a}").render({"a": "1"}) == "{x} 1"
+    assert render(template, values) == "Title: Fleas\nAbstract: short\nlong"
+    assert render(parse_template("{{x}} {a}"), {"a": "1"}) == "{x} 1"
 
 
 @pytest.mark.parametrize(
@@ -28,7 +45,8 @@ def test_fields_are_put_in_their_places_and_escapes_become_characters() -> None:
 @pytest.mark.parametrize("missing", [None, "", " \u3000\u200b"])
 def test_the_rule_for_missing_fields(rule: str, expected: str | None, missing: str | None) -> None:
     values = {"title": "Fleas", "abstract": missing, "body": "long"}
-    assert parse_template(TEMPLATE, rule).render(values) == expected  # type: ignore[arg-type]
+    template = parse_template(TEMPLATE, rule)  # type: ignore[arg-type]
+    assert render(template, values) == expected
 
 
 @pytest.mark.parametrize("source", ["{title", "title}", "{}", "{a{b}}"])

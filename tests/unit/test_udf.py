@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pyspark import SparkFiles
 
 from tests.conftest import SENTENCES
 from tests.unit.test_scorer import Lengths
 from udfs.encoding.pairs import Ids, PairEncoder
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
-from udfs.udf import score_batches
+from udfs.udf import model_folder, score_batches
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -27,7 +28,7 @@ def test_a_query_of_a_hundred_candidates_is_tokenised_once_per_window(
     docs = pd.Series([f"{SENTENCES[row % 8]} d{row}" for row in rows])
     batches = [(queries[at : at + 64], docs[at : at + 64]) for at in range(0, 1_000, 64)]
     spec = ScorerSpec(str(tiny_bert), "", max_length=64)
-    encoder = PairEncoder.load(tiny_bert, spec)
+    encoder = PairEncoder(tiny_bert, spec)
     seen: Counter[str] = Counter()
     tokenise = encoder._encode
 
@@ -36,7 +37,7 @@ def test_a_query_of_a_hundred_candidates_is_tokenised_once_per_window(
         return tokenise(texts)
 
     monkeypatch.setattr(encoder, "_encode", counting)
-    scorer = Scorer(encoder, Lengths(), spec, encodes_ahead=ahead)
+    scorer = Scorer(encoder, lambda _: Lengths(), spec, encodes_ahead=ahead)
     wanted: Counter[str] = Counter()
     for start in range(0, 1_000, 256):
         wanted.update(set(queries[start : start + 256]))
@@ -51,7 +52,7 @@ def test_a_query_of_a_hundred_candidates_is_tokenised_once_per_window(
 @pytest.mark.parametrize("ahead", [False, True])
 def test_rows_without_a_text_keep_their_place(ahead: bool, tiny_bert: Path) -> None:
     spec = ScorerSpec(str(tiny_bert), "", max_length=64)
-    scorer = Scorer(PairEncoder.load(tiny_bert, spec), Lengths(), spec, encodes_ahead=ahead)
+    scorer = Scorer(PairEncoder(tiny_bert, spec), lambda _: Lengths(), spec, encodes_ahead=ahead)
     batches = [
         (pd.Series(["a", None]), pd.Series(["b", "c"])),
         (pd.Series([], dtype=object), pd.Series([], dtype=object)),
@@ -70,7 +71,7 @@ def test_an_error_of_either_stage_is_raised_when_encoding_ahead(
     stage: str, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = ScorerSpec(str(tiny_bert), "", max_length=64)
-    scorer = Scorer(PairEncoder.load(tiny_bert, spec), Lengths(), spec, encodes_ahead=True)
+    scorer = Scorer(PairEncoder(tiny_bert, spec), lambda _: Lengths(), spec, encodes_ahead=True)
     original, calls = getattr(scorer, stage), []
 
     def failing(*given: object) -> object:
@@ -83,3 +84,9 @@ def test_an_error_of_either_stage_is_raised_when_encoding_ahead(
     batches = ((pd.Series(["a"]), pd.Series(["b"])) for _ in range(5))
     with pytest.raises(RuntimeError, match="the second window fails"):
         list(score_batches(scorer, batches, 1))
+
+
+def test_an_archive_is_looked_up_where_spark_unpacked_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SparkFiles, "getRootDirectory", lambda: "/spark/files")
+    assert model_folder(ScorerSpec("archive:model-1", "1")) == Path("/spark/files/model-1")
+    assert model_folder(ScorerSpec("/models/m", "1")) == Path("/models/m")

@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
-    imports = "import ctypes, time\nfrom udfs.watchdog import limited"
+    imports = "import ctypes, time\nfrom udfs.limits import limited"
     code = f"{imports}\n{body}\nprint('went on')"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -12,11 +12,10 @@ import pytest
 from tests.conftest import ROOT
 from udfs import worker
 from udfs.devices import TaskSlot
-from udfs.scorers.base import PairScorer
-from udfs.scorers.stub import StubScorer
+from udfs.scorers.base import PairScorer, StubScorer
 from udfs.spec import ScorerSpec
 
-SLOT = TaskSlot(cpus=1)
+PATH, SLOT = Path("/m"), TaskSlot(cpus=1)
 
 
 Load = Callable[[Path, ScorerSpec, TaskSlot], PairScorer]
@@ -41,13 +40,13 @@ def test_a_model_is_loaded_once_and_released_for_another() -> None:
     calls: list[object] = []
     load = loader(calls, lambda _path, spec, _slot: spec)
     first, second = (ScorerSpec("/m", digest) for digest in ("1", "2"))
-    kept = worker.get_scorer(first, SLOT, load=load)
-    assert worker.get_scorer(first, SLOT, load=load) is kept
+    kept = worker.get_scorer(PATH, first, SLOT, load=load)
+    assert worker.get_scorer(PATH, first, SLOT, load=load) is kept
     released = weakref.ref(kept.scorer)
     del kept
-    worker.get_scorer(second, SLOT, load=load)
+    worker.get_scorer(PATH, second, SLOT, load=load)
     assert released() is None
-    worker.get_scorer(first, SLOT, load=load)
+    worker.get_scorer(PATH, first, SLOT, load=load)
     assert calls == [first, second, first]
 
 
@@ -56,16 +55,9 @@ def test_a_task_on_another_gpu_gets_the_model_there() -> None:
     calls: list[object] = []
     load = loader(calls, lambda _path, _spec, slot: slot.gpu)
     for gpu in ("0", "0", "1"):
-        assert worker.get_scorer(ScorerSpec("/m", "1"), TaskSlot(1, gpu), load=load).gpu == gpu
+        spec = ScorerSpec("/m", "1")
+        assert worker.get_scorer(PATH, spec, TaskSlot(1, gpu), load=load).gpu == gpu
     assert calls == ["0", "1"]
-
-
-def test_an_archive_is_looked_up_where_spark_unpacked_it() -> None:
-    seen: list[object] = []
-    spec = ScorerSpec("archive:model-1", "1")
-    load = loader(seen, lambda path, _spec, _slot: path)
-    worker.get_scorer(spec, SLOT, archive_root=lambda: "/spark/files", load=load)
-    assert seen == [Path("/spark/files/model-1")]
 
 
 @pytest.mark.parametrize(

@@ -8,28 +8,16 @@ from collections.abc import Sequence
 def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_pairs: int) -> list[list[int]]:
     """Group pairs so that every batch, padded to its longest, fits a token budget.
 
-    Pairs are taken longest first: the first batch needs the most memory, so a budget that is too
-    large shows at once and not after hours. Equal lengths keep their order, which makes the plan
-    a function of the lengths alone.
+    Longest first, so that a budget that is too large for the memory shows at once and not after
+    hours. The rule "add while longest * (rows + 1) fits" is text-embeddings-inference's.
 
     Args:
-        lengths: int[N], tokens of each pair, special tokens included.
-        max_tokens: most padded tokens (rows times longest row) in a batch.
-        max_pairs: most rows in a batch.
+        lengths: int[N], tokens of each pair.
+        max_tokens, max_pairs: most padded tokens (rows times longest row) and rows in a batch.
 
     Returns:
-        Lists of indices covering 0..N-1 once, longest batch first. A pair longer than the budget
-        gets a batch of its own.
-
-    Raises:
-        ValueError: if a budget is below 1.
-
-    The rule "add while longest * (rows + 1) fits" is text-embeddings-inference's.
+        Lists of indices covering 0..N-1 once. A pair longer than the budget gets its own batch.
     """
-    if max_tokens < 1 or max_pairs < 1:
-        raise ValueError(
-            f"max_tokens={max_tokens} and max_pairs={max_pairs} must both be at least 1; raise them"
-        )
     batches: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.encoding.truncation import POLICIES, Counts, needs_longer_side
-from udfs.spec import ScorerSpec, Truncation
+from udfs.spec import ScorerSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,98 +35,63 @@ Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class SpecialTokens:
-    """The special tokens of a pair: before the query, between the two, after the document."""
-
-    before: tuple[int, ...]
-    between: tuple[int, ...]
-    after: tuple[int, ...]
-    types: tuple[int, ...]  # token types of: before, query, between, document, after
-
-    @property
-    def count(self) -> int:
-        """Special tokens of one pair [tokens]."""
-        return len(self.before) + len(self.between) + len(self.after)
-
-
-@dataclass(frozen=True)
 class EncodedPairs:
-    """N pairs, cut to max_length.
+    """N pairs, cut to max_length, their T tokens laid end to end."""
 
-    Attributes:
-        queries: token ids of each pair's query, int32[n_i]; pairs may share one array.
-        docs: token ids of each pair's document, int32[m_i].
-        lengths: int64[N], tokens of each pair, special tokens included.
-        truncated: bool[N], whether a token of either side was cut.
-    """
+    ids: Ids  # int32[T], special tokens included
+    types: Ids | None  # int32[T], token types; None if the model reads none
+    lengths: Counts  # int64[N], tokens of each pair
+    truncated: NDArray[np.bool_]  # [N], whether a token of either side was cut
+    pad_id: int  # fills up shorter rows where a model needs a rectangle
 
-    queries: list[Ids]
-    docs: list[Ids]
-    lengths: Counts
-    truncated: NDArray[np.bool_]
+    def take(self, rows: Sequence[int]) -> EncodedPairs:
+        """Return the pairs of the given rows, in that order."""
+        lengths = self.lengths[rows]
+        moved = (self.lengths.cumsum() - self.lengths)[rows] - (lengths.cumsum() - lengths)
+        at = np.repeat(moved, lengths) + np.arange(lengths.sum())
+        types = None if self.types is None else self.types[at]
+        return EncodedPairs(self.ids[at], types, lengths, self.truncated[rows], self.pad_id)
+
+    def padded(self) -> dict[str, NDArray[np.int64]]:
+        """Return the model's inputs by name, int64[N, L] each, rows padded to the longest."""
+        mask = np.arange(self.lengths.max()) < self.lengths[:, None]
+        inputs = {
+            "input_ids": np.full(mask.shape, self.pad_id, np.int64),
+            "attention_mask": mask.astype(np.int64),
+        }
+        inputs["input_ids"][mask] = self.ids
+        if self.types is not None:
+            inputs["token_type_ids"] = np.zeros(mask.shape, np.int64)
+            inputs["token_type_ids"][mask] = self.types
+        return inputs
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows padded to the longest, int64[B, L]; `type_ids` is None if the model reads none."""
-
-    input_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64]
-    type_ids: NDArray[np.int64] | None
-
-
-@dataclass
 class PairEncoder:
-    """Tokenises pairs for one model. Not thread-safe.
+    """Tokenises pairs for the model in a folder, offline. Not thread-safe.
 
-    Args:
-        tokenizer: of the `tokenizers` package, its own truncation and padding switched off.
-        max_length: longest pair [tokens].
-        truncation: name of the policy.
-        pad_id: id that fills up the shorter rows of a batch.
-        has_types: whether the model reads token types.
-        cut_left: whether the tokenizer asks for texts to lose their beginning.
+    Raises:
+        ValueError: if the folder has no tokenizer that the `tokenizers` package can run.
     """
 
-    tokenizer: Tokenizer
-    max_length: int
-    truncation: Truncation
-    pad_id: int
-    has_types: bool
-    cut_left: bool = False
-
-    def __post_init__(self) -> None:
-        """Learn the special tokens of a pair from the tokenizer."""
-        self.special = _special_tokens(self.tokenizer)
-        # Longest text that is tokenised whole at once [characters].
-        self._limit = sys.maxsize if self.cut_left else self.max_length * _CHARS_PER_TOKEN
-
-    @classmethod
-    def load(cls, path: Path, spec: ScorerSpec) -> PairEncoder:
-        """Read the tokenizer of a checkpoint folder, offline.
-
-        Raises:
-            ValueError: if the folder has no tokenizer that the `tokenizers` package can run.
-        """
+    def __init__(self, path: Path, spec: ScorerSpec) -> None:
+        """Load the tokenizer, its own truncation and padding switched off."""
         outer = _load_tokenizer(path, spec.trust_remote_code)
-        backend: Tokenizer = outer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        return cls(
-            backend,
-            max_length=spec.max_length,
-            truncation=spec.truncation,
-            pad_id=_pad_id(path, outer.pad_token_id),
-            has_types="token_type_ids" in outer.model_input_names,
-            cut_left=outer.truncation_side == "left",
-        )
+        self._tokenizer: Tokenizer = outer.backend_tokenizer
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._max_length = spec.max_length
+        self._truncation = spec.truncation
+        self._pad_id = _pad_id(path, outer.pad_token_id)
+        self._has_types = "token_type_ids" in outer.model_input_names
+        self._cut_left = outer.truncation_side == "left"
+        self._special, self._types = _special_tokens(self._tokenizer)
+        #: Special tokens of a pair [tokens].
+        self.special = sum(map(len, self._special))
+        # Longest text that is tokenised whole at once [characters].
+        self._limit = sys.maxsize if self._cut_left else self._max_length * _CHARS_PER_TOKEN
 
     def encode(self, queries: Sequence[str], docs: Sequence[str]) -> EncodedPairs:
-        """Tokenise and cut N pairs.
-
-        Raises:
-            ValueError: if the two sides differ in number.
-        """
+        """Tokenise and cut N pairs; ValueError if the two sides differ in number."""
         if len(queries) != len(docs):
             raise ValueError(f"{len(queries)} queries against {len(docs)} documents")
         distinct = list(dict.fromkeys(queries))
@@ -134,54 +99,40 @@ class PairEncoder:
         query_ids = [by_text[query] for query in queries]
         doc_ids = self._tokenise(docs)
         query_counts, doc_counts = _counts(query_ids), _counts(doc_ids)
-        if self.truncation == "longest_first":
+        if self._truncation == "longest_first":
             self._compare_long_sides(queries, docs, query_counts, doc_counts)
-        kept_queries, kept_docs = POLICIES[self.truncation](
-            query_counts, doc_counts, self.max_length, self.special.count
+        kept_queries, kept_docs = POLICIES[self._truncation](
+            query_counts, doc_counts, self._max_length, self.special
         )
+        before, between, after = self._special
+        parts = [np.zeros(0, np.int32)]  # there may be no pairs
+        for query, n, doc, m in zip(query_ids, kept_queries, doc_ids, kept_docs, strict=True):
+            parts += (before, self._cut(query, n), between, self._cut(doc, m), after)
+        types = np.tile(self._types, len(docs))
         return EncodedPairs(
-            queries=[self._cut(ids, n) for ids, n in zip(query_ids, kept_queries, strict=True)],
-            docs=[self._cut(ids, n) for ids, n in zip(doc_ids, kept_docs, strict=True)],
-            lengths=kept_queries + kept_docs + self.special.count,
+            ids=np.concatenate(parts),
+            types=np.repeat(types, _counts(parts[1:])) if self._has_types else None,
+            lengths=kept_queries + kept_docs + self.special,
             truncated=(kept_queries < query_counts) | (kept_docs < doc_counts),
+            pad_id=self._pad_id,
         )
 
     def count_tokens(self, queries: Sequence[str], docs: Sequence[str]) -> tuple[Counts, Counts]:
         """int64[N] each: tokens of the queries and of the documents, before anything is cut."""
         return _counts(self._encode(queries)), _counts(self._encode(docs))
 
-    def collate(self, pairs: EncodedPairs, rows: Sequence[int]) -> Batch:
-        """Join the sides of the given rows with special tokens, padded to the longest row."""
-        width = int(max(pairs.lengths[row] for row in rows))
-        input_ids = np.full((len(rows), width), self.pad_id, np.int64)
-        mask = np.zeros((len(rows), width), np.int64)
-        types = np.zeros((len(rows), width), np.int64) if self.has_types else None
-        special = self.special
-        for at, row in enumerate(rows):
-            parts: tuple[Sequence[int] | Ids, ...] = (
-                special.before, pairs.queries[row], special.between, pairs.docs[row], special.after,
-            )  # fmt: skip
-            end = 0
-            for part, kind in zip(parts, special.types, strict=True):
-                start, end = end, end + len(part)
-                input_ids[at, start:end] = part
-                if types is not None:
-                    types[at, start:end] = kind
-            mask[at, :end] = 1
-        return Batch(input_ids, mask, types)
-
     def _cut(self, ids: Ids, count: int) -> Ids:
-        return ids[len(ids) - count :] if self.cut_left else ids[:count]
+        return ids[len(ids) - count :] if self._cut_left else ids[:count]
 
     def _compare_long_sides(
         self, queries: Sequence[str], docs: Sequence[str], query_counts: Counts, doc_counts: Counts
     ) -> None:
         """Correct, in place, the counts of long texts where it matters which side is the longer.
 
-        The text with fewer characters is tokenised whole, the other until it has more tokens.
+        The shorter text is tokenised whole, the other until it has more tokens.
         """
         count_whole = cache(lambda text: len(self._encode([text])[0]))
-        undecided = needs_longer_side(query_counts, doc_counts, self.max_length, self.special.count)
+        undecided = needs_longer_side(query_counts, doc_counts, self._max_length, self.special)
         for at in np.flatnonzero(undecided).tolist():
             sides = [(queries[at], query_counts), (docs[at], doc_counts)]
             (text, counts), (longer, longer_counts) = sorted(sides, key=lambda side: len(side[0]))
@@ -191,13 +142,10 @@ class PairEncoder:
 
     def _tokenise(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text; of a very long one, at least as many as a pair can hold."""
-        limit = self._limit
-        if all(len(text) <= limit for text in texts):
-            return self._encode(texts)
-        ids = self._encode([text[:limit] for text in texts])
+        ids = self._encode([text[: self._limit] for text in texts])
         for at, text in enumerate(texts):
-            if len(text) > limit and len(ids[at]) <= self.max_length + _MARGIN:
-                ids[at] = self._encode_beyond(text, self.max_length)
+            if len(text) > self._limit and len(ids[at]) <= self._max_length + _MARGIN:
+                ids[at] = self._encode_beyond(text, self._max_length)
         return ids
 
     def _encode_beyond(self, text: str, count: int) -> Ids:
@@ -211,7 +159,7 @@ class PairEncoder:
         return ids
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
@@ -222,8 +170,8 @@ def _counts(ids: Sequence[Ids]) -> Counts:
 def _pad_id(path: Path, tokenizers: int | None) -> int:
     """Return the id that pads rows.
 
-    The model's own where it names one: it may tell positions or its last token by it. A model that
-    needs one and has none refuses batches itself; to all others, which see a mask, any id will do.
+    The model's own where it names one, as positions or its last token may be told by it. To models
+    that see a mask any id will do; one that needs an id and has none refuses batches itself.
     """
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     own = config.get("pad_token_id")
@@ -257,8 +205,12 @@ def _load_tokenizer(path: Path, trust_remote_code: bool) -> Any:
     return outer
 
 
-def _special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """Learn the special tokens of a pair from a probe, whatever the model's post-processor is."""
+def _special_tokens(tokenizer: Tokenizer) -> tuple[tuple[Ids, Ids, Ids], Ids]:
+    """Learn from a probe how a pair is put together, whatever the model's post-processor is.
+
+    Returns special tokens (before the query, between the two, after the document) and the token
+    types of all five parts, in their order.
+    """
     probe = tokenizer.encode("a", "b", add_special_tokens=True)
     sides, ids, types = probe.sequence_ids, probe.ids, probe.type_ids
     query = [at for at, side in enumerate(sides) if side == 0]
@@ -267,6 +219,6 @@ def _special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
         raise ValueError("the tokenizer does not put a pair together as query, then document")
     bounds = [0, query[0], query[-1] + 1, doc[0], doc[-1] + 1, len(ids)]
     parts = [slice(start, end) for start, end in pairwise(bounds)]
-    before, _, between, _, after = (tuple(ids[part]) for part in parts)
-    kinds = [next(iter(types[part]), 0) for part in parts]
-    return SpecialTokens(before, between, after, tuple(kinds))
+    before, _, between, _, after = (np.array(ids[part], np.int32) for part in parts)
+    kinds = np.array([next(iter(types[part]), 0) for part in parts], np.int32)
+    return (before, between, after), kinds

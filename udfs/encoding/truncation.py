@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from udfs.spec import Truncation
 
 Counts = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 Policy = Callable[[Counts, Counts, int, int], tuple[Counts, Counts]]
 
 
@@ -35,9 +36,7 @@ def longest_first(
     return np.where(fits, query, kept_query), np.where(fits, doc, kept_doc)
 
 
-def needs_longer_side(
-    query: Counts, doc: Counts, max_length: int, special: int
-) -> NDArray[np.bool_]:
+def needs_longer_side(query: Counts, doc: Counts, max_length: int, special: int) -> Mask:
     """Return, bool[N], where `longest_first` depends on which of two long sides is the longer.
 
     Elsewhere any counts that exceed half the room lead to the same result.

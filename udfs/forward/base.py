@@ -1,72 +1,67 @@
-"""The forward pass of whichever backend a spec names."""
+"""What every backend offers, and which one a spec names."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from udfs import devices
-from udfs.encoding.pairs import Batch
+from udfs.encoding.pairs import EncodedPairs
 from udfs.spec import Precision, ScorerSpec
+
+_MULTIPLIER: Final = 2_654_435_761  # Knuth's, of multiplicative hashing
 
 
 class ModelError(RuntimeError):
     """A checkpoint that cannot be scored with as it is."""
 
 
-@dataclass(frozen=True)
-class BatchOutput:
-    """Output of one forward pass over B rows.
+class BatchOutput(NamedTuple):
+    """Output of one forward pass over B pairs."""
 
-    Attributes:
-        logits: float32[B], raw.
-        padding: int64[B], padding tokens that the layers were given with each row.
-        milliseconds: time that the batch took, copies to and from the device included [ms].
-    """
-
-    logits: NDArray[np.float32]
-    padding: NDArray[np.int64]
-    milliseconds: float
+    logits: NDArray[np.float32]  # [B], raw
+    padding: NDArray[np.int64]  # [B], padding tokens that the layers were given with each pair
 
 
 class LogitModel(Protocol):
-    """Turns a padded batch into one logit per row."""
+    """Turns a batch of pairs into one logit each."""
 
-    def forward(self, batch: Batch) -> BatchOutput:
-        """Compute one logit per row.
-
-        Raises:
-            torch.OutOfMemoryError, MemoryError: if the batch does not fit.
-        """
+    def forward(self, batch: EncodedPairs) -> BatchOutput:
+        """Compute the logits; torch.OutOfMemoryError or MemoryError if the batch does not fit."""
         ...
+
+
+class StubModel:
+    """Backend `tokenizer`: a checksum of the token ids in place of the forward pass."""
+
+    def forward(self, batch: EncodedPairs) -> BatchOutput:
+        """Return logits in [-8, 8) that do not depend on the batch; no padding is computed."""
+        inputs = batch.padded()
+        ids = np.where(inputs["attention_mask"] == 1, inputs["input_ids"] + 1, 0).astype(np.uint64)
+        place = np.arange(1, ids.shape[1] + 1, dtype=np.uint64)
+        sums = (ids * place).sum(1) * np.uint64(_MULTIPLIER) % np.uint64(2**32)
+        return BatchOutput((sums / 2**28 - 8.0).astype(np.float32), np.zeros(len(ids), np.int64))
 
 
 def load_model(
     path: Path, spec: ScorerSpec, slot: devices.TaskSlot, precision: Precision
 ) -> LogitModel:
-    """Load weights onto the device of this task.
+    """Load a model's folder, for onnxruntime its exported copy, onto the device of a task.
 
-    Args:
-        path: the model's folder; for onnxruntime its exported copy.
-        spec: names the backend.
-        slot: cores and GPU of the calling task.
-        precision: may differ from the spec's, for rows that it cannot hold.
+    The precision may differ from the spec's, for rows that it cannot hold.
 
     Raises:
         ModelError, DeviceError: naming what is wrong and the remedy.
     """
     if spec.backend == "tokenizer":
-        from udfs.scorers.stub import StubModel
-
         return StubModel()
     if spec.backend == "onnxruntime":
         from udfs.forward.onnx import OnnxModel
 
         return OnnxModel.load(path, spec, slot.cpus, precision)
-    from udfs.forward.transformers import TorchModel
+    from udfs.forward.transformers import load
 
-    return TorchModel.load(path, spec, devices.choose(spec.device, slot), precision)
+    return load(path, spec, devices.choose(spec.device, slot), precision)

@@ -1,11 +1,8 @@
-"""A checkpoint's ONNX copy in ONNX Runtime, on a CPU: padded ids in, float32 logits out.
-
-The copy is made by `jobs.scoring.onnx_export`: the tokenizer's files, and one graph per precision.
-"""
+"""A checkpoint's ONNX copy (`jobs.scoring.onnx_export`) in ONNX Runtime, on a CPU."""
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.encoding.pairs import Batch
+from udfs.encoding.pairs import EncodedPairs
 from udfs.forward.base import BatchOutput, ModelError
 from udfs.spec import Precision, ScorerSpec
 
@@ -27,21 +24,16 @@ _ERRORS_ONLY: Final = 3  # of onnxruntime's severities
 _NO_MEMORY: Final = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
+@dataclass(frozen=True)
 class OnnxModel:
     """A graph with one logit per row.
 
-    Args:
-        session: ready to run.
-        one_by_one: whether rows go through the graph alone. Activations are rounded to int8 by the
-            largest of all that are in a batch, so that a pair scored otherwise in other company
-            (by 0.3 of a logit on TREC DL19); alone, its score is its own.
+    In int8, rows go through it one by one: activations are rounded by the largest of all that are
+    in a batch, so that a pair scored otherwise in other company (by 0.3 of a logit on TREC DL19).
     """
 
-    def __init__(self, session: InferenceSession, *, one_by_one: bool) -> None:
-        """Keep the parts."""
-        self._session = session
-        self._one_by_one = one_by_one
-        self._inputs = {given.name for given in session.get_inputs()}
+    session: InferenceSession
+    one_by_one: bool
 
     @classmethod
     def load(cls, path: Path, spec: ScorerSpec, threads: int, precision: Precision) -> OnnxModel:
@@ -71,57 +63,35 @@ class OnnxModel:
         session = InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return cls(session, one_by_one=precision == "int8")
 
-    def forward(self, batch: Batch) -> BatchOutput:
-        """One raw logit per row.
+    def forward(self, batch: EncodedPairs) -> BatchOutput:
+        """Compute one raw logit per pair; MemoryError if the batch does not fit."""
+        rows = range(len(batch.lengths))
+        parts = [batch.take([row]) for row in rows] if self.one_by_one else [batch]
+        logits = np.concatenate([self._run(part.padded()) for part in parts])
+        padding = np.concatenate([part.lengths.max() - part.lengths for part in parts])
+        return BatchOutput(logits, padding)
 
-        Raises:
-            torch.OutOfMemoryError: as the other backend does.
-        """
-        start = time.perf_counter()
-        lengths = batch.attention_mask.sum(axis=1)
-        if self._one_by_one:
-            rows = [self._run(_row(batch, at, n)) for at, n in enumerate(lengths)]
-            logits, padding = np.concatenate(rows), np.zeros_like(lengths)
-        else:
-            logits, padding = self._run(batch), lengths.max() - lengths
-        return BatchOutput(logits, padding, (time.perf_counter() - start) * 1000.0)
-
-    def _run(self, batch: Batch) -> NDArray[np.float32]:
-        types = np.zeros_like(batch.input_ids) if batch.type_ids is None else batch.type_ids
-        given = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "token_type_ids": types,
-        }
+    def _run(self, given: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
+        inputs = {each.name: given[each.name] for each in self.session.get_inputs()}
         try:
-            found: Any = self._session.run(None, {name: given[name] for name in self._inputs})
+            outputs: Any = self.session.run(None, inputs)
         except Exception as error:  # onnxruntime's own classes are not public
-            if not any(words in str(error) for words in _NO_MEMORY):
-                raise
-            found = None
-        if found is None:
-            import torch
-
-            raise torch.OutOfMemoryError(f"{PACKAGE} has no memory for {batch.input_ids.shape}")
-        logits: NDArray[np.float32] = found[0][:, 0]
+            if any(words in str(error) for words in _NO_MEMORY):
+                raise MemoryError(f"{PACKAGE} has no memory for a batch") from None
+            raise
+        logits: NDArray[np.float32] = outputs[0][:, 0]
         return logits
 
 
-def _row(batch: Batch, at: int, length: int) -> Batch:
-    """One row without its padding."""
-    row = (slice(at, at + 1), slice(0, length))
-    types = None if batch.type_ids is None else batch.type_ids[row]
-    return Batch(batch.input_ids[row], batch.attention_mask[row], types)
-
-
 def graph_file(folder: Path, precision: Precision) -> Path:
-    """Where the graph of a precision is."""
+    """Return where the graph of a precision is."""
     return folder / f"{precision}.onnx"
 
 
-def version() -> str | None:
-    """`onnxruntime VERSION` as it is installed here; None where it is not."""
+def version(package: str = PACKAGE) -> str | None:
+    """Return `PACKAGE VERSION` as it is installed here; None where it is not."""
     try:
-        return f"{PACKAGE} {metadata.version(PACKAGE)}"
+        return f"{package} {metadata.version(package)}"
     except metadata.PackageNotFoundError:
         return None

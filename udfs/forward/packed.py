@@ -1,9 +1,8 @@
 """Linear layers in the layout that oneDNN multiplies fastest, packed once at load.
 
 `torch.nn.Linear` in bf16 on a CPU packs its weight again in every call, copies its bias into the
-result first, and leaves the activation to another pass over memory. torch has operators without
-these losses, which its compiler uses; compiling takes a C++ compiler and half a minute, so the
-layers are exchanged here by hand.
+result first, and leaves the activation to another pass over memory. torch's compiler uses operators
+without these losses; as it takes a C++ compiler and half a minute, layers are exchanged by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 
 
 def available() -> bool:
-    """Whether this build of torch has the operators, and this CPU what they need in bf16."""
+    """Return whether this torch has the operators, and this CPU what they need in bf16."""
     names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
     if not torch._C._has_mkldnn or not all(hasattr(torch.ops.mkldnn, name) for name in names):
         return False
@@ -22,7 +21,7 @@ def available() -> bool:
 
 
 class PackedLinear(torch.nn.Module):
-    """A bf16 linear layer for inference on a CPU, with exact GELU behind it if wanted."""
+    """A bf16 linear layer for inference on a CPU; `activation` is applied before rounding."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
         """Pack the weight; the layer itself can be dropped."""
@@ -30,15 +29,11 @@ class PackedLinear(torch.nn.Module):
         # Plain attributes: a packed weight has no storage that `state_dict` could save.
         self._bias = None if layer.bias is None else layer.bias.detach()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-        self._activation = ("none", "")
-
-    def then_gelu(self) -> None:
-        """Apply GELU to the float32 sums, before they are rounded to bf16."""
-        self._activation = ("gelu", "none")
+        self.activation = ("none", "")
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """bf16[..., in] -> bf16[..., out]."""
-        kind, variant = self._activation
+        kind, variant = self.activation
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             rows, self._weight, self._bias, kind, [], variant
         )
@@ -55,7 +50,7 @@ class PackedLinear(torch.nn.Module):
 def pack(model: torch.nn.Module) -> None:
     """Exchange every bf16 linear layer of a model, in place.
 
-    GELU is drawn into the layer before it where a module has the two as `dense` and
+    Exact GELU is drawn into the layer before it where a module has the two as `dense` and
     `intermediate_act_fn`, as BERT, RoBERTa and XLM-RoBERTa have.
     """
     for name, child in list(model.named_children()):
@@ -67,5 +62,5 @@ def pack(model: torch.nn.Module) -> None:
     activation = getattr(model, "intermediate_act_fn", None)
     # transformers' name of the exact GELU; its approximations have others.
     if isinstance(dense, PackedLinear) and type(activation).__name__ == "GELUActivation":
-        dense.then_gelu()
+        dense.activation = ("gelu", "none")
         model.intermediate_act_fn = torch.nn.Identity()

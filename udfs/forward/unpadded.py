@@ -1,9 +1,8 @@
 """BERT and its relatives without padding: the tokens of a batch laid end to end.
 
-Nine tenths of the work are layers that look at one token at a time. They need no rectangle, so here
-they are given the tokens alone. Attention gets a rectangle back, on which its kernels rest, just
-before and just for itself. The last layer is computed for the first token of each pair only, as
-nothing else of it reaches the logit.
+Nine tenths of the work are layers that look at one token at a time and need no rectangle. Attention
+gets one for itself, on which its CPU kernels rest. The last layer is computed for the first token
+of each pair only, as nothing else of it reaches the logit.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
+from udfs.encoding.pairs import EncodedPairs
+from udfs.encoding.truncation import Counts
+from udfs.forward.base import BatchOutput
 from udfs.forward.packed import PackedLinear
 
 _ARCHITECTURES: Final = (
@@ -39,133 +40,109 @@ def supports(model: torch.nn.Module) -> bool:
     return (getattr(config, "position_embedding_type", None) or "absolute") == "absolute"
 
 
-class UnpaddedModel(torch.nn.Module):
-    """A sequence-classification model of `_ARCHITECTURES`, for inference."""
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tokens [T] of a batch are in attention's rectangle [B, W].
+
+    T is a multiple of `_ROWS`, filled up with the first token; W is a multiple of `_WIDTH`, filled
+    up with tokens of the same pair that `bias` hides. Positions are int64.
+    """
+
+    tokens: torch.Tensor  # [T], index of each token in the batch
+    columns: torch.Tensor  # [T], position of each token in its pair
+    firsts: torch.Tensor  # [B], each pair's first token
+    grid: torch.Tensor  # [B * W], the token at each position of the rectangle
+    in_grid: torch.Tensor  # [T], position of each token in the rectangle, flattened
+    bias: torch.Tensor  # float32[B, 1, 1, W], added for each key: 0 or minus infinity
+
+    @classmethod
+    def of(cls, lengths: Counts) -> _Layout:
+        """Return the layout of pairs of these lengths [tokens]."""
+        firsts, count = lengths.cumsum() - lengths, int(lengths.sum())
+        tokens = np.concatenate([np.arange(count), np.zeros(-count % _ROWS, np.int64)])
+        pair = np.repeat(np.arange(len(lengths)), lengths)[tokens]
+        columns = tokens - firsts[pair]
+        column = np.arange(-(-lengths.max() // _WIDTH) * _WIDTH)
+        filled = column < lengths[:, None]
+        grid = (firsts[:, None] + np.where(filled, column, 0)).ravel()
+        in_grid = pair * len(column) + columns
+        bias = np.where(filled, 0.0, -np.inf).astype(np.float32)[:, None, None]
+        return cls(*map(torch.from_numpy, (tokens, columns, firsts, grid, in_grid, bias)))
+
+
+class UnpaddedModel:
+    """A sequence-classification model of `_ARCHITECTURES`, for inference on a CPU."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Use the layers of a model that `supports` says yes to; packed ones are welcome."""
-        super().__init__()
         config: Any = model.config
         base: Any = getattr(model, str(model.base_model_prefix))
         self._embeddings = base.embeddings
         self._layers = base.encoder.layer
-        self._pooler = getattr(base, "pooler", None)
+        self._pooler = getattr(base, "pooler", None) or torch.nn.Identity()
         self._classifier: Any = model.classifier
         self._heads = int(config.num_attention_heads)
         # RoBERTa and those after it count positions from behind the padding token's.
         self._first = 0 if config.model_type == "bert" else int(config.pad_token_id) + 1
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """int64[B, L], rows padded on the right -> [B], one logit per row."""
-        layout = _Layout.of(attention_mask)
-        rows = self._embed(input_ids, token_type_ids, layout)
+    @torch.inference_mode()
+    def forward(self, batch: EncodedPairs) -> BatchOutput:
+        """Compute one raw logit per pair; padding is what fills the stream up to `_ROWS`."""
+        layout = _Layout.of(batch.lengths)
+        rows = self._embed(batch, layout)
         for layer in self._layers[:-1]:
             rows = self._layer(layer, rows, layout)
-        return self._head(self._layer(self._layers[-1], rows, layout, first_only=True))
+        first = self._layer(self._layers[-1], rows, layout, first_only=True)
+        logits = self._classifier(self._pooler(first[:, None]))[:, 0]
+        share, rest = divmod(len(layout.tokens) - len(batch.ids), len(batch.lengths))
+        padding = share + (np.arange(len(batch.lengths)) < rest)
+        return BatchOutput(logits.float().numpy(), padding)
 
-    def padding(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the tokens that fill up a batch, shared out among its pairs, int64[B]."""
-        share, rest = divmod(-int(lengths.sum()) % _ROWS, len(lengths))
-        return share + (np.arange(len(lengths)) < rest)
-
-    def _embed(
-        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, layout: _Layout
-    ) -> torch.Tensor:
+    def _embed(self, batch: EncodedPairs, layout: _Layout) -> torch.Tensor:
         """[T, H]"""
         table = self._embeddings
-        types = layout.columns.new_zeros(1)
-        if token_type_ids is not None:
-            types = token_type_ids.flatten()[layout.sources]
-        rows = table.word_embeddings(input_ids.flatten()[layout.sources])
+        types = torch.zeros(1, dtype=torch.int32)
+        if batch.types is not None:
+            types = torch.from_numpy(batch.types)[layout.tokens]
+        rows = table.word_embeddings(torch.from_numpy(batch.ids)[layout.tokens])
         rows = rows + table.token_type_embeddings(types)
         rows = rows + table.position_embeddings(layout.columns + self._first)
-        result: torch.Tensor = table.LayerNorm(rows)
-        return result
-
-    def _head(self, first: torch.Tensor) -> torch.Tensor:
-        """[B, H], the first token of each pair -> [B], its logit."""
-        first = first[:, None]
-        if self._pooler is not None:
-            first = self._pooler(first)
-        logits: torch.Tensor = self._classifier(first)
-        return logits[:, 0]
+        embedded: torch.Tensor = table.LayerNorm(rows)
+        return embedded
 
     def _layer(
         self, layer: Any, rows: torch.Tensor, layout: _Layout, *, first_only: bool = False
     ) -> torch.Tensor:
         """[T, H] -> [T, H]; [B, H], the first token of each pair, if nothing else is wanted."""
         own, after = layer.attention.self, layer.attention.output
-        keys, values = (self._in_grid(part(rows), layout) for part in (own.key, own.value))
+        keys, values = own.key(rows), own.value(rows)
         if first_only:
             rows = rows[layout.firsts]
-            queries = self._by_head(own.query(rows), len(rows))
-        else:
-            queries = self._in_grid(own.query(rows), layout)
-        bias = layout.bias.to(rows.dtype).expand(-1, -1, queries.shape[2], -1)
-        mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
-        mixed = mixed.transpose(1, 2).reshape(-1, rows.shape[1])
-        if not first_only:
-            mixed = mixed.index_select(0, layout.in_grid)
+        mixed = _attend(own.query(rows), keys, values, layout, self._heads, first_only=first_only)
         rows = after.LayerNorm(_plus(after.dense, mixed, rows))
         inner = layer.intermediate(rows)
         result: torch.Tensor = layer.output.LayerNorm(_plus(layer.output.dense, inner, rows))
         return result
 
-    def _in_grid(self, rows: torch.Tensor, layout: _Layout) -> torch.Tensor:
-        """[T, H] -> [B, heads, W, H / heads]"""
-        return self._by_head(rows.index_select(0, layout.grid), len(layout.firsts))
 
-    def _by_head(self, rows: torch.Tensor, pairs: int) -> torch.Tensor:
-        return rows.view(pairs, -1, self._heads, rows.shape[1] // self._heads).transpose(1, 2)
+def _attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: _Layout, heads: int,
+    *, first_only: bool,
+) -> torch.Tensor:  # fmt: skip
+    """Attention within each pair: [T, H] each -> [T, H]; queries and result [B, H] if first_only.
 
-
-@dataclass(frozen=True)
-class _Layout:
-    """How the tokens [T] of a batch, laid end to end, and attention's rectangle [B, W] correspond.
-
-    T is a multiple of `_ROWS`, filled up with the first token; W is a multiple of `_WIDTH`, filled
-    up with tokens of the same pair that `bias` hides.
-
-    Attributes:
-        sources: int64[T], position of each token in the padded batch, flattened.
-        columns: int64[T], position of each token in its pair.
-        firsts: int64[B], each pair's first token.
-        grid: int64[B * W], the token at each position of the rectangle.
-        in_grid: int64[T], position of each token in the rectangle, flattened.
-        bias: float32[B, 1, 1, W], added to the attention of each key: 0 or minus infinity.
+    H is shared out among the heads.
     """
-
-    sources: torch.Tensor
-    columns: torch.Tensor
-    firsts: torch.Tensor
-    grid: torch.Tensor
-    in_grid: torch.Tensor
-    bias: torch.Tensor
-
-    @classmethod
-    def of(cls, mask: torch.Tensor) -> _Layout:
-        """Return the layout of a mask, int64[B, L]: 1 for a token, padded on the right."""
-        length, lengths = mask.shape[1], mask.sum(1)
-        sources = mask.flatten().nonzero()[:, 0]
-        sources = torch.cat([sources, sources.new_zeros(-len(sources) % _ROWS)])
-        columns, firsts = sources % length, lengths.cumsum(0) - lengths
-        width = -(-length // _WIDTH) * _WIDTH
-        column = torch.arange(width, device=mask.device)
-        filled = column < lengths[:, None]
-        bias = torch.zeros(filled.shape, device=mask.device).masked_fill(~filled, -torch.inf)
-        return cls(
-            sources=sources,
-            columns=columns,
-            firsts=firsts,
-            grid=(firsts[:, None] + torch.where(filled, column, 0)).flatten(),
-            in_grid=sources // length * width + columns,
-            bias=bias[:, None, None],
-        )
+    shape = (len(layout.firsts), -1, heads, queries.shape[1] // heads)
+    if not first_only:
+        queries = queries.index_select(0, layout.grid)
+    q = queries.view(shape).transpose(1, 2)
+    k = keys.index_select(0, layout.grid).view(shape).transpose(1, 2)
+    v = values.index_select(0, layout.grid).view(shape).transpose(1, 2)
+    bias = layout.bias.to(q.dtype).expand(-1, -1, q.shape[2], -1)
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    mixed = mixed.transpose(1, 2).reshape(-1, queries.shape[1])
+    return mixed if first_only else mixed.index_select(0, layout.in_grid)
 
 
 def _plus(layer: torch.nn.Module, rows: torch.Tensor, former: torch.Tensor) -> torch.Tensor:

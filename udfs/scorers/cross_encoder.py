@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,9 @@ from udfs import devices
 from udfs.encoding.batching import plan_batches
 from udfs.encoding.pairs import EncodedPairs, PairEncoder
 from udfs.forward.base import BatchOutput, LogitModel, load_model
-from udfs.memory import catch_oom
-from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY, Scores
-from udfs.spec import ScorerSpec
-from udfs.watchdog import limited
+from udfs.limits import catch_oom, limited
+from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY, Scores, new_scores
+from udfs.spec import Precision, ScorerSpec
 
 
 class Scorer:
@@ -26,53 +26,38 @@ class Scorer:
 
     Args:
         encoder: tokenises pairs.
-        model: the forward pass.
-        spec: sizes of batches.
-        load_float32: loads the same model in float32, for rows whose logit half precision cannot
-            hold; None if `model` is float32 already.
+        load: loads the model in a precision; once more in float32 if `spec` names another one and
+            a row's logit is too large for that.
+        spec: precision and sizes of batches.
         encodes_ahead: whether the device leaves this process's cores free while it computes.
     """
 
     def __init__(
         self,
         encoder: PairEncoder,
-        model: LogitModel,
+        load: Callable[[Precision], LogitModel],
         spec: ScorerSpec,
-        load_float32: Callable[[], LogitModel] | None = None,
         *,
         encodes_ahead: bool = False,
     ) -> None:
-        """Keep the parts; nothing is loaded here."""
+        """Load the model."""
         self.encodes_ahead = encodes_ahead
         #: Batches that did not fit into memory and were halved.
         self.halvings = 0
         self._encoder = encoder
-        self._model = model
+        self._load = load
         self._spec = spec
-        self._load_float32 = load_float32
-        self._in_float32: Scorer | None = None
+        self._model = load(spec.precision)
+        self._in_float32: LogitModel | None = None
 
     @classmethod
     def load(cls, path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> Scorer:
-        """Load tokenizer and weights.
-
-        Args:
-            path: the model's folder.
-            spec: the scorer.
-            slot: cores and GPU of the calling task.
-
-        Raises:
-            ModelError, ValueError, DeviceError: naming what is wrong and the remedy.
-        """
+        """Load a model's folder for a task; ModelError, ValueError or DeviceError if it cannot."""
         devices.prepare_process(slot)
         # The tokenizer first: loading the weights ends with the check that the folder is unchanged.
-        encoder = PairEncoder.load(path, spec)
-        model = load_model(path, spec, slot, spec.precision)
-        again = None
-        if spec.precision != "fp32":
-            again = partial(load_model, path, spec, slot, "fp32")
+        encoder = PairEncoder(path, spec)
         on_gpu = spec.backend == "torch" and devices.choose(spec.device, slot).type == "cuda"
-        return cls(encoder, model, spec, again, encodes_ahead=on_gpu)
+        return cls(encoder, partial(load_model, path, spec, slot), spec, encodes_ahead=on_gpu)
 
     def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
         """Score N pairs of texts; N may be 0."""
@@ -84,58 +69,52 @@ class Scorer:
 
     def score_encoded(self, pairs: EncodedPairs) -> Scores:
         """Score N encoded pairs, batch by batch, longest first."""
-        scores = Scores.empty(len(pairs.docs))
-        scores.n_tokens[:] = pairs.lengths
-        scores.truncated[:] = pairs.truncated
-        for rows in plan_batches(
-            pairs.lengths.tolist(),
-            max_tokens=self._spec.max_tokens,
-            max_pairs=self._spec.max_pairs,
-        ):
-            self._score_rows(pairs, rows, scores)
-        self._finish(pairs, scores)
+        scores = new_scores(len(pairs.lengths))
+        scores.n_tokens = pairs.lengths
+        scores.truncated = pairs.truncated
+        limits = {"max_tokens": self._spec.max_tokens, "max_pairs": self._spec.max_pairs}
+        for rows in plan_batches(pairs.lengths.tolist(), **limits):
+            self._score_rows(self._model, pairs, rows, scores)
+        lost = _nonfinite(scores)
+        if lost.size and (model := self._float32_model()):
+            for row in lost.tolist():
+                self._score_rows(model, pairs, [row], scores)
+            lost = _nonfinite(scores)
+        scores.status[lost] = NONFINITE
+        scores.logit[scores.status != OK] = np.nan
         return scores
 
-    def _score_rows(self, pairs: EncodedPairs, rows: Sequence[int], scores: Scores) -> None:
+    def _score_rows(
+        self, model: LogitModel, pairs: EncodedPairs, rows: Sequence[int], scores: Scores
+    ) -> None:
         """Score one batch; halve it for as long as the device runs out of memory."""
-        output = self._forward(pairs, rows)
+        batch = pairs.take(rows)
+        start = time.perf_counter()
+        output = self._forward(model, batch)
         if output is not None:
-            at = np.asarray(rows)
-            share = pairs.lengths[at] / pairs.lengths[at].sum()
-            scores.logit[at] = output.logits
-            scores.n_padded[at] = output.padding
-            scores.device_ms[at] = output.milliseconds * share
+            milliseconds = (time.perf_counter() - start) * 1000.0
+            scores.logit[rows] = output.logits
+            scores.n_padded[rows] = output.padding
+            scores.device_ms[rows] = milliseconds * batch.lengths / batch.lengths.sum()
         elif len(rows) == 1:
-            scores.status[rows[0]] = OUT_OF_MEMORY
+            scores.status[rows] = OUT_OF_MEMORY
         else:
             self.halvings += 1
             half = len(rows) // 2
-            self._score_rows(pairs, rows[:half], scores)
-            self._score_rows(pairs, rows[half:], scores)
+            self._score_rows(model, pairs, rows[:half], scores)
+            self._score_rows(model, pairs, rows[half:], scores)
 
-    def _forward(self, pairs: EncodedPairs, rows: Sequence[int]) -> BatchOutput | None:
+    def _forward(self, model: LogitModel, batch: EncodedPairs) -> BatchOutput | None:
         """Compute one batch; None when memory ran out."""
         with limited(self._spec.batch_timeout):
-            return catch_oom(lambda: self._model.forward(self._encoder.collate(pairs, rows)))
+            return catch_oom(lambda: model.forward(batch))
 
-    def _finish(self, pairs: EncodedPairs, scores: Scores) -> None:
-        """Score rows whose logit is not a number again in float32, then mark what is left."""
-        lost = self._nonfinite(scores)
-        if lost.size and (again := self._float32_scorer()):
-            for row in lost.tolist():
-                again._score_rows(pairs, [row], scores)
-            lost = self._nonfinite(scores)
-        scores.status[lost] = NONFINITE
-        scores.logit[scores.status != OK] = np.nan
-
-    def _float32_scorer(self) -> Scorer | None:
-        """Return the scorer in float32; None if it is this one, or does not fit beside it."""
-        if self._in_float32 is None and self._load_float32 is not None:
-            model = catch_oom(self._load_float32)
-            if model is not None:
-                self._in_float32 = Scorer(self._encoder, model, self._spec)
+    def _float32_model(self) -> LogitModel | None:
+        """Return the model in float32; None if it is this one, or does not fit beside it."""
+        if self._in_float32 is None and self._spec.precision != "fp32":
+            self._in_float32 = catch_oom(lambda: self._load("fp32"))
         return self._in_float32
 
-    @staticmethod
-    def _nonfinite(scores: Scores) -> NDArray[np.intp]:
-        return np.flatnonzero((scores.status == OK) & ~np.isfinite(scores.logit))
+
+def _nonfinite(scores: Scores) -> NDArray[np.intp]:
+    return np.flatnonzero((scores.status == OK) & ~np.isfinite(scores.logit))

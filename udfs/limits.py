@@ -1,10 +1,12 @@
-"""Memory that this process has held, and recovery where none is left."""
+"""Limits of this process: memory, recovery where none is left, and the time of a batch."""
 
 from __future__ import annotations
 
+import faulthandler
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,31 +17,20 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that a scoring process has needed so far.
+    """The most that a scoring process has needed so far; 1 MB is 2^20 bytes."""
 
-    Attributes:
-        process_mb: memory of one process, libraries included [MB, 2^20 bytes].
-        device_mb: memory of tensors on a GPU [MB, 2^20 bytes]; None without one.
-        load_seconds: time to load the model [s].
-    """
-
-    process_mb: float = 0.0
-    device_mb: float | None = None
-    load_seconds: float = 0.0
-
-    def __or__(self, other: Peak) -> Peak:
-        """Return the larger of both, part by part."""
-        devices = [mb for mb in (self.device_mb, other.device_mb) if mb is not None]
-        return Peak(
-            max(self.process_mb, other.process_mb),
-            max(devices, default=None),
-            max(self.load_seconds, other.load_seconds),
-        )
+    process_mb: float = 0.0  # memory of one process, libraries included
+    device_mb: float | None = None  # memory of tensors on a GPU; None without one
+    load_seconds: float = 0.0  # time to load the model
 
 
 def peak() -> Peak:
     """Return the memory that this process has held since it started."""
-    return Peak(peak_process_mb(), _peak_device_mb())
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return Peak(peak_process_mb())
+    devices = range(torch.cuda.device_count())
+    return Peak(peak_process_mb(), max(map(torch.cuda.max_memory_allocated, devices)) / 2**20)
 
 
 def peak_process_mb(status: Path = Path("/proc/self/status")) -> float:
@@ -75,9 +66,18 @@ def catch_oom(run: Callable[[], _T]) -> _T | None:
     return None
 
 
-def _peak_device_mb() -> float | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    devices = range(torch.cuda.device_count())
-    return float(max(map(torch.cuda.max_memory_allocated, devices))) / 2**20
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """End this process if the body of the `with` takes longer than this [s]; 0: no limit.
+
+    For Python workers, whose task Spark starts again in another process. The timer is a thread of
+    C code, so it also ends a body that never gives the interpreter back (a driver call, a
+    deadlocked lock). A stack of each thread, without any value, goes to stderr.
+    """
+    if seconds:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        if seconds:
+            faulthandler.cancel_dump_traceback_later()
