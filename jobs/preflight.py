@@ -17,7 +17,7 @@ from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 
 from jobs.config import Config, OutputConfig
 from jobs.evaluation.document import Baseline
-from jobs.evaluation.plan import Plan, make_plan
+from jobs.evaluation.gate import Plan, make_plan
 from jobs.evaluation.qrels import from_labels, read_qrels
 from jobs.evaluation.ranked import Table, named, read_ranked
 from jobs.evaluation.result import find_baseline

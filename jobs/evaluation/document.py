@@ -13,7 +13,7 @@ are the baseline's means over them, `reranked` the table's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -21,12 +21,13 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from jobs.evaluation.measures import AFTER, BEFORE, CEILING, JUDGED
-from jobs.evaluation.run import RunEvaluation, means
-from jobs.evaluation.significance import LEVEL, Difference, compare_paired, holm, interval
+from jobs.evaluation.measures import AFTER, BEFORE, CEILING
+from jobs.evaluation.run import RunEvaluation, mean_judged, means, side_of
+from jobs.evaluation.significance import LEVEL, compare_paired, holm, interval
 from jobs.runtime.errors import RefusedError
 
 FIRST_STAGE: Final = "first stage"
+_BASELINE: Final = "baseline "  # as `AFTER` and `BEFORE`
 _POINTS: Final = 1000  # of the plot per query
 _EXTREMES: Final = 20  # most helped and most hurt queries
 _GROUPS: Final = 12  # distinct numbers up to which a numeric slice is not cut into quarters
@@ -66,31 +67,30 @@ def assemble(
         RefusedError: if baseline and table share no query.
     """
     values, names = judged.values, list(measures)
-    tested = _tested(names)
-    first_stage, reranked = judged.means(BEFORE, names), judged.means(AFTER, names) or {}
-    found = _compare(values, BEFORE, AFTER, tested) if first_stage else {}
-    answered = values[values["answered"]]
+    before, after, ceiling = (judged.side(side, names) for side in (BEFORE, AFTER, CEILING))
+    compared = judged.first_stage_order is not None
+    found = _comparison(before, after, _tested(names)) if compared else {}
     shared = _shared(values, baseline.values, judged.keys) if baseline else values
     return {
         "name": judged.name,
         "measures": names,
         **judged.counts(),
-        "judged": _mean(answered, AFTER + JUDGED),
+        "judged": mean_judged(values, AFTER) or 0.0,
         "first_stage_order": judged.first_stage_order,
-        "first_stage": first_stage,
-        "reranked": reranked,
-        "delta": first_stage and {n: reranked[n] - first_stage[n] for n in names},
-        "ceiling": judged.means(CEILING, names),
+        "first_stage": means(before) if compared else None,
+        "reranked": means(after),
+        "delta": found.get("delta"),
+        "ceiling": means(ceiling),
         "intervals": {
             "level": LEVEL,
-            "first_stage": _intervals(values, BEFORE, names) if first_stage else None,
-            "reranked": _intervals(values, AFTER, names),
-            "delta": _ends(found) if first_stage else None,
+            "first_stage": _intervals(before) if compared else None,
+            "reranked": _intervals(after),
+            "delta": found.get("intervals"),
         },
-        "tests": _tests(found) if first_stage else None,
+        "tests": found.get("tests"),
         "baseline": _against(baseline, judged, shared, names) if baseline else None,
         "systems": _systems(judged, others, baseline, shared, names),
-        "per_query": _extremes(judged, tested[0]) if first_stage and tested else None,
+        "per_query": _extremes(judged, _tested(names)[0]) if compared and _tested(names) else None,
         "slices": [_slice(values, column, names) for column in slices],
     }
 
@@ -113,52 +113,41 @@ def _tested(names: Sequence[str]) -> list[str]:
     return [name for name in names if not name.startswith("Judged")]
 
 
-def _mean(values: pd.DataFrame, column: str) -> float:
-    return float(_floats(values[column]).mean()) if len(values) else 0.0
+def _intervals(values: pd.DataFrame) -> dict[str, list[float]]:
+    return {name: list(interval(values[name].to_numpy(float))) for name in values.columns}
 
 
-def _floats(column: pd.Series) -> Any:
-    return column.to_numpy(dtype=np.float64)
-
-
-def _intervals(values: pd.DataFrame, side: str, names: Sequence[str]) -> dict[str, list[float]]:
-    return {name: list(interval(_floats(values[side + name]))) for name in names}
-
-
-def _ends(found: Mapping[str, Difference]) -> dict[str, list[float]]:
-    return {name: [each.low, each.high] for name, each in found.items()}
-
-
-def _tests(found: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
-    corrected = holm({name: difference.p for name, difference in found.items()})
-    return {name: {**found[name].test(), "p_holm": corrected[name]} for name in found}
-
-
-def _compare(
-    values: pd.DataFrame, left: str, right: str, names: Sequence[str]
-) -> dict[str, Difference]:
-    """Columns `right M` minus `left M` of every measure that has both."""
+def _comparison(
+    before: pd.DataFrame, after: pd.DataFrame, tested: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """`delta` of every measure that both have, `intervals` and `tests` of those to be tested."""
+    both = [name for name in after.columns if name in before]
+    old, new = means(before[both]), means(after[both])
+    found = {name: vars(compare_paired(before[name].to_numpy(float), after[name].to_numpy(float)))
+             for name in both if name in tested}  # fmt: skip
+    p_holm = holm({name: test["p"] for name, test in found.items()})
+    kept = ("p", "effect_size", "helped", "hurt", "tied", "method")
     return {
-        name: compare_paired(_floats(values[left + name]), _floats(values[right + name]))
-        for name in names
-        if {left + name, right + name} <= set(values.columns)
-    }
+        "delta": {name: new[name] - old[name] for name in both},
+        "intervals": {name: [test["low"], test["high"]] for name, test in found.items()},
+        "tests": {name: {**{key: test[key] for key in kept}, "p_holm": p_holm[name]}
+                  for name, test in found.items()},
+    }  # fmt: skip
 
 
 def _shared(values: pd.DataFrame, baseline: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Lists that both sides rank, or neither does: those count 0 in both. In order of their keys,
     with `baseline M` beside `reranked M`.
     """
-    named = {c: c.replace(AFTER, "baseline ", 1) for c in baseline.columns if c.startswith(AFTER)}
     if missing := set(keys) - set(baseline.columns):
         raise RefusedError(f"evaluation.baseline has no column {', '.join(sorted(missing))}")
+    named = {c: c.replace(AFTER, _BASELINE, 1) for c in baseline.columns if c.startswith(AFTER)}
     named["answered"] = "answered_before"
     both = values.merge(baseline[[*keys, *named]].rename(columns=named), on=list(keys))
     if not (both["answered"] & both["answered_before"]).any():
-        sides = (values, baseline)
         refuse_apart(
             "evaluation.baseline and the ranked table",
-            *(side[side["answered"]]["query_id"].tolist() for side in sides),
+            *(side[side["answered"]]["query_id"].tolist() for side in (values, baseline)),
         )
     both = both[both["answered"] == both["answered_before"]]
     return both.sort_values(list(keys), ignore_index=True)
@@ -167,24 +156,20 @@ def _shared(values: pd.DataFrame, baseline: pd.DataFrame, keys: Sequence[str]) -
 def _against(
     baseline: Baseline, judged: RunEvaluation, shared: pd.DataFrame, names: Sequence[str]
 ) -> dict[str, Any]:
-    before = "baseline "
-    known = [name for name in names if before + name in shared.columns]
-    found = _compare(shared, before, AFTER, _tested(known))
-    after, values = means(shared, AFTER, known) or {}, means(shared, before, known) or {}
-    ranked = shared[shared["answered"]]
+    before = side_of(shared, _BASELINE, names)
+    after = side_of(shared, AFTER, list(before.columns))
+    ranked = int(shared["answered"].sum())
     return {
         "name": baseline.name,
         "queries": len(shared),
         "queries_judged": int((shared["n_judged"] > 0).sum()),
-        "only_here": int(judged.values["answered"].sum()) - len(ranked),
-        "only_baseline": int(baseline.values["answered"].sum()) - len(ranked),
-        "judged": _mean(ranked, AFTER + JUDGED),
-        "judged_before": _mean(ranked, before + JUDGED) if before + JUDGED in shared else None,
-        "values": values,
-        "reranked": after,
-        "delta": {name: after[name] - values[name] for name in known},
-        "intervals": _ends(found),
-        "tests": _tests(found),
+        "only_here": int(judged.values["answered"].sum()) - ranked,
+        "only_baseline": int(baseline.values["answered"].sum()) - ranked,
+        "judged": mean_judged(shared, AFTER) or 0.0,
+        "judged_before": mean_judged(shared, _BASELINE),
+        "values": means(before),
+        "reranked": means(after),
+        **_comparison(before, after, _tested(names)),
     }
 
 
@@ -196,85 +181,74 @@ def _systems(
 
     All over one set of queries: those of `shared`.
     """
-    keys = list(judged.keys)
-    rows: list[tuple[str, pd.DataFrame]] = []
+    keys, runs = list(judged.keys), [judged, *others]
+    rows: dict[str, pd.DataFrame] = {}
 
-    def side_of(values: pd.DataFrame, side: str) -> pd.DataFrame:
-        columns = {c: c.removeprefix(side) for c in values.columns if c.startswith(side)}
-        here = shared[keys].merge(values[[*keys, *columns]], on=keys, how="left")
-        return here.rename(columns=columns).fillna(dict.fromkeys(columns.values(), 0.0))
+    def add(label: str, values: pd.DataFrame, side: str) -> None:
+        here = shared[keys].merge(values, on=keys, how="left")
+        found = side_of(here, side, names).fillna(0.0)
+        # Tables of one input have one first stage.
+        if side == AFTER or not any(found.equals(known) for known in rows.values()):
+            rows[label] = found
 
-    for each in (judged, *others):
-        if each.first_stage_order is not None:
-            before = side_of(each.values, BEFORE)
-            label = FIRST_STAGE if each is judged else f"{FIRST_STAGE} of {each.name}"
-            if not any(before.equals(known) for _, known in rows):
-                rows.append((label, before))
-    if baseline and baseline.name not in [each.name for each in (judged, *others)]:
-        rows.append((baseline.name, side_of(baseline.values, AFTER)))
-    rows += [(each.name, side_of(each.values, AFTER)) for each in (judged, *others)]
-    reference = baseline.name if baseline else rows[0][0]
-    standard = next(values for name, values in rows if name == reference)
+    for run in runs:
+        if run.first_stage_order is not None:
+            label = FIRST_STAGE if run is judged else f"{FIRST_STAGE} of {run.name}"
+            add(label, run.values, BEFORE)
+    if baseline and baseline.name not in [run.name for run in runs]:
+        add(baseline.name, baseline.values, AFTER)
+    for run in runs:
+        add(run.name, run.values, AFTER)
+    reference = baseline.name if baseline else next(iter(rows))
     return [
         {
             "name": name,
             "queries": len(shared),
-            "values": means(values, "", names),
-            "versus": None if name == reference else _versus(standard, values, names),
+            "values": means(values),
+            "versus": None if name == reference else _versus(rows[reference], values, names),
         }
-        for name, values in rows
+        for name, values in rows.items()
     ]
 
 
 def _versus(
     standard: pd.DataFrame, values: pd.DataFrame, names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    both = pd.concat([standard.add_prefix("left "), values.add_prefix("right ")], axis=1)
-    tests = _compare(both, "left ", "right ", _tested(names))
-    corrected = holm({name: difference.p for name, difference in tests.items()})
-    return {n: {"delta": d.delta, "p": d.p, "p_holm": corrected[n]} for n, d in tests.items()}
+    found = _comparison(standard, values, _tested(names))
+    return {name: {"delta": found["delta"][name], "p": test["p"], "p_holm": test["p_holm"]}
+            for name, test in found["tests"].items()}  # fmt: skip
 
 
 def _extremes(judged: RunEvaluation, measure: str) -> dict[str, Any]:
     """The differences of one measure, and the lists at both ends; ties by their keys."""
     values, keys = judged.values, list(judged.keys)
-    frame = values[keys].assign(
-        before=_floats(values[BEFORE + measure]), after=_floats(values[AFTER + measure])
-    )
+    frame = values[keys].assign(before=values[BEFORE + measure], after=values[AFTER + measure])
     frame["delta"] = frame["after"] - frame["before"]
-    ordered = frame.sort_values(["delta", *keys], ascending=[False] + [True] * len(keys))
-    differences = ordered["delta"].to_numpy()
-    if len(differences) > _POINTS:
-        differences = differences[np.linspace(0, len(differences) - 1, _POINTS).round().astype(int)]
+    helped = frame.sort_values(["delta", *keys], ascending=[False] + [True] * len(keys))
     hurt = frame.sort_values(["delta", *keys])
+    drawn = np.linspace(0, len(frame) - 1, min(len(frame), _POINTS)).round().astype(int)
     return {
         "measure": measure,
-        "differences": differences.tolist(),
-        "most_helped": ordered[ordered["delta"] > 0].head(_EXTREMES).to_dict("records"),
+        "differences": helped["delta"].iloc[drawn].tolist(),
+        "most_helped": helped[helped["delta"] > 0].head(_EXTREMES).to_dict("records"),
         "most_hurt": hurt[hurt["delta"] < 0].head(_EXTREMES).to_dict("records"),
     }
 
 
 def _slice(values: pd.DataFrame, column: str, names: Sequence[str]) -> dict[str, Any]:
     """Both orders within each value of a column. Holm's correction runs over the values."""
-    groups = _grouped(values[column])
-    rows = []
-    for value in groups.cat.categories:
-        part = values[groups == value]
-        found = _compare(part, BEFORE, AFTER, names)  # nothing without a first stage
-        row: dict[str, Any] = {
-            "value": str(value),
-            "queries": len(part),
-            "reranked": means(part, AFTER, names),
-        }
-        row |= {
-            "first_stage": means(part, BEFORE, names) if found else None,
-            "delta": {n: found[n].delta for n in names} if found else None,
-            "intervals": _ends(found) if found else None,
-            "p_holm": {n: found[n].p for n in names} if found else None,
-        }
-        rows.append(row)
-    for name in names if rows and rows[0]["p_holm"] else ():
+    rows: list[dict[str, Any]] = []
+    compared = BEFORE + names[0] in values.columns
+    for value, part in values.groupby(_grouped(values[column]), observed=True):
+        before, after = side_of(part, BEFORE, names), side_of(part, AFTER, names)
+        found = _comparison(before, after, names) if compared else {}
+        rows.append({
+            "value": str(value), "queries": len(part), "reranked": means(after),
+            "first_stage": means(before) if compared else None,
+            "delta": found.get("delta"), "intervals": found.get("intervals"),
+            "p_holm": {n: test["p"] for n, test in found["tests"].items()} if compared else None,
+        })  # fmt: skip
+    for name in names if compared else ():
         corrected = holm({row["value"]: row["p_holm"][name] for row in rows})
         for row in rows:
             row["p_holm"][name] = corrected[row["value"]]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import chain, zip_longest
-from operator import itemgetter
 from typing import Any, Final
 
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 _DEPTH: Final = 5  # documents of each order
@@ -39,16 +38,16 @@ def examples(
     found = rows.where(ids & near).join(told, on=["query_id", "doc_id"]).collect()
     shown = []
     for keys in wanted:
-        mine = [row for row in found if all(row[key] == value for key, value in keys.items())]
+        mine = [row for row in found if keys.items() <= row.asDict().items()]
+        orders = {
+            side: [
+                {"rank": rank, "doc_id": row["doc_id"], "label": row["relevance"],
+                 "text": row["doc"]}
+                for rank, row in sorted((row[side], row) for row in mine)
+                if rank <= _DEPTH
+            ]
+            for side in ("before", "after")
+        }  # fmt: skip
         if mine:
-            orders = {side: _first(mine, side) for side in ("before", "after")}
             shown.append({**keys, "query": mine[0]["query"], **orders})
     return shown
-
-
-def _first(rows: Iterable[Row], side: str) -> list[dict[str, Any]]:
-    return [
-        {"rank": row[side], "doc_id": row["doc_id"], "label": row["relevance"], "text": row["doc"]}
-        for row in sorted(rows, key=itemgetter(side))
-        if row[side] <= _DEPTH
-    ]

@@ -1,4 +1,4 @@
-"""Rules that a result must pass, so that a scheduler can stop on a bad one.
+"""What is asked of an evaluation, and the rules that its result must pass.
 
     nDCG@10 >= 0.60                                  the reranked value
     nDCG@10 first_stage >= 0.40                      the value before reranking
@@ -18,12 +18,17 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, TypeVar
 
-from jobs.config import EvaluationConfig
-from jobs.evaluation.measures import parse_measure
+from jobs.config import EvaluationConfig, ReportConfig
+from jobs.evaluation.measures import FACTS, parse_measure
+from jobs.runtime.errors import ErrorCollector
 
-Side = Literal["reranked", "first_stage", "delta", "baseline"]
+_T = TypeVar("_T")
+
+REGISTERED: Final = "mlflow:"  # prefix of a baseline that is looked up in an experiment
+#: Columns of the table per query, which no slice can be named like.
+RESERVED: Final = frozenset({"query_id", *FACTS})
 
 #: Names beside measures, and where their value stands in a document.
 OPERATIONS: Final[dict[str, str]] = {
@@ -49,14 +54,9 @@ OPERATIONS: Final[dict[str, str]] = {
 }
 _OF_LABELS: Final = frozenset({"ece", "queries", "queries_unanswered"})
 
-_COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
-    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
-}  # fmt: skip
-_SIDES: Final[dict[str, Side]] = {
-    "": "reranked", "first_stage": "first_stage", "delta": "delta", "vs baseline": "baseline",
-}  # fmt: skip
+_COMPARE: Final = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _RULE: Final = re.compile(
-    r"(?P<name>\S+?(?:\([^()]*\)\S*?)?)\s*(?P<side>first_stage|delta|vs\s+baseline)?\s*"
+    r"(?P<name>\S+?(?:\([^()]*\)\S*?)?)\s*(?P<side>first_stage|delta|vs baseline)?\s*"
     r"(?P<sign>>=|<=|>|<)\s*"
     r"(?P<limit>[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<significant>\(significant\))?",
     re.ASCII,
@@ -71,7 +71,7 @@ class Rule:
     text: str
     name: str
     measure: str | None
-    side: Side
+    side: str  # "reranked", "first_stage", "delta" or "baseline"
     sign: str
     limit: float
     significant: bool
@@ -80,6 +80,55 @@ class Rule:
     def needs_judgements(self) -> bool:
         """Whether the value is unknown without qrels or labels."""
         return self.measure is not None or self.name in _OF_LABELS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to answer: measures, those of the rules included, the rules, and their settings."""
+
+    measures: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    config: EvaluationConfig
+    examples: int
+
+    @property
+    def needs_judgements(self) -> list[str]:
+        """Rules and keys that nothing can answer without qrels or labels."""
+        asked = [f"rule {rule.text!r}" for rule in self.rules if rule.needs_judgements]
+        return asked + (["evaluation.baseline"] if self.config.baseline else [])
+
+
+def make_plan(config: EvaluationConfig, report: ReportConfig) -> Plan:
+    """Read measures and rules, before any work starts.
+
+    Raises:
+        RefusedError: with everything that cannot be read.
+    """
+    errors = ErrorCollector()
+
+    def read(key: str, parse: Callable[[str], _T]) -> list[_T]:
+        found = []
+        for text in getattr(config, key):
+            try:
+                found.append(parse(text))
+            except ValueError as error:
+                errors.add(f"evaluation.{key}: {error}")
+        return found
+
+    measures, rules = read("metrics", parse_measure), read("gate", parse_rule)
+    if not config.metrics:
+        errors.add("evaluation.metrics is empty; name at least one, for example nDCG@10")
+    needs = [rule.text for rule in rules if rule.side == "baseline"]
+    if needs and not config.baseline:
+        errors.add(f"evaluation.gate: {needs[0]!r} needs something to compare with; set "
+                   "evaluation.baseline")  # fmt: skip
+    if config.baseline == REGISTERED:
+        errors.add("evaluation.baseline names no experiment; write mlflow:EXPERIMENT")
+    for name in sorted(RESERVED & set(config.slices)):
+        errors.add(f"evaluation.slices: {name} is a column of the table per query; rename yours")
+    errors.raise_if_any()
+    measures += [rule.measure for rule in rules if rule.measure is not None]
+    return Plan(tuple(dict.fromkeys(measures)), tuple(rules), config, report.examples)
 
 
 def parse_rule(text: str) -> Rule:
@@ -98,53 +147,34 @@ def parse_rule(text: str) -> Rule:
             "for example 'nDCG@10 delta >= 0'"
         )
         raise ValueError(f"cannot read {text!r}; {remedy}")
-    side = _SIDES[" ".join((match["side"] or "").split())]
-    significant, name, measure = bool(match["significant"]), match["name"], None
-    if name in OPERATIONS:
-        if side != "reranked":
-            raise ValueError(f"rule {text!r}: {name} has one value only; leave out {side}")
-    else:
-        try:
-            measure = parse_measure(name)
-        except ValueError as error:
-            raise ValueError(f"rule {text!r}: {error}; or one of {', '.join(OPERATIONS)}") from None
-    if significant and side not in ("delta", "baseline"):
-        raise ValueError(
-            f"rule {text!r}: only a difference can be significant; write 'delta' or 'vs baseline'"
-        )
-    if significant and (measure or "").startswith("Judged"):
-        raise ValueError(
-            f"rule {text!r}: {measure} counts judgements, whose difference is not tested; leave "
-            "out (significant)"
-        )
+    name, significant = match["name"], bool(match["significant"])
+    side = (match["side"] or "reranked").removeprefix("vs ")
+    try:
+        measure = None if name in OPERATIONS else parse_measure(name)
+    except ValueError as error:
+        raise ValueError(f"rule {text!r}: {error}; or one of {', '.join(OPERATIONS)}") from None
+    wrong = ""
+    if measure is None and side != "reranked":
+        wrong = f"{name} has one value only; leave out {side}"
+    elif significant and side not in ("delta", "baseline"):
+        wrong = "only a difference can be significant; write 'delta' or 'vs baseline'"
+    elif significant and (measure or "").startswith("Judged"):
+        wrong = (f"{measure} counts judgements, whose difference is not tested; leave out "
+                 "(significant)")  # fmt: skip
+    if wrong:
+        raise ValueError(f"rule {text!r}: {wrong}")
     return Rule(words, name, measure, side, match["sign"], float(match["limit"]), significant)
-
-
-def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
-    """Read several rules; all errors in one ValueError."""
-    rules, errors = [], []
-    for text in texts:
-        try:
-            rules.append(parse_rule(text))
-        except ValueError as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
-    return tuple(rules)
 
 
 def judge(
     rules: Iterable[Rule], document: Mapping[str, Any], config: EvaluationConfig
 ) -> dict[str, Any]:
-    """Hold an evaluation against the rules.
+    """Return `passed`, and `rules` with `rule`, `value`, `limit`, `passed` and `note` of each.
 
     Args:
         rules: what has to hold.
         document: an evaluation, see `jobs.evaluation.document`.
         config: `alpha`, `min_queries`, `min_judged`.
-
-    Returns:
-        `passed`, and `rules` with `rule`, `value`, `limit`, `passed` and `note` of each.
     """
     found = [_judge(rule, document, config) for rule in rules]
     return {"passed": all(row["passed"] for row in found), "rules": found}
@@ -152,12 +182,17 @@ def judge(
 
 def _judge(rule: Rule, document: Mapping[str, Any], config: EvaluationConfig) -> dict[str, Any]:
     row = {"rule": rule.text, "value": None, "limit": rule.limit, "passed": False, "note": ""}
-    baseline = document.get("baseline")
-    if rule.side == "baseline" and baseline is None:
+    holder: Any = document.get("baseline") if rule.side == "baseline" else document
+    if holder is None:
         # The first run of an experiment; somebody has to begin.
         return {**row, "passed": True, "note": "no passing run to compare with yet"}
-    holder = baseline if rule.side == "baseline" and baseline else document
-    value = _value(rule, document, holder)
+    if rule.measure is None:
+        value: Any = document
+        for key in OPERATIONS[rule.name].split("."):
+            value = (value or {}).get(key)
+    else:
+        part = "delta" if rule.side == "baseline" else rule.side
+        value = (holder.get(part) or {}).get(rule.measure)
     if value is None:
         return {**row, "note": "no value is known"}
     holds, notes = _COMPARE[rule.sign](value, rule.limit), []
@@ -167,35 +202,23 @@ def _judge(rule: Rule, document: Mapping[str, Any], config: EvaluationConfig) ->
         holds = holds or p >= config.alpha
     if rule.measure is not None and (weak := _too_few(holder, config)):
         holds = False
-        notes.append(weak)
-    return {**row, "value": value, "passed": holds, "note": "; ".join(notes)}
+        notes += weak
+    return {**row, "value": float(value), "passed": holds, "note": "; ".join(notes)}
 
 
-def _too_few(holder: Mapping[str, Any], config: EvaluationConfig) -> str:
-    """Why a value rests on too little to pass; empty if it does not."""
+def _too_few(holder: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
+    """Why a value rests on too little to pass."""
     queries, judged = holder["queries_judged"], holder["judged"]
-    shared = "shared " if holder.get("only_baseline") is not None else ""
-    found = []
+    reasons = []
     if queries < config.min_queries:
-        unit = "query" if queries == 1 else "queries"
-        found.append(
-            f"rests on {queries} judged {shared}{unit}, evaluation.min_queries is "
-            f"{config.min_queries}"
+        shared = "shared " if "only_baseline" in holder else ""
+        reasons.append(
+            f"rests on {queries} judged {shared}{'query' if queries == 1 else 'queries'}, "
+            f"evaluation.min_queries is {config.min_queries}"
         )
     if judged < config.min_judged:
-        found.append(
+        reasons.append(
             f"{judged:.2%} of the first ten documents are judged, evaluation.min_judged is "
             f"{config.min_judged:.2%}"
         )
-    return "; ".join(found)
-
-
-def _value(rule: Rule, document: Mapping[str, Any], holder: Mapping[str, Any]) -> float | None:
-    found: Any = document
-    if rule.measure is not None:
-        part = holder.get("delta" if rule.side == "baseline" else rule.side) or {}
-        found = part.get(rule.measure)
-    else:
-        for key in OPERATIONS[rule.name].split("."):
-            found = (found or {}).get(key)
-    return None if found is None else float(found)
+    return reasons

@@ -9,16 +9,14 @@ ECIR 2022.
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import ir_measures
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 #: Measured in every evaluation: how far a value can be trusted depends on it.
 JUDGED: Final = "Judged@10"
@@ -28,8 +26,21 @@ AFTER: Final = "reranked "
 BEFORE: Final = "first_stage "
 CEILING: Final = "ceiling "
 
-_PERSISTENCE: Final = 0.9  # of the reader that rank-biased overlap assumes
-Ranks = NDArray[np.int64]
+#: What is known of a list beside its measures, and its type in Spark.
+FACTS: Final = {
+    "n_retrieved": "int",
+    "n_relevant": "int",  # documents of the qrels with a grade of 1 or more
+    "n_judged": "int",  # retrieved documents with a grade
+    "answered": "boolean",  # whether there is a candidate
+    "judged": "boolean",  # whether the qrels have the query
+    "n_repeated": "int",  # rows left out, as they repeat a document
+    "n_tied": "int",  # documents whose score another one has
+    "top1_changed": "boolean",  # this and the next two are null without a first stage
+    "kendall_tau": "double",  # null also for a single document
+    "rbo": "double",
+    "n_truncated": "int",
+    "n_truncated_top": "int",  # of the first `TOP` before or after
+}
 
 
 def parse_measure(text: str) -> str:
@@ -74,19 +85,6 @@ def parse_measure(text: str) -> str:
     return str(measure)
 
 
-def parse_measures(texts: Iterable[str]) -> tuple[str, ...]:
-    """Read several measures, each once, in the order given; all errors in one ValueError."""
-    found, errors = [], []
-    for text in texts:
-        try:
-            found.append(parse_measure(text))
-        except ValueError as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
-    return tuple(dict.fromkeys(found))
-
-
 def _near(text: str) -> list[str]:
     """Names like a text: trec_eval's for the same measure, another case, a similar spelling."""
     name, rest = re.fullmatch(r"(\w*)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -96,27 +94,6 @@ def _near(text: str) -> list[str]:
     except ValueError:
         close = difflib.get_close_matches(name.lower(), known, 3, 0.5)
         return list(dict.fromkeys(f"{known[each]}{rest}" for each in close))
-
-
-@dataclass(frozen=True)
-class _List:
-    """One list in its reranked order, each document once.
-
-    Attributes:
-        key: values of the columns that identify it.
-        docs: N document ids.
-        scores: float[N].
-        before: int[N], first-stage ranks without gaps; None without a first stage.
-        truncated: bool[N].
-        repeated: rows left out, as they repeat a document.
-    """
-
-    key: tuple[Any, ...]
-    docs: list[str]
-    scores: NDArray[np.floating]
-    before: Ranks | None
-    truncated: NDArray[np.bool_]
-    repeated: int
 
 
 def measure_bucket(
@@ -135,104 +112,72 @@ def measure_bucket(
         names: of the measures.
 
     Returns:
-        A row per list, and per judged query without any: `keys`; `reranked M`, `first_stage M` and
-        `ceiling M` for every measure M (the ceiling is the value if these documents were in order
-        of grade; Judged has none), null for a query without judgements; the columns of `_facts`.
+        A row per list, and per judged query without any: `keys`; the columns of `value_columns`,
+        null for a query without judgements; `FACTS`.
     """
+    rows = _ranked(rows, judgements, [*keys])
+    lists = _facts(rows, judgements, [*keys])
     grades: dict[str, dict[str, int]] = {}
     columns = (judgements[name].tolist() for name in ("query_id", "doc_id", "relevance"))
     for query, doc, grade in zip(*columns, strict=True):
         grades.setdefault(query, {})[doc] = grade
-    lists = _lists(rows, keys)
-    answered = {each.key[-1] for each in lists}
-    nothing = np.zeros(0)
-    lists += [_List((None,) * (len(keys) - 1) + (query,), [], nothing, None, nothing > 0, 0)
-              for query in grades if query not in answered]  # fmt: skip
-    facts = [{**dict(zip(keys, each.key, strict=True)), **_facts(each, grades.get(each.key[-1]))}
-             for each in lists]  # fmt: skip
-    depth = _depth(names)
-    truth: dict[str, dict[str, int]] = {}
-    runs: dict[str, dict[str, dict[str, float]]] = {AFTER: {}, BEFORE: {}, CEILING: {}}
-    for at, each in enumerate(lists):
-        if (known := grades.get(each.key[-1])) is None:
-            continue
-        truth[str(at)] = _safe(known)
-        for side, order in _orders(each, known).items():
-            runs[side][str(at)] = {doc: -float(rank) for rank, doc in enumerate(order[:depth])}
-    return pd.DataFrame(facts).join(_values(runs, truth, len(lists), names))
+    truth = {str(at): _safe(grades[query]) for at, query in lists["query_id"].items()
+             if query in grades}  # fmt: skip
+    values = _values(rows[rows["query_id"].isin(grades)], truth, names)
+    values = values.reindex(index=lists.index.astype(str), columns=value_columns(names))
+    values = values.fillna(0.0).set_axis(lists.index)
+    values[~lists["judged"]] = np.nan
+    return lists.join(values)[[*keys, *values, *FACTS]]
 
 
-def _lists(rows: pd.DataFrame, keys: Sequence[str]) -> list[_List]:
-    if rows.empty:
-        return []
-    rows = rows.sort_values([*keys, "after"])
-    pair = [*keys, "doc_id"]
-    number = rows.groupby(list(keys), sort=False).ngroup().to_numpy()
-    repeated = rows.duplicated(pair).to_numpy()
-    repeats = np.bincount(number, weights=repeated)
-    if repeated.any():
-        rows["before"] = rows.groupby(pair)["before"].transform("min")
-        rows, number = rows[~repeated], number[~repeated]
-    key = list(rows[list(keys)].itertuples(index=False, name=None))
-    docs, scores = rows["doc_id"].tolist(), rows["score"].to_numpy()
-    before = rows["before"].to_numpy(dtype=float, na_value=np.nan)
-    truncated = rows["truncated"].to_numpy(dtype=float, na_value=0.0) > 0
-    edges = np.flatnonzero(np.diff(number, prepend=-1, append=-1))
-    return [
-        _List(key[a], docs[a:b], scores[a:b], _dense(before[a:b]), truncated[a:b],
-              int(repeats[number[a]]))
-        for a, b in pairwise(edges.tolist())
-    ]  # fmt: skip
+def value_columns(names: Sequence[str]) -> list[str]:
+    """Return `reranked M`, `first_stage M` and `ceiling M` of every measure; Judged has no ceiling.
 
-
-def _dense(before: NDArray[np.floating]) -> Ranks | None:
-    """Ranks without gaps; None if any is missing."""
-    if np.isnan(before).any():
-        return None
-    ranks = np.empty(len(before), np.int64)
-    ranks[np.argsort(before)] = np.arange(1, len(before) + 1)
-    return ranks
-
-
-def _facts(found: _List, grades: Mapping[str, int] | None) -> dict[str, Any]:
-    """What is known of one list beside its measures.
-
-    n_retrieved, n_relevant (documents of the qrels with a grade of 1 or more), n_judged (retrieved
-    documents with a grade), answered and judged (bool), n_repeated, n_tied (documents whose score
-    another one has), top1_changed (bool), kendall_tau and rbo between both orders (None without a
-    first stage, tau also for one document), n_truncated and n_truncated_top (of the first `TOP`
-    before or after).
+    The ceiling is the value if the documents of the list were in order of grade.
     """
-    count, before = len(found.docs), found.before
-    _, times = np.unique(found.scores, return_counts=True)
-    after = np.arange(1, count + 1)
-    near = (after if before is None else np.minimum(after, before)) <= TOP
-    return {
-        "n_retrieved": count,
-        "n_relevant": sum(grade >= 1 for grade in (grades or {}).values()),
-        "n_judged": sum(doc in grades for doc in found.docs) if grades else 0,
-        "answered": count > 0,
-        "judged": grades is not None,
-        "n_repeated": found.repeated,
-        "n_tied": int(times[times > 1].sum()),
-        "top1_changed": None if before is None else bool(before[0] != 1),
-        "kendall_tau": None if before is None else kendall_tau(before),
-        "rbo": None if before is None else rank_biased_overlap(before),
-        "n_truncated": int(found.truncated.sum()),
-        "n_truncated_top": int((found.truncated & near).sum()),
-    }
+    columns = [side + name for name in names for side in (AFTER, BEFORE, CEILING)]
+    return [name for name in columns if not name.startswith(f"{CEILING}Judged")]
 
 
-def _orders(found: _List, grades: Mapping[str, int]) -> dict[str, list[str]]:
-    """The documents in every order to be measured; none where there is no document."""
-    if not found.docs:
-        return {}
-    unjudged = -(2**31)
-    best = sorted(found.docs, key=lambda doc: grades.get(doc, unjudged), reverse=True)
-    orders = {AFTER: found.docs, CEILING: best}
-    if found.before is not None:
-        orders[BEFORE] = [found.docs[at] for at in np.argsort(found.before)]
-    return orders
+def _ranked(rows: pd.DataFrame, judgements: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Each document of a list once, with three ranks without gaps, and the `number` of its list."""
+    rows = rows.astype({"before": float}).sort_values([*keys, "after"])
+    pairs = rows.groupby([*keys, "doc_id"], sort=False)
+    before, copies = pairs["before"].transform("min"), pairs["doc_id"].transform("size")
+    rows = rows.assign(before=before, copies=copies).drop_duplicates([*keys, "doc_id"])
+    rows = rows.merge(judgements, on=["query_id", "doc_id"], how="left")
+    lists = rows.groupby(keys, sort=False)
+    best = lists["relevance"].rank("first", ascending=False, na_option="bottom")
+    return rows.assign(
+        number=lists.ngroup(), best=best, after=lists.cumcount() + 1,
+        before=lists["before"].rank("first"), truncated=rows["truncated"].eq(True),
+    )  # fmt: skip
+
+
+def _facts(rows: pd.DataFrame, judgements: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """`FACTS` of every list, and of every judged query without one."""
+    tied = rows.duplicated(["number", "score"], keep=False)
+    near = rows["truncated"] & (rows[["after", "before"]].min(axis=1) <= TOP)
+    facts: dict[str, Any] = {
+        "n_retrieved": ("doc_id", "size"), "n_judged": ("relevance", "count"),
+        "n_repeated": ("repeated", "sum"), "n_tied": ("tied", "sum"),
+        "n_truncated": ("truncated", "sum"), "n_truncated_top": ("near", "sum"),
+    }  # fmt: skip
+    if rows["before"].notna().all():
+        facts |= {"top1_changed": ("before", "first"), "kendall_tau": ("before", kendall_tau),
+                  "rbo": ("before", rank_biased_overlap)}  # fmt: skip
+    marked = rows.assign(repeated=rows["copies"] - 1, tied=tied, near=near)
+    lists = marked.groupby(keys, sort=False, as_index=False).agg(**facts)
+    queries = judgements["query_id"].drop_duplicates()
+    unanswered = queries[~queries.isin(lists["query_id"])].to_frame()
+    lists = pd.concat([lists, unanswered], ignore_index=True).reindex(columns=[*keys, *FACTS])
+    first = lists["top1_changed"]
+    lists["top1_changed"] = first.ne(1).astype(object).where(first.notna())
+    relevant = judgements.loc[judgements["relevance"] >= 1, "query_id"].value_counts()
+    lists["n_relevant"] = lists["query_id"].map(relevant)
+    counts = [name for name, kind in FACTS.items() if kind == "int"]
+    lists[counts] = lists[counts].fillna(0).astype(int)
+    return lists.assign(answered=lists["n_retrieved"] > 0, judged=lists["query_id"].isin(queries))
 
 
 def _safe(grades: dict[str, int]) -> dict[str, int]:
@@ -240,59 +185,54 @@ def _safe(grades: dict[str, int]) -> dict[str, int]:
     return grades if max(grades.values()) >= 0 else {**grades, "": 0}
 
 
-def _depth(names: Sequence[str]) -> int | None:
-    """Ranks that the measures look at; None if any looks at all of them."""
-    cutoffs = []
-    for measure in map(ir_measures.parse_measure, names):
-        if "cutoff" not in measure.params or measure.params.get("judged_only"):
-            return None
-        cutoffs.append(int(measure.params["cutoff"]))
-    return max(cutoffs)
+def _depth(names: Sequence[str]) -> float:
+    """Ranks that the measures look at; infinite if any looks at all of them."""
+    measures = [ir_measures.parse_measure(name) for name in names]
+    if any(each.params.get("judged_only") for each in measures):
+        return math.inf
+    return max(float(each.params.get("cutoff", math.inf)) for each in measures)
 
 
 def _values(
-    runs: dict[str, dict[str, dict[str, float]]],
-    truth: dict[str, dict[str, int]],
-    count: int,
-    names: Sequence[str],
+    rows: pd.DataFrame, truth: dict[str, dict[str, int]], names: Sequence[str]
 ) -> pd.DataFrame:
-    """Value of every side and measure by list; 0 where nothing was retrieved, NaN unjudged."""
-    measures = {ir_measures.parse_measure(name): name for name in names}
-    known = np.array([str(at) in truth for at in range(count)], dtype=bool)
-    table = {
-        side + name: np.where(known, 0.0, np.nan)
-        for side in runs
-        for name in names
-        if not (side == CEILING and name.startswith("Judged"))
-    }
-    if truth:
-        evaluator = ir_measures.evaluator([*measures], truth)
-        for side, run in runs.items():
-            for found in evaluator.iter_calc(run) if run else ():
-                column = table.get(side + measures[found.measure])
-                if column is not None:
-                    column[int(found.query_id)] = found.value
-    return pd.DataFrame(table, index=range(count))
+    """Values by number of the list, in a column per side and measure; of some lists only."""
+    evaluator = ir_measures.evaluator([ir_measures.parse_measure(name) for name in names], truth)
+    depth, tables = _depth(names), [pd.DataFrame()]
+    for side, column in {AFTER: "after", BEFORE: "before", CEILING: "best"}.items():
+        run: dict[str, dict[str, float]] = {}
+        some = rows[rows[column] <= depth]
+        found = (some["number"].astype(str), some["doc_id"], -some[column].astype(float))
+        for number, doc, score in zip(*found, strict=True):
+            run.setdefault(number, {})[doc] = score
+        if run:
+            values = pd.DataFrame(evaluator.iter_calc(run)).astype({"measure": str})
+            tables.append(
+                values.pivot(index="query_id", columns="measure", values="value").add_prefix(side)
+            )
+    return pd.concat(tables, axis=1)
 
 
-def kendall_tau(before: Ranks) -> float:
+def kendall_tau(before: Iterable[float]) -> float:
     """Return Kendall's tau between 1, 2, 3, ... and a permutation of it; NaN of one rank."""
     from scipy import stats
 
-    if len(before) < 2:
+    ranks = np.asarray(before)
+    if len(ranks) < 2:
         return float("nan")
-    return float(stats.kendalltau(np.arange(len(before)), before).statistic)
+    return float(stats.kendalltau(np.arange(len(ranks)), ranks).statistic)
 
 
-def rank_biased_overlap(before: Ranks, persistence: float = _PERSISTENCE) -> float:
+def rank_biased_overlap(before: Iterable[float], persistence: float = 0.9) -> float:
     """Return the extrapolated rank-biased overlap of 1, 2, 3, ... and a permutation of it.
 
     Webber, Moffat, Zobel, "A similarity measure for indefinite rankings", TOIS 28(4), 2010,
     equation 32 for two lists of one length. 1 for equal orders.
     """
-    depth = np.arange(1, len(before) + 1)
+    ranks = np.asarray(before, dtype=int)
+    depth = np.arange(1, len(ranks) + 1)
     # A document is in both lists to depth d when d reaches the lower of its two ranks.
-    reached = np.bincount(np.maximum(depth, before), minlength=len(before) + 1)[1:]
+    reached = np.bincount(np.maximum(depth, ranks), minlength=len(ranks) + 1)[1:]
     agreement = np.cumsum(reached) / depth
     weights = persistence**depth
     tail = agreement[-1] * weights[-1]

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.input.columns import id_text
+from jobs.input.columns import BYTE_ORDER_MARK, all_of, as_text, id_text
 from jobs.runtime.errors import RefusedError
 
 #: Accepted column names, in the order in which they are looked for.
@@ -32,14 +32,13 @@ NAMES: Final = {
     "relevance": ("relevance", "label", "score", "grade"),
 }
 
-_TREC: Final = ["query_id", "iteration", "doc_id", "relevance"]
 _FORMS: Final = (
     "TREC lines (query iteration document grade), a tab- or comma-separated table with a header, "
     "JSON lines or Parquet"
 )
 _NUMBER: Final = r"^[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?$"
 _FILLED: Final = r"\S"  # a line that is not blank
-_BYTE_ORDER_MARK: Final = "\ufeff"
+_OUTER_SPACE: Final = r"^\s+|\s+$"
 
 
 class QrelsError(RefusedError, ValueError):
@@ -57,9 +56,32 @@ def read_qrels(spark: SparkSession, path: str) -> DataFrame:
             grade that is no whole number, a pair with two different grades, no judgement at all.
     """
     try:
-        first = _first_line(spark, path)
-        raw = _read(spark, path, first)
-        found = _checked(raw, f"qrels {path}", _lines_of(spark, path, first))
+        # The value alone: a folder's name=value parts would add columns.
+        lines = spark.read.text(path).select("value")
+        row = lines.where(F.col("value").rlike(_FILLED)).first()
+        if row is None:
+            raise QrelsError(f"qrels {path} are empty; give {_FORMS}")
+        first = row["value"].removeprefix(BYTE_ORDER_MARK)
+        form, header = _form(first)
+        if form in ("parquet", "json", "csv"):
+            table = spark.read.format(form).options(header=True).load(path)
+            found = _checked(_mapped(table, path), f"qrels {path}")
+        else:
+            # ASCII white space alone, as in the split of all lines: an id may hold another kind.
+            width = len(re.findall(r"\S+", first, re.ASCII))
+            if form == "trec" and width != len(header):
+                raise QrelsError(
+                    f"qrels {path}: the first line has {width} columns and no header that names "
+                    f"{', '.join(NAMES)}; give {_FORMS}"
+                )
+            # Spark numbers no lines: files are taken whole to say which one is wrong.
+            whole = spark.read.text(path, wholetext=True).select(
+                F.col("_metadata.file_name").alias("file"),
+                F.posexplode(F.split("value", "\r\n|\r|\n")).alias("number", "value"),
+            )
+            skipped = first if form == "tsv" else None  # each file of a folder has the header
+            raw, numbered = (_split(each, header, skipped) for each in (lines, whole))
+            found = _checked(raw, f"qrels {path}", numbered)
     except AnalysisException as error:
         condition = error.getCondition() or type(error).__name__
         raise QrelsError(
@@ -85,133 +107,94 @@ def from_labels(table: DataFrame) -> DataFrame | None:
     """
     if "label" not in table.columns:
         return None
-    label = F.col("label")
-    kind = table.schema["label"].dataType.typeName()
+    label, kind = F.col("label"), table.schema["label"].dataType.typeName()
     if kind == "boolean":
         label = label.cast("int")
     elif kind in ("float", "double"):
         label = F.nanvl(label, F.lit(None))  # how pandas writes a missing number
     ids = [F.col(name).cast("string").alias(name) for name in ("query_id", "doc_id")]
     labelled = table.where(label.isNotNull()).select(*ids, label.cast("string").alias("relevance"))
-    return _checked(labelled, "the label column", None)
+    return _checked(labelled, "the label column")
 
 
-def _first_line(spark: SparkSession, path: str) -> str:
-    """The first line that is not blank; where it is binary, whatever a text reader makes of it."""
-    # The value alone: a folder's name=value parts would add columns.
-    lines = spark.read.text(path).select("value")
-    row = lines.where(F.col("value").rlike(_FILLED)).first()
-    if row is None:
-        raise QrelsError(f"qrels {path} are empty; give {_FORMS}")
-    return str(row["value"]).removeprefix(_BYTE_ORDER_MARK)
-
-
-def _read(spark: SparkSession, path: str, first: str) -> DataFrame:
-    """Columns query_id, doc_id, relevance as strings, unchecked; null where a line lacks them."""
+def _form(first: str) -> tuple[str, list[str]]:
+    """The form that a first line shows, and the columns of its lines."""
     if first.startswith("PAR1"):
-        return _mapped(spark.read.parquet(path), path)
+        return "parquet", []
     if first.lstrip().startswith("{"):
-        return _mapped(spark.read.json(path), path)
-    separator = _separator(first)
-    if separator == ",":
-        # Ids may be quoted here, so the line is not ours to split.
-        return _mapped(spark.read.csv(path, header=True), path)
-    # ASCII white space alone, as in the split of all lines: an id may hold another kind.
-    found = len(re.findall(r"\S+", first, re.ASCII))
-    if separator is None and found != len(_TREC):
-        raise QrelsError(
-            f"qrels {path}: the first line has {found} columns and no header that names "
-            f"{', '.join(NAMES)}; give {_FORMS}"
-        )
-    return _parsed(spark.read.text(path).select("value"), first)
+        return "json", []
+    for form, separator in (("tsv", "\t"), ("csv", ",")):
+        header = [name.strip().strip('"') for name in first.split(separator)]
+        if len(_named(header)) == len(NAMES):
+            return form, header
+    return "trec", ["query_id", "iteration", "doc_id", "relevance"]
 
 
-def _separator(first: str) -> str | None:
-    """Tab or comma if the line is a header with the column names, else None."""
-    return next((s for s in "\t," if None not in _positions(_header(first, s)).values()), None)
-
-
-def _header(first: str, separator: str) -> list[str]:
-    return [name.strip().strip('"') for name in first.split(separator)]
-
-
-def _positions(columns: Sequence[str]) -> dict[str, int | None]:
-    """Where query_id, doc_id and relevance stand under any of their names."""
-    return {
-        name: next((columns.index(known) for known in accepted if known in columns), None)
-        for name, accepted in NAMES.items()
-    }
+def _named(columns: Sequence[str]) -> dict[str, str]:
+    """The columns that are query_id, doc_id and relevance under any of their names."""
+    found = {name: [each for each in known if each in columns] for name, known in NAMES.items()}
+    return {name: present[0] for name, present in found.items() if present}
 
 
 def _mapped(table: DataFrame, path: str) -> DataFrame:
-    positions = _positions(table.columns)
-    missing = [name for name, at in positions.items() if at is None]
-    if missing:
+    names = _named(table.columns)
+    if missing := [name for name in NAMES if name not in names]:
         wanted = "; ".join(f"{name} (or {', '.join(NAMES[name][1:])})" for name in missing)
         raise QrelsError(
             f"qrels {path} lack {wanted}; the columns present are {', '.join(table.columns)}"
         )
-    # By position, for a name may hold dots or dashes.
-    plain = table.toDF(*map(str, range(len(table.columns))))
-    ids = [id_text(plain, str(positions[name])).alias(name) for name in ("query_id", "doc_id")]
-    return plain.select(*ids, F.col(str(positions["relevance"])).cast("string").alias("relevance"))
+    ids = [id_text(table, names[name]).alias(name) for name in ("query_id", "doc_id")]
+    return table.select(*ids, as_text(names["relevance"]).alias("relevance"))
 
 
-def _parsed(lines: DataFrame, first: str) -> DataFrame:
-    """Split TREC or tab-separated lines; keeps the other columns of `lines`."""
-    line = F.regexp_replace("value", f"^{_BYTE_ORDER_MARK}", "")
-    skip = ~F.col("value").rlike(_FILLED)
-    if _separator(first) == "\t":
-        columns, parts = _header(first, "\t"), F.split(line, "\t")
-        skip = skip | (line == first)  # each file of a folder has the header
+def _split(lines: DataFrame, header: Sequence[str], skipped: str | None) -> DataFrame:
+    """TREC lines, or tab-separated ones without their header; keeps other columns of `lines`."""
+    line = F.regexp_replace("value", f"^{BYTE_ORDER_MARK}", "")
+    kept = F.col("value").rlike(_FILLED)
+    if skipped is None:
+        parts = F.split(F.regexp_replace(line, _OUTER_SPACE, ""), r"\s+")
     else:
-        columns, parts = _TREC, F.split(F.regexp_replace(line, r"^\s+|\s+$", ""), r"\s+")
-    whole = F.size(parts) == len(columns)
-    return lines.where(~skip).select(
-        *(F.when(whole, F.get(parts, F.lit(at))).alias(name)
-          for name, at in _positions(columns).items()),
+        kept, parts = kept & (line != skipped), F.split(line, "\t")
+    whole = F.size(parts) == len(header)
+    return lines.where(kept).select(
+        *(F.when(whole, F.get(parts, F.lit(header.index(column)))).alias(name)
+          for name, column in _named(header).items()),
         *(name for name in lines.columns if name != "value"),
     )  # fmt: skip
 
 
-def _lines_of(spark: SparkSession, path: str, first: str) -> DataFrame | None:
-    """Numbered lines of a text form, to say where one is wrong; None for the other forms.
-
-    Spark numbers no lines, so this takes every file whole, and is used for an error alone.
-    """
-    if first.startswith("PAR1") or first.lstrip().startswith("{") or _separator(first) == ",":
-        return None
-    files = spark.read.text(path, wholetext=True)
-    numbered = files.select(
-        F.col("_metadata.file_name").alias("file"),
-        F.posexplode(F.split("value", "\r\n|\r|\n")).alias("number", "value"),
-    )
-    return _parsed(numbered, first)
+def _graded(raw: DataFrame) -> DataFrame:
+    """Add `grade`, null where it is no whole number of nine digits at most, and `malformed`."""
+    ids = {name: F.regexp_replace(name, _OUTER_SPACE, "") for name in ("query_id", "doc_id")}
+    text = F.trim("relevance")
+    number = F.when(text.rlike(_NUMBER), text.cast("double"))
+    grade = F.when((number == F.floor(number)) & (F.abs(number) < 1e9), number.cast("int"))
+    filled = [F.coalesce(F.col(name).rlike(_FILLED), F.lit(False)) for name in ids]
+    malformed = ~all_of(grade.isNotNull(), *filled)
+    return raw.withColumns({**ids, "grade": grade, "malformed": malformed})
 
 
-def _checked(raw: DataFrame, source: str, lines: DataFrame | None) -> DataFrame | None:
+def _checked(raw: DataFrame, source: str, numbered: DataFrame | None = None) -> DataFrame | None:
     """Grades as int, equal repetitions merged; None if there are none.
 
-    Reads the table once to find what is wrong.
+    Reads the table once to find what is wrong, and numbered lines to say where.
     """
-    ids = {name: F.regexp_replace(name, r"^\s+|\s+$", "") for name in ("query_id", "doc_id")}
-    grade = _grade()
-    pairs = raw.withColumns(ids).groupBy("query_id", "doc_id").agg(
-        F.min(grade).alias("least"),
-        F.max(grade).alias("relevance"),
-        F.max(F.when(_malformed(), 1)).alias("malformed"),
+    pairs = _graded(raw).groupBy("query_id", "doc_id").agg(
+        F.min("grade").alias("least"), F.max("grade").alias("relevance"),
+        F.bool_or("malformed").alias("malformed"),
     )  # fmt: skip
-    pair = F.struct("query_id", "doc_id")
+    pair, conflicting = F.struct("query_id", "doc_id"), F.col("least") < F.col("relevance")
     row = pairs.agg(
         F.count(F.lit(1)).alias("pairs"),
-        F.count_if(F.col("malformed") == 1).alias("malformed"),
-        F.min(F.when(F.col("malformed") == 1, pair)).alias("malformed_pair"),
-        F.count_if(F.col("least") < F.col("relevance")).alias("conflicting"),
-        F.min(F.when(F.col("least") < F.col("relevance"), pair)).alias("conflicting_pair"),
-    ).first()
-    assert row is not None  # an aggregate without groups has one row
-    if row["malformed"]:
-        where = _first_malformed(lines) if lines is not None else _named(row["malformed_pair"])
+        F.min(F.when(F.col("malformed"), pair)).alias("malformed"),
+        F.count_if(conflicting).alias("conflicting"),
+        F.min(F.when(conflicting, pair)).alias("conflict"),
+    ).collect()[0]
+    if row["malformed"] is not None:
+        where = "query {!r}, document {!r}".format(*row["malformed"])
+        if numbered is not None:
+            line = _graded(numbered).where("malformed").orderBy("file", "number").collect()[0]
+            where = f"line {line['number'] + 1} of {line['file']}"
         raise QrelsError(
             f"{source}: {where} lacks a query id, a document id or a whole number as grade; "
             "mend or remove it"
@@ -219,30 +202,6 @@ def _checked(raw: DataFrame, source: str, lines: DataFrame | None) -> DataFrame 
     if row["conflicting"]:
         raise QrelsError(
             f"{source}: {row['conflicting']} pairs have two different grades, for example "
-            f"{_named(row['conflicting_pair'])}; keep one"
+            f"{'query {!r}, document {!r}'.format(*row['conflict'])}; keep one"
         )
     return pairs.select("query_id", "doc_id", "relevance") if row["pairs"] else None
-
-
-def _grade() -> Column:
-    """The column relevance as int, null where it is no whole number of nine digits at most."""
-    text = F.trim("relevance")
-    number = F.when(text.rlike(_NUMBER), text.cast("double"))
-    return F.when((number == F.floor(number)) & (F.abs(number) < 1e9), number.cast("int"))
-
-
-def _malformed() -> Column:
-    fine = _grade().isNotNull()
-    for name in ("query_id", "doc_id"):
-        fine = fine & F.coalesce(F.col(name).rlike(_FILLED), F.lit(False))
-    return ~fine
-
-
-def _named(pair: Sequence[str | None]) -> str:
-    return f"query {pair[0]!r}, document {pair[1]!r}"
-
-
-def _first_malformed(lines: DataFrame) -> str:
-    row = lines.where(_malformed()).orderBy("file", "number").first()
-    assert row is not None  # the same lines have just been found malformed
-    return f"line {row['number'] + 1} of {row['file']}"

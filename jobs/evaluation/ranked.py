@@ -16,14 +16,11 @@ from jobs.output.filesystem import Files
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import masked
 
-_NEEDED: Final = ("query_id", "doc_id", "score")
-# Columns that may be missing, and what they are then.
-_OPTIONAL: Final = {
-    "retrieval_score": "double",
-    "retrieval_rank": "int",
-    "n_tokens": "int",
+# Beside query_id and doc_id; all but the score may be missing.
+_COLUMNS: Final = {
+    "score": "float", "retrieval_score": "double", "retrieval_rank": "int", "n_tokens": "int",
     "truncated": "boolean",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,29 +84,28 @@ def read_ranked(
         RefusedError: naming missing and present columns.
     """
     record = _record_beside(spark, path)
-    group = tuple(group) or _group_of(record)
+    group = tuple(group or setting_of(record, "input", "group") or ())
     table = read_source(spark, path=path, otherwise="parquet")
     present = [column for column in table.columns if column != READ_ERROR]
-    missing = [column for column in (*_NEEDED, *group, *slices) if column not in present]
-    if missing:
+    needed = ("query_id", "doc_id", "score", *group, *slices)
+    if missing := [column for column in needed if column not in present]:
         raise RefusedError(
             f"ranked table {path} lacks {', '.join(missing)}; the columns present are "
             f"{', '.join(present)}"
         )
-    optional = [
-        (quoted(column) if column in present else F.lit(None)).cast(kind).alias(column)
-        for column, kind in _OPTIONAL.items()
-    ]
-    taken = {*_NEEDED, *_OPTIONAL, "label"}
-    rows = table.select(
-        id_text(table, "query_id").alias("query_id"),
-        id_text(table, "doc_id").alias("doc_id"),
-        F.col("score").cast("float").alias("score"),
-        *optional,
-        *(["label"] if "label" in present else []),
-        *(quoted(column) for column in dict.fromkeys([*group, *slices]) if column not in taken),
-    )
+    columns = {column: id_text(table, column) for column in ("query_id", "doc_id")}
+    for column, kind in _COLUMNS.items():
+        columns[column] = (quoted(column) if column in present else F.lit(None)).cast(kind)
+    for column in ("label", *group, *slices):
+        if column in present:
+            columns.setdefault(column, quoted(column))
+    rows = table.select(*(value.alias(column) for column, value in columns.items()))
     return Table(name, rows, group, record)
+
+
+def setting_of(record: Mapping[str, Any] | None, section: str, key: str) -> Any:
+    """Return a setting of the run that wrote a record, None if unknown."""
+    return (((record or {}).get("config") or {}).get(section) or {}).get(key)
 
 
 def _record_beside(spark: SparkSession, path: str) -> dict[str, Any] | None:
@@ -120,11 +116,6 @@ def _record_beside(spark: SparkSession, path: str) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("kind") == "rerank" else None
-
-
-def _group_of(record: Mapping[str, Any] | None) -> tuple[str, ...]:
-    config = (record or {}).get("config") or {}
-    return tuple((config.get("input") or {}).get("group") or ())
 
 
 def _short(path: str) -> str:

@@ -10,36 +10,30 @@ from typing import Any, Final
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.evaluation.calibration import describe_scores
+from jobs.evaluation.describe import describe
 from jobs.evaluation.document import Baseline, assemble, refuse_apart
 from jobs.evaluation.examples import examples
-from jobs.evaluation.gate import judge
-from jobs.evaluation.measures import AFTER, JUDGED
-from jobs.evaluation.plan import REGISTERED, Plan
-from jobs.evaluation.rank_changes import count_changes
-from jobs.evaluation.ranked import Table, read_ranked
-from jobs.evaluation.run import RunEvaluation, TieBreak, evaluate_run
+from jobs.evaluation.gate import REGISTERED, Plan, judge
+from jobs.evaluation.measures import AFTER, BEFORE, JUDGED
+from jobs.evaluation.ranked import Table, read_ranked, setting_of
+from jobs.evaluation.run import RunEvaluation, TieBreak, evaluate_run, mean_judged
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import masked
 
-TIED: Final = 0.5  # share of tied candidates beyond which a warning says so
-JUDGED_FALL: Final = 0.01  # fall of Judged@10 beyond which a warning says so
-
+_TIED: Final = 0.5  # share of tied candidates beyond which a warning says so
+_JUDGED_FALL: Final = 0.01  # fall of Judged@10 beyond which a warning says so
 _QRELS: Final = "query_id string, doc_id string, relevance int"
 _RATES: Final = (
     "pairs_per_s", "tokens_per_s", "padding_share", "from_store_rate", "reject_rate",
     "truncated_rate",
 )  # fmt: skip
 
-#: Fetches the table per query of the latest passing run of an experiment; None if there is none.
-FetchBaseline = Callable[[str], Path | None]
-
 
 def find_baseline(
-    spark: SparkSession, plan: Plan, others: Mapping[str, Table], fetch: FetchBaseline,
-    group: Sequence[str] = (),
+    spark: SparkSession, plan: Plan, others: Mapping[str, Table],
+    fetch: Callable[[str], Path | None], group: Sequence[str] = (),
 ) -> Baseline | Table | None:  # fmt: skip
     """Return what the plan wants to compare with, found before anything costly starts.
 
@@ -47,7 +41,8 @@ def find_baseline(
         spark: the session.
         plan: names the baseline.
         others: tables that are compared anyway, by name.
-        fetch: asked only for a baseline of `mlflow:`.
+        fetch: returns the table per query of the latest passing run of an experiment, None if
+            there is none; asked only for a baseline of `mlflow:`.
         group: columns that make a list.
 
     Returns:
@@ -57,58 +52,58 @@ def find_baseline(
     Raises:
         RefusedError: if it cannot be found or used.
     """
-    if not plan.baseline:
+    name = plan.config.baseline
+    if not name:
         return None
-    if plan.baseline in others:
-        return others[plan.baseline]
-    if not plan.baseline.startswith(REGISTERED):
-        return read_ranked(spark, masked(plan.baseline), plan.baseline, group=group)
-    folder = fetch(plan.baseline.removeprefix(REGISTERED))
+    if name in others:
+        return others[name]
+    if not name.startswith(REGISTERED):
+        return read_ranked(spark, masked(name), name, group=group)
+    folder = fetch(name.removeprefix(REGISTERED))
     if folder is None:
         return None
     values = pd.read_parquet(folder)
-    wanted = [AFTER + measure for measure in plan.measures]
-    if not {"query_id", "judged", "answered"} <= set(values.columns) or not (
-        set(wanted) & set(values.columns)
-    ):
+    columns = set(values.columns)
+    usable = {"query_id", "judged", "answered"} <= columns
+    if not usable or columns.isdisjoint(AFTER + measure for measure in plan.measures):
         raise RefusedError(
-            f"evaluation.baseline {plan.baseline}: its latest passing run has none of the measures "
+            f"evaluation.baseline {name}: its latest passing run has none of the measures "
             f"{', '.join(plan.measures)}; name an experiment that measured one of them"
         )
-    return Baseline(plan.baseline, values[values["judged"]].reset_index(drop=True))
+    return Baseline(name, values[values["judged"]].reset_index(drop=True))
 
 
-def refuse_unrelated(rows: DataFrame, qrels: DataFrame | None, baseline: object = None) -> None:
+def refuse_unrelated(
+    rows: DataFrame, qrels: DataFrame | None, baseline: Baseline | Table | None = None
+) -> None:
     """Refuse ranked or checked rows that have no id in common with what they are held against.
 
     Args:
         rows: query_id, doc_id; may be empty.
         qrels: query_id, doc_id; None if there are none.
-        baseline: a `Baseline` or `Table`; None if there is none.
+        baseline: see `find_baseline`.
 
     Raises:
         RefusedError: with three ids of each side.
     """
-    pair = ["query_id", "doc_id"]
-    if qrels is not None and not _meet(rows, qrels, pair) and not rows.isEmpty():
-        if not _meet(rows, qrels, ["query_id"]):
+    if qrels is not None and _apart(rows, qrels, ["query_id", "doc_id"]) and not rows.isEmpty():
+        if _apart(rows, qrels, ["query_id"]):
             _refuse("the queries and the qrels", rows, qrels, "query_id")
-        both = rows.join(qrels.select("query_id").distinct(), on="query_id", how="left_semi")
-        _refuse("the documents and the qrels", both, qrels, "doc_id")
-    if isinstance(baseline, Baseline):
-        other = rows.sparkSession.createDataFrame(
-            baseline.values[["query_id"]].astype(str), "query_id string"
-        )
-    elif isinstance(baseline, Table):
+        shared = rows.join(qrels.select("query_id"), on="query_id", how="left_semi")
+        _refuse("the documents and the qrels", shared, qrels, "doc_id")
+    if baseline is None:
+        return
+    if isinstance(baseline, Table):
         other = baseline.candidates
     else:
-        return
-    if not _meet(rows, other, ["query_id"]) and not rows.isEmpty() and not other.isEmpty():
+        ids = baseline.values[["query_id"]].astype(str)
+        other = rows.sparkSession.createDataFrame(ids, "query_id string")
+    if _apart(rows, other, ["query_id"]) and not rows.isEmpty() and not other.isEmpty():
         _refuse("the queries and evaluation.baseline", rows, other, "query_id")
 
 
-def _meet(here: DataFrame, there: DataFrame, on: list[str]) -> bool:
-    return not here.join(there.select(*on), on=on, how="left_semi").isEmpty()
+def _apart(here: DataFrame, there: DataFrame, on: list[str]) -> bool:
+    return here.join(there.select(*on), on=on, how="left_semi").isEmpty()
 
 
 def _refuse(what: str, here: DataFrame, there: DataFrame, name: str) -> None:
@@ -117,15 +112,9 @@ def _refuse(what: str, here: DataFrame, there: DataFrame, name: str) -> None:
 
 
 def evaluate(
-    plan: Plan,
-    judged: Table,
-    others: Sequence[Table],
-    baseline: Baseline | Table | None,
-    qrels: DataFrame | None,
-    out: OutputFolder,
-    *,
-    tie_break: TieBreak,
-) -> dict[str, Any]:
+    plan: Plan, judged: Table, others: Sequence[Table], baseline: Baseline | Table | None,
+    qrels: DataFrame | None, out: OutputFolder, *, tie_break: TieBreak,
+) -> dict[str, Any]:  # fmt: skip
     """Measure, compare and hold against the rules; stages the table `per_query`.
 
     Args:
@@ -133,99 +122,78 @@ def evaluate(
         judged: the table that the rules are about.
         others: further tables.
         baseline: see `find_baseline`.
-        qrels: query_id, doc_id, relevance; None: only what needs no judgement is computed.
+        qrels: query_id, doc_id, relevance; None: nothing to measure by.
         out: where tables are staged.
         tie_break: order of equal scores.
 
     Returns:
-        The document, see `jobs.evaluation.document`. Without qrels: `name`, `moved`, `scores`,
-        `lengths`, `operations`, `warnings` and `gate`.
+        The document, see `jobs.evaluation.document`; without qrels what needs no judgement.
 
     Raises:
         RefusedError: tables that cannot be measured, or share no id with qrels or baseline.
     """
-    spark = judged.candidates.sparkSession
+    numbers, spark = count(), judged.candidates.sparkSession
     known = qrels if qrels is not None else spark.createDataFrame([], _QRELS)
     known = out.stage("qrels", known.select("query_id", "doc_id", "relevance"), "parquet")
-    tables = count()
 
-    def measured(table: Table, slices: Sequence[str] = ()) -> RunEvaluation:
-        _refuse_other_lists(table, judged)
-        number = next(tables)
+    def measure(table: Table) -> RunEvaluation:
+        if table.group != judged.group:
+            lists = [f"({', '.join((*each.group, 'query_id'))})" for each in (table, judged)]
+            raise RefusedError(f"a list of {table.name} is {lists[0]}, of {judged.name} "
+                               f"{lists[1]}; set input.group")  # fmt: skip
+        number, slices = next(numbers), plan.config.slices if table is judged else ()
+        return evaluate_run(
+            table, known, plan.measures,
+            lambda part, rows: out.stage(f"evaluation-{number}-{part}", rows, "parquet"),
+            tie_break=tie_break, slices=slices,
+        )  # fmt: skip
 
-        def stage(part: str, rows: DataFrame) -> DataFrame:
-            return out.stage(f"evaluation-{number}-{part}", rows, "parquet")
-
-        return evaluate_run(table, known, plan.measures, stage, tie_break=tie_break, slices=slices)
-
-    first = measured(judged, plan.config.slices)
+    run = measure(judged)
     document: dict[str, Any] = {"name": judged.name}
     if qrels is not None:
-        if not first.values["n_judged"].any():
+        if not run.values["n_judged"].any():
             refuse_unrelated(judged.candidates, qrels)
-        document = _compared(plan, first, others, baseline, measured)
-    document |= _described(first, judged)
-    document["examples"] = []
+        document = _compared(plan, run, others, baseline, measure)
+    document |= describe(run, setting_of(judged.record, "model", "max_length"))
+    document |= {"operations": _operations(judged.record), "examples": []}
     if judged.texts is not None and plan.examples and qrels is not None:
-        document["examples"] = examples(first.rows, judged.texts, document, plan.examples)
-    document["warnings"] = _warnings(document, first, plan)
+        document["examples"] = examples(run.rows, judged.texts, document, plan.examples)
+    document["warnings"] = _warnings(document, run, plan)
     document["gate"] = judge(plan.rules, document, plan.config) if plan.rules else None
-    out.stage(PER_QUERY, first.per_query, "parquet")
+    out.stage(PER_QUERY, run.per_query, "parquet")
     return document
 
 
 def _compared(
-    plan: Plan, first: RunEvaluation, others: Sequence[Table], baseline: Baseline | Table | None,
-    measured: Callable[[Table], RunEvaluation],
+    plan: Plan, run: RunEvaluation, others: Sequence[Table], baseline: Baseline | Table | None,
+    measure: Callable[[Table], RunEvaluation],
 ) -> dict[str, Any]:  # fmt: skip
     """The document of a table that has judgements, as far as values per list go."""
-    if first.values.empty:
+    if run.values.empty:
         raise RefusedError("the qrels hold no query; give at least one judged document")
-    further = {table.name: measured(table) for table in others}
+    further = {table.name: measure(table) for table in others}
     if isinstance(baseline, Table):
-        run = further.get(baseline.name) or measured(baseline)
-        baseline = Baseline(run.name, run.values)
-    document = assemble(first, [*further.values()], baseline, plan.measures, plan.config.slices)
-    if plan.baseline and baseline is None:
+        other = further.get(baseline.name) or measure(baseline)
+        baseline = Baseline(other.name, other.values)
+    document = assemble(run, [*further.values()], baseline, plan.measures, plan.config.slices)
+    if plan.config.baseline and baseline is None:
         document["notes"] = [
-            f"{plan.baseline} has no passing run yet: there is nothing to compare with, and rules "
-            "against the baseline hold"
+            f"{plan.config.baseline} has no passing run yet: there is nothing to compare with, "
+            "and rules against the baseline hold"
         ]
     return document
-
-
-def _refuse_other_lists(table: Table, judged: Table) -> None:
-    if table.group != judged.group:
-        lists = [f"({', '.join((*each.group, 'query_id'))})" for each in (table, judged)]
-        raise RefusedError(
-            f"a list of {table.name} is {lists[0]}, of {judged.name} {lists[1]}; set input.group"
-        )
-
-
-def _described(run: RunEvaluation, table: Table) -> dict[str, Any]:
-    """What needs no judgement."""
-    moved, lengths = count_changes(run, table.record)
-    return {
-        "moved": moved,
-        "scores": describe_scores(run.rows, run.per_query),
-        "lengths": lengths,
-        "operations": _operations(table.record),
-    }
 
 
 def _operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Speed, shares and counts of a rerank run; None where nothing is known of it."""
     if not record or "rates" not in record:
         return None
-    rates = record["rates"]
     return {
         "counts": record.get("counts", {}),
         "ms_per_pair": record.get("device_ms"),
         "memory": record.get("memory"),
-        **{name: rates.get(name) for name in _RATES},
-        "reject_reasons": record.get("reject_reasons", {}),
-        "timings": record.get("timings", {}),
-        "model": record.get("model", {}),
+        **{name: record["rates"].get(name) for name in _RATES},
+        **{name: record.get(name, {}) for name in ("reject_reasons", "timings", "model")},
     }
 
 
@@ -235,7 +203,7 @@ def _warnings(document: Mapping[str, Any], run: RunEvaluation, plan: Plan) -> li
     scores, baseline = document["scores"], document.get("baseline")
     if scores["constant"]:
         found.append("All scores are equal: the order is that of the document ids.")
-    elif (scores["tied_rate"] or 0.0) > TIED:
+    elif (scores["tied_rate"] or 0.0) > _TIED:
         found.append(
             f"{scores['tied_rate']:.0%} of the candidates have the score of another candidate of "
             "their list: ties are in order of the document ids."
@@ -251,11 +219,11 @@ def _warnings(document: Mapping[str, Any], run: RunEvaluation, plan: Plan) -> li
             f"Only {document['judged']:.2%} of the first ten documents have a judgement: ids may "
             "hardly meet, or the qrels belong to other documents."
         )
-    falls = [("first stage", run.judged_before)]
-    falls += [("baseline", baseline["judged_before"])] if baseline else []
-    for name, before in falls:
-        after = baseline["judged"] if name == "baseline" and baseline else document["judged"]
-        if before is not None and after < before - JUDGED_FALL:
+    falls = [("first stage", mean_judged(run.values, BEFORE), document["judged"])]
+    if baseline:
+        falls.append(("baseline", baseline["judged_before"], baseline["judged"]))
+    for name, before, after in falls:
+        if before is not None and after < before - _JUDGED_FALL:
             found.append(
                 f"{JUDGED} fell from {before:.3f} ({name}) to {after:.3f}: documents without a "
                 "judgement count as not relevant, so part of a loss may be theirs."

@@ -9,32 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import pandas as pd
-from pyspark.sql import Column, DataFrame, Row, Window
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
+from pyspark.sql.types import NumericType
 
-from jobs.evaluation.measures import AFTER, BEFORE, CEILING, JUDGED, measure_bucket
+from jobs.evaluation.measures import BEFORE, FACTS, JUDGED, measure_bucket, value_columns
 from jobs.evaluation.ranked import Table
 from jobs.input.columns import quoted
 from jobs.runtime.errors import RefusedError
 
 TieBreak = Literal["doc_id_desc", "doc_id_asc"]
 
-_FACTS: Final = {
-    "n_retrieved": "int", "n_relevant": "int", "n_judged": "int", "answered": "boolean",
-    "judged": "boolean", "n_repeated": "int", "n_tied": "int", "top1_changed": "boolean",
-    "kendall_tau": "double", "rbo": "double", "n_truncated": "int", "n_truncated_top": "int",
-}  # fmt: skip
-#: Columns of the table per query, which no slice can be named like.
-RESERVED: Final = frozenset({"query_id", *_FACTS})
 # Rows that one call of the measuring function holds in memory: about 10 MB. Smaller buckets would
 # spend more time on calls than on measures, larger ones leave cores idle.
 _BUCKET: Final = 20_000
-_NUMBERS: Final = frozenset({"byte", "short", "integer", "long", "float", "double", "decimal"})
-
 #: Writes a table under a name and reads it back.
 Stage = Callable[[str, DataFrame], DataFrame]
 
@@ -66,17 +57,9 @@ class RunEvaluation:
     per_query: DataFrame
     values: pd.DataFrame
 
-    def means(self, side: str, names: Sequence[str]) -> dict[str, float] | None:
-        """Mean of every measure of one side over all judged lists; None without values."""
-        return means(self.values, side, names)
-
-    @property
-    def judged_before(self) -> float | None:
-        """Mean `JUDGED` of the first stage over lists with candidates; None without one."""
-        if self.first_stage_order is None:
-            return None
-        values = self.values[self.values["answered"]]
-        return float(values[BEFORE + JUDGED].mean()) if len(values) else None
+    def side(self, side: str, names: Sequence[str]) -> pd.DataFrame:
+        """Values of one order, see `side_of`."""
+        return side_of(self.values, side, names)
 
     def counts(self) -> dict[str, int]:
         """Lists of the qrels, and how many of them have no candidate, and so on."""
@@ -90,12 +73,22 @@ class RunEvaluation:
         }
 
 
-def means(values: pd.DataFrame, side: str, names: Sequence[str]) -> dict[str, float] | None:
-    """Mean of every measure; sums are exact, so no digit depends on the order of the rows."""
-    if side == BEFORE and f"{BEFORE}{names[0]}" not in values.columns:
-        return None
-    kept = {name: values[side + name] for name in names if side + name in values.columns}
-    return {name: math.fsum(column) / len(column) for name, column in kept.items()}
+def side_of(values: pd.DataFrame, side: str, names: Sequence[str]) -> pd.DataFrame:
+    """Return the columns `side M` of those measures M that have one, named M."""
+    columns = {side + name: name for name in names if side + name in values.columns}
+    return values[[*columns]].rename(columns=columns)
+
+
+def means(values: pd.DataFrame) -> dict[str, float]:
+    """Return the mean of every column; sums are exact, so no digit depends on the rows' order."""
+    return {name: math.fsum(values[name]) / len(values) for name in values.columns}
+
+
+def mean_judged(values: pd.DataFrame, side: str) -> float | None:
+    """Return the mean `JUDGED` of a side over lists with candidates; None where there is none."""
+    answered = values[values["answered"]]
+    known = len(answered) and side + JUDGED in values.columns
+    return float(answered[side + JUDGED].mean()) if known else None
 
 
 def evaluate_run(
@@ -131,7 +124,7 @@ def evaluate_run(
     names = tuple(dict.fromkeys([*measures, JUDGED]))
     order, partial_order, count = _check(table)
     groups = {name: F.coalesce(quoted(name).cast("string"), F.lit("none")) for name in table.group}
-    labelled = _with_labels(table.candidates.withColumns(groups), qrels)
+    labelled = table.candidates.withColumns(groups).join(qrels, ["query_id", "doc_id"], "left")
     rows = stage("candidates", _with_ranks(labelled, order, keys, tie_break))
     per_query = _measured(rows, qrels, keys, names, count + qrels.count())
     if order is None:
@@ -148,8 +141,7 @@ def evaluate_run(
 
 def _check(table: Table) -> tuple[str | None, str | None, int]:
     """Column of the first stage's order, why there is none although it is there in part, rows."""
-    score = F.col("score")
-    unscored = score.isNull() | F.isnan(score)
+    unscored = F.col("score").isNull() | F.isnan("score")
     known = {"retrieval_score": F.nanvl(F.col("retrieval_score").cast("double"), F.lit(None)),
              "retrieval_rank": F.col("retrieval_rank")}  # fmt: skip
     row = table.candidates.agg(
@@ -157,16 +149,14 @@ def _check(table: Table) -> tuple[str | None, str | None, int]:
         F.count_if(unscored).alias("unscored"),
         F.min(F.when(unscored, F.col("query_id"))).alias("query_id"),
         *(F.count(column).alias(name) for name, column in known.items()),
-    ).first()
-    assert row is not None  # an aggregate without groups has one row
+    ).collect()[0]
     if row["unscored"]:
         raise RunError(
             f"{row['unscored']} rows of {table.name} have a null or NaN score, for example in "
             f"query {row['query_id']!r}; score them or leave them out"
         )
-    for name in known:
-        if row["rows"] and row[name] == row["rows"]:
-            return name, None, row["rows"]
+    if complete := [name for name in known if 0 < row[name] == row["rows"]]:
+        return complete[0], None, row["rows"]
     if not any(row[name] for name in known):
         return None, None, row["rows"]
     reason = (
@@ -181,29 +171,23 @@ def _check(table: Table) -> tuple[str | None, str | None, int]:
     return None, f"The first stage is partial and was not measured: {reason}.", row["rows"]
 
 
-def _with_labels(candidates: DataFrame, qrels: DataFrame) -> DataFrame:
-    """Add `relevance` (int, null where a pair has no judgement)."""
-    return candidates.join(qrels, on=["query_id", "doc_id"], how="left")
-
-
 def _with_ranks(
     rows: DataFrame, order: str | None, keys: Sequence[str], tie_break: TieBreak
 ) -> DataFrame:
     """Add `after` and `before`, both ranks from 1 without gaps; scores become float32."""
-    tie = F.col("doc_id").desc() if tie_break == "doc_id_desc" else F.col("doc_id").asc()
+    tie = F.desc("doc_id") if tie_break == "doc_id_desc" else F.asc("doc_id")
     # Of impressions of one pair the one that the first stage put first comes first.
     ties = [tie, F.asc_nulls_last("retrieval_rank"), F.desc_nulls_last("retrieval_score")]
     query = Window.partitionBy(*map(quoted, keys))
-
-    def rank(first: Column) -> Column:
-        return F.row_number().over(query.orderBy(first, *ties))
-
     # Adding 0.0 turns -0.0 into 0.0, which ties with it.
     single = {name: (F.col(name).cast("float") + F.lit(0.0)).cast("float")
               for name in ("score", "retrieval_score")}  # fmt: skip
-    before = {None: F.lit(None).cast("int"), "retrieval_rank": rank(F.col("retrieval_rank").asc()),
-              "retrieval_score": rank(F.col("retrieval_score").desc())}[order]  # fmt: skip
-    ranks = {"after": rank(F.col("score").desc()), "before": before}
+    ranks = {"after": F.row_number().over(query.orderBy(F.desc("score"), *ties))}
+    if order is None:
+        ranks["before"] = F.lit(None).cast("int")
+    else:
+        first = F.asc(order) if order == "retrieval_rank" else F.desc(order)
+        ranks["before"] = F.row_number().over(query.orderBy(first, *ties))
     return rows.withColumns(single).withColumns(ranks)
 
 
@@ -216,44 +200,37 @@ def _measured(
     """
     buckets = max(1, math.ceil(count / _BUCKET))
     bucket = F.pmod(F.hash("query_id"), F.lit(buckets)).alias("_bucket")
-    columns = [*map(quoted, keys), *map(F.col, ("doc_id", "score", "after", "before", "truncated"))]
+    measured = ("doc_id", "score", "after", "before", "truncated")
+    columns = [*map(quoted, keys), *map(F.col, measured)]
+    # An explicit number of partitions, as adaptive execution would make one of them.
+    left, right = (
+        table.repartition(buckets, "_bucket").groupBy("_bucket")
+        for table in (rows.select(*columns, bucket), qrels.select("*", bucket))
+    )
+    types = {**dict.fromkeys(keys, "string"),
+             **dict.fromkeys(value_columns(names), "double"), **FACTS}  # fmt: skip
+    schema = ", ".join(f"`{name.replace('`', '``')}` {kind}" for name, kind in types.items())
 
-    def grouped(table: DataFrame) -> Any:
-        # An explicit number of partitions, as adaptive execution would make one of them.
-        return table.repartition(buckets, "_bucket").groupBy("_bucket")
+    def measure(candidates: pd.DataFrame, judgements: pd.DataFrame) -> pd.DataFrame:
+        return measure_bucket(candidates, judgements, keys, names)
 
-    sides = [side + name for name in names for side in (AFTER, BEFORE, CEILING)]
-    sides = [name for name in sides if not name.startswith(f"{CEILING}Judged")]
-    schema = ", ".join(
-        f"`{name.replace('`', '``')}` {kind}"
-        for name, kind in {**dict.fromkeys(keys, "string"), **dict.fromkeys(sides, "double"),
-                           **_FACTS}.items()
-    )  # fmt: skip
-    measure = partial(measure_bucket, keys=list(keys), names=list(names))
-
-    def in_order(candidates: pd.DataFrame, judgements: pd.DataFrame) -> pd.DataFrame:
-        return measure(candidates, judgements)[[*keys, *sides, *_FACTS]]
-
-    left, right = grouped(rows.select(*columns, bucket)), grouped(qrels.select("*", bucket))
-    found: DataFrame = left.cogroup(right).applyInPandas(in_order, schema)
-    return found
+    return left.cogroup(right).applyInPandas(measure, schema)
 
 
 def _refuse_repeated(per_query: DataFrame) -> None:
-    repeated = F.col("n_repeated") > 0
-    row: Row | None = per_query.agg(
-        F.sum("n_repeated").alias("rows"), F.min(F.when(repeated, F.col("query_id"))).alias("query")
-    ).first()
-    if row is not None and row["rows"]:
+    repeated = per_query.where("n_repeated > 0")
+    row = repeated.agg(F.sum("n_repeated").alias("rows"), F.min("query_id").alias("query"))
+    if (found := row.collect()[0])["rows"]:
         raise RunError(
-            f"{row['rows']} rows of the run repeat a (query_id, doc_id), for example in query "
-            f"{row['query']!r}; keep one row per pair, or name the columns of a list in input.group"
+            f"{found['rows']} rows of the run repeat a (query_id, doc_id), for example in query "
+            f"{found['query']!r}; keep one row per pair, or name the columns of a list in "
+            "input.group"
         )
 
 
 def _slices(rows: DataFrame, keys: Sequence[str], columns: Sequence[str]) -> DataFrame:
     """One value per list: the mean of a number, `mixed` where other values differ."""
-    numeric = {field.name for field in rows.schema if field.dataType.typeName() in _NUMBERS}
+    numeric = {field.name for field in rows.schema if isinstance(field.dataType, NumericType)}
     found = []
     for name in columns:
         column = quoted(name)

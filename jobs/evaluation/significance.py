@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,11 +50,6 @@ class Difference:
     tied: int
     method: str
 
-    def test(self) -> dict[str, Any]:
-        """The test alone, for a report."""
-        kept = asdict(self)
-        return {key: kept[key] for key in kept if key not in ("delta", "low", "high")}
-
 
 def compare_paired(before: Values, after: Values) -> Difference:
     """Compare float64[Q] values of the same Q queries, by query id.
@@ -65,17 +61,14 @@ def compare_paired(before: Values, after: Values) -> Difference:
         raise ValueError(f"{len(before)} values against {len(after)}; both need the same queries")
     difference = after - before
     difference[np.abs(difference) < _SAME] = 0.0
-    spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     mean = float(difference.mean())
+    spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     alike = 0.0 if abs(mean) < _SAME else None
-    p, method = _p_value(difference)
+    effect_size = alike if spread < _SAME else mean / spread
     low, high = interval(difference)
-    helped, hurt = int((difference > 0).sum()), int((difference < 0).sum())
-    return Difference(
-        delta=mean, low=low, high=high, p=p, method=method,
-        effect_size=alike if spread < _SAME else mean / spread,
-        helped=helped, hurt=hurt, tied=len(difference) - helped - hurt,
-    )  # fmt: skip
+    p, method = _p_value(difference)
+    helped, hurt, tied = (int((np.sign(difference) == sign).sum()) for sign in (1, -1, 0))
+    return Difference(mean, low, high, p, effect_size, helped, hurt, tied, method)
 
 
 def interval(values: Values) -> tuple[float, float]:
@@ -100,11 +93,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     With it, the chance of even one false alarm among all the tests stays at the level of one.
     """
-    adjusted: dict[str, float] = {}
-    floor = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda key: (p_values[key], key))):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = floor
+    ranked = sorted(p_values, key=p_values.__getitem__)
+    steps = (min(1.0, (len(ranked) - at) * p_values[name]) for at, name in enumerate(ranked))
+    adjusted = dict(zip(ranked, accumulate(steps, max), strict=True))
     return {name: adjusted[name] for name in p_values}
 
 
@@ -120,16 +111,10 @@ def _p_value(difference: Values) -> tuple[float, str]:
         return float(stats.ttest_1samp(difference, 0.0).pvalue), "paired t-test"
     # Queries that did not change stay where they are under every exchange: leaving them out gives
     # the same distribution, and the exact one for more queries.
-    result = stats.permutation_test(
-        (changed, np.zeros_like(changed)), _mean_difference, permutation_type="samples",
-        vectorized=True, n_resamples=RESAMPLES, batch=max(1, _BATCH // len(changed)),
-        rng=np.random.default_rng(_SEED),
+    result = stats.permutation_test(  # of one sample: it changes signs
+        (changed,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
+        batch=max(1, _BATCH // len(changed)), rng=np.random.default_rng(_SEED),
     )  # fmt: skip
     exact = len(changed) <= math.log2(RESAMPLES)
     kind = "all exchanges" if exact else f"{RESAMPLES:,} resamples"
     return float(result.pvalue), f"paired randomisation test, {kind}"
-
-
-def _mean_difference(after: Values, before: Values, axis: int) -> Values:
-    result: Values = (after - before).mean(axis=axis)
-    return result

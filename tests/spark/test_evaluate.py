@@ -18,9 +18,9 @@ from scipy import stats
 
 from jobs import evaluate
 from jobs.evaluation.document import assemble
-from jobs.evaluation.measures import BEFORE, parse_measures
+from jobs.evaluation.measures import BEFORE
 from jobs.evaluation.ranked import Table
-from jobs.evaluation.run import RunError, evaluate_run
+from jobs.evaluation.run import RunError, evaluate_run, means
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED
 from tests.conftest import shared_data
 from tests.spark.test_metrics import Grades, expected
@@ -552,10 +552,11 @@ def test_askubuntu(spark: SparkSession, part: str, known: dict[str, float]) -> N
         ]
         grades += [(query, doc, 1) for doc in positives.split()]
     qrels = spark.createDataFrame(grades, "query_id string, doc_id string, relevance int")
-    measures = parse_measures(known)
+    measures = list(known)
     run = Table("s", as_ranked(spark, rows))
-    means = evaluate_run(run, qrels, measures, lambda _, rows: rows.cache()).means(BEFORE, measures)
-    assert {name: round(value, 3) for name, value in (means or {}).items()} == known
+    found = evaluate_run(run, qrels, measures, lambda _, rows: rows.cache())
+    values = means(found.side(BEFORE, measures))
+    assert {name: round(value, 3) for name, value in values.items()} == known
 
 
 @pytest.mark.slow
@@ -589,9 +590,7 @@ def test_cmedqa2(spark: SparkSession, tmp_path: Path) -> None:
         )}
     )  # fmt: skip
     qrels = table.select("query_id", "doc_id", F.col("label").cast("int").alias("relevance"))
-    found = evaluate_run(
-        Table("s", table), qrels, parse_measures(names), lambda _, rows: rows.cache()
-    )
+    found = evaluate_run(Table("s", table), qrels, list(names), lambda _, rows: rows.cache())
     assert found.values["query_id"].tolist() == known.index.tolist()
     for name, trec in names.items():
         mine = found.values[f"reranked {name}"].to_numpy()

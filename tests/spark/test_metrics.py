@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.evaluation.measures import AFTER, CEILING, parse_measures
+from jobs.evaluation.measures import AFTER, CEILING
 from jobs.evaluation.qrels import read_qrels
 from jobs.evaluation.ranked import Table
-from jobs.evaluation.run import RunError, RunEvaluation, evaluate_run
+from jobs.evaluation.run import RunError, RunEvaluation, evaluate_run, means
 from jobs.runtime.errors import RefusedError
 
 Scores = dict[str, dict[str, float]]
@@ -31,12 +31,10 @@ needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"TREC DL19 and SciFact are not at {DATA}"
 )
 
-MEASURES = parse_measures(
-    [
-        *("nDCG", "nDCG@3", "AP", "AP@3", "AP(rel=2)", "RR", "RR(rel=2)", "RR(rel=2)@3", "P@5"),
-        *("P(rel=2)@3", "R@100", "R(rel=2)@3", "Success@1", "Success(rel=2)@3", "Judged@2"),
-        *("Bpref", "Rprec"),
-    ]
+MEASURES = (
+    *("nDCG", "nDCG@3", "AP", "AP@3", "AP(rel=2)", "RR", "RR(rel=2)", "RR(rel=2)@3", "P@5"),
+    *("P(rel=2)@3", "R@100", "R(rel=2)@3", "Success@1", "Success(rel=2)@3", "Judged@2"),
+    *("Bpref", "Rprec"),
 )
 # "9" and "10" differ as text and as numbers; the others have one to four bytes per character.
 DOC_IDS = ["9", "10", "D1", "d1", "a b", "é", "z", "中文", "\uffee", "😀", "doc.with.dots", "-1"]
@@ -165,12 +163,11 @@ def test_every_measure_of_every_query_is_the_references(spark: SparkSession, see
         assert row["n_retrieved"] == len(run.get(query, {}))
         assert row["n_relevant"] == sum(grade > 0 for grade in grades.values())
         assert row["answered"] == (query in run)
-    means, counts = found.means(AFTER, MEASURES), found.counts()
-    assert means is not None
+    reranked, counts = means(found.side(AFTER, MEASURES)), found.counts()
     for name in MEASURES:
         values = expected(name, run, qrels)
         want = sum(values.get(query, 0.0) for query in qrels) / len(qrels)
-        assert means[name] == pytest.approx(want, abs=1e-6)
+        assert reranked[name] == pytest.approx(want, abs=1e-6)
     assert counts == {
         "queries": len(qrels),
         "queries_judged": sum(bool(run.get(q, {}).keys() & qrels[q].keys()) for q in qrels),
@@ -185,7 +182,7 @@ def test_every_measure_of_every_query_is_the_references(spark: SparkSession, see
 def test_the_digits_do_not_depend_on_the_partitions(
     spark: SparkSession, shuffle_partitions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = parse_measures(["nDCG", "nDCG@3", "AP", "RR", "R@2", "Judged@10"])
+    names = ["nDCG", "nDCG@3", "AP", "RR", "R@2", "Judged@10"]
     run, qrels = random_queries(7, queries=300)
     printed = set()
     for n, bucket in ((1, 20_000), (3, 500), (7, 100)):
@@ -193,7 +190,7 @@ def test_the_digits_do_not_depend_on_the_partitions(
         monkeypatch.setattr("jobs.evaluation.run._BUCKET", bucket)
         shuffled = as_run(spark, run).repartition(n, F.rand(seed=n))
         judged = as_qrels(spark, qrels).repartition(n, F.rand(seed=n + 1))
-        printed.add(repr(measured(shuffled, judged, names).means(AFTER, names)))
+        printed.add(repr(means(measured(shuffled, judged, names).side(AFTER, names))))
     assert len(printed) == 1
 
 
@@ -217,13 +214,13 @@ def test_ties_go_to_the_higher_doc_id_where_ir_measures_alone_takes_the_lower(
     """
     rows = {"equal": {"10": 1.0, "9": 1.0}, "equal in float32": {"10": 1.0 + 1e-9, "9": 1.0}}
     qrels = {query: {"10": 1} for query in rows}
-    names = parse_measures(["RR", "RR@10"])
+    names = ["RR", "RR@10"]
     theirs = ir_measures.calc_aggregate(map(ir_measures.parse_measure, names), qrels, rows)
     assert {str(name): value for name, value in theirs.items()} == {"RR": 0.5, "RR@10": 1.0}
     run, judged = as_run(spark, rows), as_qrels(spark, qrels)
-    assert measured(run, judged, names).means(AFTER, names) == {"RR": 0.5, "RR@10": 0.5}
+    assert means(measured(run, judged, names).side(AFTER, names)) == {"RR": 0.5, "RR@10": 0.5}
     other = measured(run, judged, names, tie_break="doc_id_asc")
-    assert other.means(AFTER, names) == {"RR": 1.0, "RR@10": 1.0}
+    assert means(other.side(AFTER, names)) == {"RR": 1.0, "RR@10": 1.0}
 
 
 def test_unanswered_queries_count_zero_where_trec_eval_without_c_leaves_them_out(
@@ -234,9 +231,9 @@ def test_unanswered_queries_count_zero_where_trec_eval_without_c_leaves_them_out
     assert trec_eval("AP", run, qrels) == {"a": 1.0}
     assert ir_measures.calc_aggregate([ir_measures.AP], qrels, run) == {ir_measures.AP: 0.5}
     found = measured(as_run(spark, run), as_qrels(spark, qrels), ["AP"])
-    assert found.means(AFTER, ["AP"]) == {"AP": 0.5}
+    assert means(found.side(AFTER, ["AP"])) == {"AP": 0.5}
     empty = measured(as_run(spark, {}), as_qrels(spark, qrels), MEASURES)
-    assert set((empty.means(AFTER, MEASURES) or {}).values()) == {0.0}
+    assert set(means(empty.side(AFTER, MEASURES)).values()) == {0.0}
     assert empty.counts()["queries_unanswered"] == 2
 
 
@@ -249,7 +246,7 @@ def test_a_run_with_repeated_pairs_or_missing_scores_leaves_no_number(spark: Spa
     assert isinstance(caught.value, RefusedError)
     own = replace(as_table(twice), record={"kind": "rerank"})
     found = evaluate_run(own, qrels, ["AP"], lambda _, rows: rows.cache())
-    assert found.means(AFTER, ["AP"]) == {"AP": 1.0}
+    assert means(found.side(AFTER, ["AP"])) == {"AP": 1.0}
     missing = spark.createDataFrame([("a", "d", float("nan")), ("b", "d", None)], schema)
     with pytest.raises(RunError, match=r"2 rows of run have a null or NaN score.*query 'a'"):
         measured(missing, qrels, ["AP"])
@@ -280,9 +277,9 @@ def read_run(spark: SparkSession, path: Path) -> DataFrame:
 )
 def test_known_values(spark: SparkSession, run: str, qrels: str, known: dict[str, float]) -> None:
     table, judged = read_run(spark, DATA / run), read_qrels(spark, str(DATA / qrels))
-    names = parse_measures(known)
-    means = measured(table, judged, names).means(AFTER, names) or {}
-    assert {name: round(value, 4) for name, value in means.items()} == known
+    names = list(known)
+    found = means(measured(table, judged, names).side(AFTER, names))
+    assert {name: round(value, 4) for name, value in found.items()} == known
 
 
 @pytest.mark.slow
@@ -295,7 +292,7 @@ def test_a_query_with_100_000_candidates(spark: SparkSession) -> None:
     )  # fmt: skip
     run = {"q": {str(i): float(i * 7919 % 9973) for i in range(count)}}
     qrels = {"q": {str(i): i % 3 for i in range(0, count, 997)}}
-    names = parse_measures(["AP", "nDCG", "RR", "R@1000"])
-    means = measured(table, as_qrels(spark, qrels), names).means(AFTER, names) or {}
+    names = ["AP", "nDCG", "RR", "R@1000"]
+    found = means(measured(table, as_qrels(spark, qrels), names).side(AFTER, names))
     for name in names:
-        assert means[name] == pytest.approx(trec_eval(name, run, qrels)["q"], abs=1e-6)
+        assert found[name] == pytest.approx(trec_eval(name, run, qrels)["q"], abs=1e-6)

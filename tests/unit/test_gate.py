@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from jobs.config import EvaluationConfig
-from jobs.evaluation.gate import OPERATIONS, judge, parse_rule, parse_rules
+from jobs.config import EvaluationConfig, ReportConfig
+from jobs.evaluation.gate import OPERATIONS, judge, make_plan, parse_rule
+from jobs.runtime.errors import RefusedError
 
 SETTINGS = EvaluationConfig()
 
@@ -106,23 +107,29 @@ def test_counts_of_judgements_are_not_tested() -> None:
 
 def test_nothing_to_hold_is_passed_and_one_failure_fails_all() -> None:
     assert judge([], DOCUMENT, SETTINGS) == {"passed": True, "rules": []}
-    rules = parse_rules(["queries >= 1", "queries >= 100"])
+    rules = [parse_rule(text) for text in ("queries >= 1", "queries >= 100")]
     found = judge(rules, DOCUMENT, SETTINGS)
     assert [row["passed"] for row in found["rules"]] == [True, False]
     assert not found["passed"]
 
 
 def test_all_mistakes_are_told_together() -> None:
-    with pytest.raises(ValueError) as error:
-        parse_rules(
-            ["nDCG10 >= 1", "nDCG@10 = 1", "queries delta >= 1", "nDCG@10 >= 1 (significant)"]
-        )
-    lines = str(error.value).splitlines()
-    assert len(lines) == 4
-    assert "nDCG10" in lines[0] and "top1_change_rate" in lines[0]
-    assert "cannot read 'nDCG@10 = 1'" in lines[1]
-    assert "one value only" in lines[2]
-    assert "only a difference" in lines[3]
+    rules = ["nDCG10 >= 1", "nDCG@10 = 1", "queries delta >= 1", "nDCG@10 >= 1 (significant)"]
+    config = EvaluationConfig(metrics=["mr", "AP", "P"], gate=rules)
+    with pytest.raises(RefusedError) as error:
+        make_plan(config, ReportConfig())
+    lines = error.value.messages
+    assert len(lines) == 6
+    assert "'mr'" in lines[0] and "'P'" in lines[1]
+    assert "nDCG10" in lines[2] and "top1_change_rate" in lines[2]
+    assert "cannot read 'nDCG@10 = 1'" in lines[3]
+    assert "one value only" in lines[4]
+    assert "only a difference" in lines[5]
+
+
+def test_measures_are_read_once_each_those_of_the_rules_included() -> None:
+    config = EvaluationConfig(metrics=["AP", "RR@10", "AP(rel=1)"], gate=["P@1 >= 0", "AP >= 0"])
+    assert make_plan(config, ReportConfig()).measures == ("AP", "RR@10", "P@1")
 
 
 def test_every_operation_can_be_named() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from jobs.config import EvaluationConfig
-from jobs.evaluation.measures import measure_bucket, parse_measure, parse_measures
+from jobs.evaluation.measures import measure_bucket, parse_measure
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,6 @@ def test_an_error_names_the_value_and_the_remedy(text: str, words: list[str]) ->
         parse_measure(text)
     for word in words:
         assert word in str(caught.value)
-
-
-def test_several_are_read_once_each_and_all_errors_come_together() -> None:
-    assert parse_measures(["AP", "RR@10", "AP(rel=1)"]) == ("AP", "RR@10")
-    with pytest.raises(ValueError, match=r"(?s)'mr'.*'P'"):
-        parse_measures(["mr", "AP", "P"])
 
 
 def test_a_comma_in_a_measure_or_a_rule_splits_neither() -> None:

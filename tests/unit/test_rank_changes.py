@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.evaluation.calibration import round_edges
+from jobs.evaluation.describe import round_edges
 from jobs.evaluation.measures import kendall_tau, rank_biased_overlap
 
 PERMUTATIONS = st.integers(2, 12).flatmap(lambda n: st.permutations(list(range(1, n + 1))))

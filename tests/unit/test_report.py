@@ -251,7 +251,7 @@ def test_templates_are_found_in_a_zip_file(tmp_path: Path) -> None:
             if path.suffix in (".py", ".j2", ".css"):
                 packages.write(path, f"jobs/{path.relative_to(JOBS)}")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from jobs.evaluation.report import report\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from jobs.evaluation import report\n"
         "assert sys.argv[1] in report.__file__; sys.stdout.write(report.render({})[0])"
     )
     command = [sys.executable, "-c", code, str(archive)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, Final
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,9 +34,9 @@ _WIDTH: Final = 4.9  # inches: 353 units of SVG, about as many pixels as a phone
 _DASHED: Final[dict[str, Any]] = {"linewidth": 1, "linestyle": (0, (4, 3))}
 _MANY_BARS: Final = 60  # more bars than this are drawn without gaps
 _NEAR: Final = 1.6  # a limit further out than this many times the longest pair is not drawn
-_MARKERS: Final = "osD^vP*X"
 _NO_METADATA: Final = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _THOUSANDS: Final = StrMethodFormatter("{x:,.0f}")
+_SHORT: Final = EngFormatter(sep="")
 _STYLE: Final[Any] = {
     # Text stays text, in the fonts of the reader; names of measures are no formulas.
     "svg.fonttype": "none", "text.parse_math": False,
@@ -77,32 +79,27 @@ def embedded(svg: str) -> Markup:
 def win_loss(figure: Figure, document: Document) -> None:
     """Draw the differences per query, the best first; all queries or an even sample of them."""
     found = document.get("per_query") or {}
-    differences = [value for value in found.get("differences") or [] if known(value)]
-    if not any(differences):
+    values = np.array([value for value in found.get("differences") or [] if known(value)])
+    if not values.any():
         return
     test = (document.get("tests") or {}).get(found["measure"]) or {}
-    parts = {
-        "helped": [max(value, 0.0) for value in differences],
-        "hurt": [min(value, 0.0) for value in differences],
-        "tied": [float(value == 0) for value in differences],
-    }
-    numbers = {key: test.get(key, sum(map(bool, part))) for key, part in parts.items()}
-    step = sum(numbers.values()) / len(differences)
-    edges = [place * step for place in range(len(differences) + 1)]
-    figure.set_figheight(3.1)
-    axes = figure.subplots()
-    for key, sign in (("helped", "▲ "), ("hurt", "▼ ")):
-        if len(differences) <= _MANY_BARS:
-            axes.bar(edges[:-1], parts[key], 0.8 * step, align="edge", color=LIGHT[key])
+    drawn = {"helped": values > 0, "hurt": values < 0, "tied": values == 0}
+    numbers = {key: test.get(key, int(part.sum())) for key, part in drawn.items()}
+    step = sum(numbers.values()) / len(values)
+    edges = [place * step for place in range(len(values) + 1)]
+    axes = _axes(figure, 3.1, f"change of {found['measure']}", "queries, the most helped first")
+    sides: Any = (("helped", "▲", "left"), ("hurt", "▼", "right"))
+    for key, sign, place in sides:
+        heights = np.where(drawn[key], values, 0.0)
+        if len(values) <= _MANY_BARS:
+            axes.bar(edges[:-1], heights, 0.8 * step, align="edge", color=LIGHT[key])
         else:
-            axes.stairs(parts[key], edges, fill=True, color=LIGHT[key], linewidth=0)
-        place: Any = "left" if key == "helped" else "right"
-        axes.set_title(f"{sign}{count(numbers[key])} {key}", loc=place, color=LIGHT[key])
+            axes.stairs(heights, edges, fill=True, color=LIGHT[key], linewidth=0)
+        axes.set_title(f"{sign} {count(numbers[key])} {key}", loc=place, color=LIGHT[key])
     axes.set_title(f"{count(numbers['tied'])} tied", color=LIGHT["muted"])
     axes.axhline(0, color=LIGHT["ink"], linewidth=0.8)
     axes.spines["bottom"].set_visible(False)
-    axes.set(xlim=(0, edges[-1]), xlabel="queries, the most helped first")
-    axes.set_ylabel(f"change of {found['measure']}")
+    axes.set_xlim(0, edges[-1])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(_THOUSANDS)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -112,34 +109,32 @@ def win_loss(figure: Figure, document: Document) -> None:
 def flow(figure: Figure, document: Document) -> None:
     """Draw the documents now among the first k, by the rank they had before."""
     found = (document.get("moved") or {}).get("flow") or {}
-    rows = found.get("rows") or []
-    if not any(row["count"] for row in rows):
+    counts = {str(row["from"]).replace("-", "–"): row["count"] for row in found.get("rows") or []}
+    if not any(counts.values()):
         return
-    figure.set_figheight(0.9 + 0.36 * len(rows))
-    axes = figure.subplots()
-    bars = axes.barh(range(len(rows)), [row["count"] for row in rows], 0.68, color=LIGHT["bars"])
-    axes.set_yticks(range(len(rows)), [str(row["from"]).replace("-", "–") for row in rows])
+    height = 0.9 + 0.36 * len(counts)
+    axes = _axes(figure, height, "rank before", f"documents now among the first {found['k']}")
+    bars = axes.barh(list(counts), list(counts.values()), 0.68, color=LIGHT["bars"])
     axes.bar_label(bars, fmt=_THOUSANDS, padding=4)
     axes.invert_yaxis()
     axes.grid(False)
     axes.margins(x=0.14)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
-    axes.set(xlabel=f"documents now among the first {found['k']}", ylabel="rank before")
 
 
 def rank_changes(figure: Figure, document: Document) -> None:
     """Draw by how many ranks documents moved; positive is up."""
     moved = document.get("moved") or {}
-    histogram = (moved.get("rank_change") or {}).get("histogram") or []
-    lows, heights = [low for low, _ in histogram], [number for _, number in histogram]
-    if not any(heights):
+    histogram = dict((moved.get("rank_change") or {}).get("histogram") or [])
+    if not any(histogram.values()):
         return
-    axes, width = figure.subplots(), moved.get("bin_width") or 1
-    axes.bar(lows, heights, 0.92 * width, align="edge", color=LIGHT["bars"])
+    axes = _axes(figure, 2.8, "documents", "← down · ranks moved · up →")
+    lows, width = list(histogram), moved.get("bin_width") or 1
+    axes.bar(lows, histogram.values(), 0.92 * width, align="edge", color=LIGHT["bars"])
     axes.axvline(0, color=LIGHT["ink"], linewidth=0.8)
-    reach = max(abs(min(lows)), abs(max(lows) + width))
-    axes.set(xlim=(-reach, reach), xlabel="← down · ranks moved · up →", ylabel="documents")
+    reach = max(-min(lows), max(lows) + width)
+    axes.set_xlim(-reach, reach)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _count_axis(axes)
 
@@ -147,18 +142,16 @@ def rank_changes(figure: Figure, document: Document) -> None:
 def scores(figure: Figure, document: Document) -> None:
     """Draw a histogram of scores per kind of judgement, each in percent of its own pairs."""
     found = document.get("scores") or {}
-    edges = found.get("edges") or []
     colours = {"relevant": "helped", "not_relevant": "hurt", "unjudged": "quiet"}
-    parts = [key for key in colours if any(found.get(key) or [])]
-    if len(edges) < 2 or not parts:
+    parts = {key: np.array(found[key]) for key in colours if any(found.get(key) or [])}
+    if not parts:
         return
     figure.set_figheight(0.9 + 1.15 * len(parts))
     rows = figure.subplots(len(parts), 1, sharex=True, sharey=True, squeeze=False)
-    for axes, key in zip(rows[:, 0], parts, strict=True):
-        total = sum(found[key])
-        shares = [100 * number / total for number in found[key]]
-        axes.stairs(shares, edges, fill=True, color=LIGHT[colours[key]], linewidth=0)
-        axes.set_title(f"{key.replace('_', ' ')}, {many(total, 'pair')}", loc="left")
+    for axes, (key, counts) in zip(rows[:, 0], parts.items(), strict=True):
+        total, colour = counts.sum(), LIGHT[colours[key]]
+        axes.stairs(100 * counts / total, found["edges"], fill=True, color=colour, linewidth=0)
+        axes.set_title(f"{key.replace('_', ' ')}, {many(int(total), 'pair')}", loc="left")
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
         axes.yaxis.set_major_locator(MaxNLocator(3))
     rows[0, 0].set_ylim(bottom=0)
@@ -180,7 +173,7 @@ def reliability(figure: Figure, document: Document) -> None:
     curve.set(ylim=(-0.03, 1.03), ylabel="share relevant")
     lows, pairs = [row["low"] for row in rows], [row["pairs"] for row in rows]
     bars = sizes.bar(lows, pairs, 0.92 / len(rows), align="edge", color=LIGHT["quiet"])
-    sizes.bar_label(bars, fmt=EngFormatter(sep=""), padding=2, fontsize=10)
+    sizes.bar_label(bars, fmt=_SHORT, padding=2, fontsize=10)
     sizes.margins(y=0.35)
     sizes.grid(False)
     sizes.tick_params(axis="y", labelleft=False)
@@ -190,17 +183,16 @@ def reliability(figure: Figure, document: Document) -> None:
 def lengths(figure: Figure, document: Document) -> None:
     """Draw tokens per pair, with the 95th percentile and the length that pairs are cut to."""
     found = document.get("lengths") or {}
-    edges, counts = found.get("edges") or [], found.get("counts") or []
-    if len(edges) < 2 or not any(counts):
+    edges, counts = found.get("edges"), found.get("counts") or []
+    if not edges or not any(counts):
         return
-    limits = {key: found[key] for key in ("p95", "max_length") if known(found.get(key))}
-    marks = [(key, place) for key, place in limits.items() if place <= _NEAR * edges[-1]]
-    axes = figure.subplots()
+    marks = {key: found[key] for key in ("p95", "max_length")
+             if known(found.get(key)) and found[key] <= _NEAR * edges[-1]}  # fmt: skip
+    axes, top = _axes(figure, 2.8, "pairs", "tokens per pair"), max(counts)
     axes.stairs(counts, edges, fill=True, color=LIGHT["bars"], linewidth=0)
-    top = max(counts)
-    axes.set(ylim=(0, top * (1.08 + 0.13 * len(marks))), xlabel="tokens per pair", ylabel="pairs")
-    middle = (edges[0] + max([edges[-1], *(place for _, place in marks)])) / 2
-    for row, (name, place) in enumerate(marks):
+    axes.set_ylim(0, top * (1.08 + 0.13 * len(marks)))
+    middle = (edges[0] + max(edges[-1], *marks.values(), 0)) / 2
+    for row, (name, place) in enumerate(marks.items()):
         colour = LIGHT["hurt" if name == "max_length" else "ink"]
         axes.axvline(place, color=colour, **({} if name == "max_length" else _DASHED))
         side, align = (-5, "right") if place > middle else (5, "left")
@@ -214,22 +206,21 @@ def lengths(figure: Figure, document: Document) -> None:
 
 def pareto(figure: Figure, document: Document) -> None:
     """Draw throughput against agreement of the tuned settings, the best trade-offs joined."""
-    rows = [row for row in document["rows"] if known(row.get("kendall_tau"))]
-    rows = [row for row in rows if not row.get("of_batches")]
+    rows = [row for row in document["rows"]
+            if known(row.get("kendall_tau")) and not row.get("of_batches")]  # fmt: skip
     if not rows:
         return
-    figure.set_figheight(3.3)
-    axes = figure.subplots()
+    axes = _axes(figure, 3.3, "Kendall’s tau", "throughput of one task slot [pairs/s]")
 
     def points(some: Sequence[Document]) -> tuple[list[float], list[float]]:
         return [row["pairs_per_s"] for row in some], [row["kendall_tau"] for row in some]
 
     front = sorted((row for row in rows if row["pareto"]), key=lambda row: row["pairs_per_s"])
     axes.plot(*points(front), color=LIGHT["helped"], linewidth=1.4, zorder=1)
-    for at, name in enumerate(dict.fromkeys(row["engine"] for row in rows)):
+    names = dict.fromkeys(row["engine"] for row in rows)
+    for name, marker in zip(names, cycle("osD^vP*X"), strict=False):
         mine = [row for row in rows if row["engine"] == name]
         colours = [LIGHT["helped" if row["pareto"] else "quiet"] for row in mine]
-        marker = _MARKERS[at % len(_MARKERS)]
         axes.scatter(*points(mine), s=44, marker=marker, c=colours, label=name, zorder=2)
     best = [row for row in rows if row["recommended"]]
     axes.scatter(*points(best), s=190, facecolors="none", edgecolors=LIGHT["ink"], zorder=3)
@@ -238,13 +229,19 @@ def pareto(figure: Figure, document: Document) -> None:
     if known(least) and low < least:
         axes.axhline(least, color=LIGHT["muted"], **_DASHED)
     axes.set(xlim=(0, None), ylim=(None, 1 + 0.06 * max(1 - low, 0.02)))
-    axes.set(xlabel="throughput of one task slot [pairs/s]", ylabel="Kendall’s tau")
     figure.legend(loc="outside upper left", ncols=3, frameon=False, columnspacing=1.0)
+
+
+def _axes(figure: Figure, height: float, ylabel: str, xlabel: str) -> Axes:
+    figure.set_figheight(height)
+    axes: Axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return axes
 
 
 def _count_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(_SHORT)
     axes.spines["bottom"].set_color(LIGHT["rule"])
 
 
