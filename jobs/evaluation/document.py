@@ -13,6 +13,7 @@ are the baseline's means over them, `reranked` the table's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,8 +22,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from jobs.evaluation.measures import AFTER, BEFORE, CEILING
-from jobs.evaluation.run import RunEvaluation, mean_judged, means, side_of
+from jobs.evaluation.measures import AFTER, BEFORE, CEILING, JUDGED
+from jobs.evaluation.run import RunEvaluation
 from jobs.evaluation.significance import LEVEL, compare_paired, holm, interval
 from jobs.runtime.errors import RefusedError
 
@@ -36,24 +37,16 @@ _EXAMPLES: Final = 3  # ids that an error names
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a table is compared with.
-
-    Attributes:
-        name: of the table or the experiment.
-        values: its judged lists: `keys`, answered, and a column `reranked M` per measure M.
-    """
+    """What a table is compared with: `RunEvaluation.values` under a name."""
 
     name: str
     values: pd.DataFrame
 
 
 def assemble(
-    judged: RunEvaluation,
-    others: Sequence[RunEvaluation],
-    baseline: Baseline | None,
-    measures: Sequence[str],
-    slices: Sequence[str] = (),
-) -> dict[str, Any]:
+    judged: RunEvaluation, others: Sequence[RunEvaluation], baseline: Baseline | None,
+    measures: Sequence[str], slices: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Return everything that follows from values per list.
 
     Args:
@@ -67,9 +60,9 @@ def assemble(
         RefusedError: if baseline and table share no query.
     """
     values, names = judged.values, list(measures)
-    before, after, ceiling = (judged.side(side, names) for side in (BEFORE, AFTER, CEILING))
-    compared = judged.first_stage_order is not None
-    found = _comparison(before, after, _tested(names)) if compared else {}
+    before, after, ceiling = (side_of(values, side, names) for side in (BEFORE, AFTER, CEILING))
+    compared, tested = judged.first_stage_order is not None, _tested(names)
+    found = _comparison(before, after, tested) if compared else {}
     shared = _shared(values, baseline.values, judged.keys) if baseline else values
     return {
         "name": judged.name,
@@ -90,9 +83,27 @@ def assemble(
         "tests": found.get("tests"),
         "baseline": _against(baseline, judged, shared, names) if baseline else None,
         "systems": _systems(judged, others, baseline, shared, names),
-        "per_query": _extremes(judged, _tested(names)[0]) if compared and _tested(names) else None,
+        "per_query": _extremes(judged, tested[0]) if compared and tested else None,
         "slices": [_slice(values, column, names) for column in slices],
     }
+
+
+def side_of(values: pd.DataFrame, side: str, names: Sequence[str]) -> pd.DataFrame:
+    """Return the columns `side M` of those measures M that have one, named M."""
+    columns = {side + name: name for name in names if side + name in values.columns}
+    return values[[*columns]].rename(columns=columns)
+
+
+def means(values: pd.DataFrame) -> dict[str, float]:
+    """Return the mean of every column; sums are exact, so no digit depends on the rows' order."""
+    return {name: math.fsum(values[name]) / len(values) for name in values.columns}
+
+
+def mean_judged(values: pd.DataFrame, side: str) -> float | None:
+    """Return the mean `JUDGED` of a side over lists with candidates; None where there is none."""
+    answered = values[values["answered"]]
+    known = len(answered) and side + JUDGED in values.columns
+    return float(answered[side + JUDGED].mean()) if known else None
 
 
 def refuse_apart(what: str, here: Sequence[str], there: Sequence[str]) -> None:
@@ -182,23 +193,17 @@ def _systems(
     All over one set of queries: those of `shared`.
     """
     keys, runs = list(judged.keys), [judged, *others]
+    sides = [(FIRST_STAGE if run is judged else f"{FIRST_STAGE} of {run.name}", run.values, BEFORE)
+             for run in runs if run.first_stage_order is not None]  # fmt: skip
+    if baseline and baseline.name not in [run.name for run in runs]:
+        sides.append((baseline.name, baseline.values, AFTER))
+    sides += [(run.name, run.values, AFTER) for run in runs]
     rows: dict[str, pd.DataFrame] = {}
-
-    def add(label: str, values: pd.DataFrame, side: str) -> None:
-        here = shared[keys].merge(values, on=keys, how="left")
-        found = side_of(here, side, names).fillna(0.0)
+    for name, values, side in sides:
+        found = side_of(shared[keys].merge(values, on=keys, how="left"), side, names).fillna(0.0)
         # Tables of one input have one first stage.
         if side == AFTER or not any(found.equals(known) for known in rows.values()):
-            rows[label] = found
-
-    for run in runs:
-        if run.first_stage_order is not None:
-            label = FIRST_STAGE if run is judged else f"{FIRST_STAGE} of {run.name}"
-            add(label, run.values, BEFORE)
-    if baseline and baseline.name not in [run.name for run in runs]:
-        add(baseline.name, baseline.values, AFTER)
-    for run in runs:
-        add(run.name, run.values, AFTER)
+            rows[name] = found
     reference = baseline.name if baseline else next(iter(rows))
     return [
         {

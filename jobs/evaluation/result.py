@@ -11,12 +11,12 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs.evaluation.describe import describe
-from jobs.evaluation.document import Baseline, assemble, refuse_apart
+from jobs.evaluation.document import Baseline, assemble, mean_judged, refuse_apart
 from jobs.evaluation.examples import examples
 from jobs.evaluation.gate import REGISTERED, Plan, judge
 from jobs.evaluation.measures import AFTER, BEFORE, JUDGED
 from jobs.evaluation.ranked import Table, read_ranked, setting_of
-from jobs.evaluation.run import RunEvaluation, TieBreak, evaluate_run, mean_judged
+from jobs.evaluation.run import RunEvaluation, TieBreak, evaluate_run
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY
 from jobs.runtime.errors import RefusedError

@@ -26,8 +26,6 @@ TieBreak = Literal["doc_id_desc", "doc_id_asc"]
 # Rows that one call of the measuring function holds in memory: about 10 MB. Smaller buckets would
 # spend more time on calls than on measures, larger ones leave cores idle.
 _BUCKET: Final = 20_000
-#: Writes a table under a name and reads it back.
-Stage = Callable[[str, DataFrame], DataFrame]
 
 
 class RunError(RefusedError, ValueError):
@@ -44,9 +42,8 @@ class RunEvaluation:
         first_stage_order: column that gave the first stage's order, None without a first stage.
         partial: why there is no first-stage order although some rows have one, else None.
         rows: the candidates with `after`, `before` and `relevance`, as staged.
-        per_query: the table per list, as staged.
-        values: its judged lists in order of `keys`, with `keys`, the facts of `measure_bucket`,
-            columns `reranked M`, `first_stage M`, `ceiling M` for every measure M, and the slices.
+        per_query: the table per list, see `measure_bucket`, with the slices, as staged.
+        values: its judged lists, in order of `keys`.
     """
 
     name: str
@@ -57,49 +54,22 @@ class RunEvaluation:
     per_query: DataFrame
     values: pd.DataFrame
 
-    def side(self, side: str, names: Sequence[str]) -> pd.DataFrame:
-        """Values of one order, see `side_of`."""
-        return side_of(self.values, side, names)
-
     def counts(self) -> dict[str, int]:
         """Lists of the qrels, and how many of them have no candidate, and so on."""
-        values = self.values
         return {
-            "queries": len(values),
-            "queries_judged": int((values["n_judged"] > 0).sum()),
-            "queries_unanswered": int((~values["answered"]).sum()),
-            "queries_without_relevant": int((values["n_relevant"] == 0).sum()),
+            "queries": len(self.values),
+            "queries_judged": int((self.values["n_judged"] > 0).sum()),
+            "queries_unanswered": int((~self.values["answered"]).sum()),
+            "queries_without_relevant": int((self.values["n_relevant"] == 0).sum()),
             "queries_only_in_run": self.per_query.where(~F.col("judged")).count(),
         }
 
 
-def side_of(values: pd.DataFrame, side: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return the columns `side M` of those measures M that have one, named M."""
-    columns = {side + name: name for name in names if side + name in values.columns}
-    return values[[*columns]].rename(columns=columns)
-
-
-def means(values: pd.DataFrame) -> dict[str, float]:
-    """Return the mean of every column; sums are exact, so no digit depends on the rows' order."""
-    return {name: math.fsum(values[name]) / len(values) for name in values.columns}
-
-
-def mean_judged(values: pd.DataFrame, side: str) -> float | None:
-    """Return the mean `JUDGED` of a side over lists with candidates; None where there is none."""
-    answered = values[values["answered"]]
-    known = len(answered) and side + JUDGED in values.columns
-    return float(answered[side + JUDGED].mean()) if known else None
-
-
 def evaluate_run(
-    table: Table,
-    qrels: DataFrame,
-    measures: Sequence[str],
-    stage: Stage,
-    *,
-    tie_break: TieBreak = "doc_id_desc",
+    table: Table, qrels: DataFrame, measures: Sequence[str],
+    stage: Callable[[str, DataFrame], DataFrame], *, tie_break: TieBreak = "doc_id_desc",
     slices: Sequence[str] = (),
-) -> RunEvaluation:
+) -> RunEvaluation:  # fmt: skip
     """Measure both orders of a table, trec_eval's way.
 
     A run's rank column is ignored: scores are held in float32 and sorted in descending order, equal
@@ -112,7 +82,7 @@ def evaluate_run(
             it survived.
         qrels: query_id, doc_id, relevance; may be empty.
         measures: what to compute; `JUDGED` is computed anyway.
-        stage: writes what would otherwise be computed several times.
+        stage: writes a table under a name and reads it back.
         tie_break: order of equal scores, in both stages.
         slices: columns that have one value per list, or numbers whose mean is taken.
 
@@ -194,10 +164,7 @@ def _with_ranks(
 def _measured(
     rows: DataFrame, qrels: DataFrame, keys: Sequence[str], names: Sequence[str], count: int
 ) -> DataFrame:
-    """The table per list, see `measure_bucket`.
-
-    Rows and qrels move once, to buckets of whole queries.
-    """
+    """The table per list; rows and qrels move once, to buckets of whole queries."""
     buckets = max(1, math.ceil(count / _BUCKET))
     bucket = F.pmod(F.hash("query_id"), F.lit(buckets)).alias("_bucket")
     measured = ("doc_id", "score", "after", "before", "truncated")

@@ -17,10 +17,10 @@ from pyspark.sql import functions as F
 from scipy import stats
 
 from jobs import evaluate
-from jobs.evaluation.document import assemble
+from jobs.evaluation.document import assemble, means, side_of
 from jobs.evaluation.measures import BEFORE
 from jobs.evaluation.ranked import Table
-from jobs.evaluation.run import RunError, evaluate_run, means
+from jobs.evaluation.run import RunError, evaluate_run
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED
 from tests.conftest import shared_data
 from tests.spark.test_metrics import Grades, expected
@@ -555,7 +555,7 @@ def test_askubuntu(spark: SparkSession, part: str, known: dict[str, float]) -> N
     measures = list(known)
     run = Table("s", as_ranked(spark, rows))
     found = evaluate_run(run, qrels, measures, lambda _, rows: rows.cache())
-    values = means(found.side(BEFORE, measures))
+    values = means(side_of(found.values, BEFORE, measures))
     assert {name: round(value, 3) for name, value in values.items()} == known
 
 

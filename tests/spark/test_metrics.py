@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.evaluation.document import means, side_of
 from jobs.evaluation.measures import AFTER, CEILING
 from jobs.evaluation.qrels import read_qrels
 from jobs.evaluation.ranked import Table
-from jobs.evaluation.run import RunError, RunEvaluation, evaluate_run, means
+from jobs.evaluation.run import RunError, RunEvaluation, evaluate_run
 from jobs.runtime.errors import RefusedError
 
 Scores = dict[str, dict[str, float]]
@@ -62,12 +63,8 @@ def measured(
     return evaluate_run(as_table(run), qrels, measures, lambda _, rows: rows.cache(), **options)
 
 
-def values_of(found: RunEvaluation, side: str = AFTER) -> dict[str, dict[str, float]]:
-    """Values of one side by query and measure."""
-    table = found.values.set_index("query_id")
-    return table[[c for c in table if c.startswith(side)]].rename(
-        columns=lambda name: name.removeprefix(side)
-    ).T.to_dict()  # fmt: skip
+def means_of(found: RunEvaluation, names: Sequence[str]) -> dict[str, float]:
+    return means(side_of(found.values, AFTER, names))
 
 
 def as_qrels(spark: SparkSession, qrels: Grades) -> DataFrame:
@@ -163,7 +160,7 @@ def test_every_measure_of_every_query_is_the_references(spark: SparkSession, see
         assert row["n_retrieved"] == len(run.get(query, {}))
         assert row["n_relevant"] == sum(grade > 0 for grade in grades.values())
         assert row["answered"] == (query in run)
-    reranked, counts = means(found.side(AFTER, MEASURES)), found.counts()
+    reranked, counts = means_of(found, MEASURES), found.counts()
     for name in MEASURES:
         values = expected(name, run, qrels)
         want = sum(values.get(query, 0.0) for query in qrels) / len(qrels)
@@ -190,7 +187,7 @@ def test_the_digits_do_not_depend_on_the_partitions(
         monkeypatch.setattr("jobs.evaluation.run._BUCKET", bucket)
         shuffled = as_run(spark, run).repartition(n, F.rand(seed=n))
         judged = as_qrels(spark, qrels).repartition(n, F.rand(seed=n + 1))
-        printed.add(repr(means(measured(shuffled, judged, names).side(AFTER, names))))
+        printed.add(repr(means_of(measured(shuffled, judged, names), names)))
     assert len(printed) == 1
 
 
@@ -218,9 +215,9 @@ def test_ties_go_to_the_higher_doc_id_where_ir_measures_alone_takes_the_lower(
     theirs = ir_measures.calc_aggregate(map(ir_measures.parse_measure, names), qrels, rows)
     assert {str(name): value for name, value in theirs.items()} == {"RR": 0.5, "RR@10": 1.0}
     run, judged = as_run(spark, rows), as_qrels(spark, qrels)
-    assert means(measured(run, judged, names).side(AFTER, names)) == {"RR": 0.5, "RR@10": 0.5}
+    assert means_of(measured(run, judged, names), names) == {"RR": 0.5, "RR@10": 0.5}
     other = measured(run, judged, names, tie_break="doc_id_asc")
-    assert means(other.side(AFTER, names)) == {"RR": 1.0, "RR@10": 1.0}
+    assert means_of(other, names) == {"RR": 1.0, "RR@10": 1.0}
 
 
 def test_unanswered_queries_count_zero_where_trec_eval_without_c_leaves_them_out(
@@ -231,9 +228,9 @@ def test_unanswered_queries_count_zero_where_trec_eval_without_c_leaves_them_out
     assert trec_eval("AP", run, qrels) == {"a": 1.0}
     assert ir_measures.calc_aggregate([ir_measures.AP], qrels, run) == {ir_measures.AP: 0.5}
     found = measured(as_run(spark, run), as_qrels(spark, qrels), ["AP"])
-    assert means(found.side(AFTER, ["AP"])) == {"AP": 0.5}
+    assert means_of(found, ["AP"]) == {"AP": 0.5}
     empty = measured(as_run(spark, {}), as_qrels(spark, qrels), MEASURES)
-    assert set(means(empty.side(AFTER, MEASURES)).values()) == {0.0}
+    assert set(means_of(empty, MEASURES).values()) == {0.0}
     assert empty.counts()["queries_unanswered"] == 2
 
 
@@ -246,7 +243,7 @@ def test_a_run_with_repeated_pairs_or_missing_scores_leaves_no_number(spark: Spa
     assert isinstance(caught.value, RefusedError)
     own = replace(as_table(twice), record={"kind": "rerank"})
     found = evaluate_run(own, qrels, ["AP"], lambda _, rows: rows.cache())
-    assert means(found.side(AFTER, ["AP"])) == {"AP": 1.0}
+    assert means_of(found, ["AP"]) == {"AP": 1.0}
     missing = spark.createDataFrame([("a", "d", float("nan")), ("b", "d", None)], schema)
     with pytest.raises(RunError, match=r"2 rows of run have a null or NaN score.*query 'a'"):
         measured(missing, qrels, ["AP"])
@@ -278,7 +275,7 @@ def read_run(spark: SparkSession, path: Path) -> DataFrame:
 def test_known_values(spark: SparkSession, run: str, qrels: str, known: dict[str, float]) -> None:
     table, judged = read_run(spark, DATA / run), read_qrels(spark, str(DATA / qrels))
     names = list(known)
-    found = means(measured(table, judged, names).side(AFTER, names))
+    found = means_of(measured(table, judged, names), names)
     assert {name: round(value, 4) for name, value in found.items()} == known
 
 
@@ -293,6 +290,6 @@ def test_a_query_with_100_000_candidates(spark: SparkSession) -> None:
     run = {"q": {str(i): float(i * 7919 % 9973) for i in range(count)}}
     qrels = {"q": {str(i): i % 3 for i in range(0, count, 997)}}
     names = ["AP", "nDCG", "RR", "R@1000"]
-    found = means(measured(table, as_qrels(spark, qrels), names).side(AFTER, names))
+    found = means_of(measured(table, as_qrels(spark, qrels), names), names)
     for name in names:
         assert found[name] == pytest.approx(trec_eval(name, run, qrels)["q"], abs=1e-6)

@@ -13,7 +13,6 @@ from typing import Any, Final, TypeGuard
 from jobs.evaluation.significance import SIGNIFICANT
 
 NONE: Final = "–"
-_NBSP: Final = "\u00a0"
 
 
 def known(number: Any) -> TypeGuard[float]:
@@ -26,21 +25,21 @@ def fixed(number: Any, digits: int = 4) -> str:
     if not known(number):
         return NONE
     text = f"{number:,.{digits}f}"
-    return _minus(text if float(text.replace(",", "")) else text.lstrip("-"))
+    return _minus(text if text.strip("-0.,") else text.lstrip("-"))
 
 
 def signed(number: Any, digits: int = 4) -> str:
     """Return a difference with its sign: "+0.0674"; a zero has none."""
     text = fixed(number, digits)
-    return f"+{text}" if known(number) and text[0] != "−" and text.strip("0.,") else text
+    return f"+{text}" if known(number) and number > 0 and text.strip("0.,") else text
 
 
 def span(ends: Sequence[float] | None, digits: int = 3, sign: bool = False) -> str:
     """Return an interval: "0.525 to 0.621"; empty where there is none."""
-    if not ends or not all(known(end) for end in ends):
+    if not ends or not all(map(known, ends)):
         return ""
     low, high = ((signed if sign else fixed)(end, digits) for end in ends)
-    return f"{low} to{_NBSP}{high}"
+    return f"{low} to\u00a0{high}"
 
 
 def p_value(p: Any) -> str:
@@ -52,16 +51,13 @@ def p_value(p: Any) -> str:
     return f"{p:.4f}" if round(p, 3) == SIGNIFICANT and p != SIGNIFICANT else f"{p:.3f}"
 
 
-def share(part: Any, digits: int = 1) -> str:
+def share(part: Any) -> str:
     """Return a part of 1 in percent: "90.7%". Only 0 is "0.0%" and only 1 is "100.0%"."""
     if not known(part):
         return NONE
-    least = 10.0**-digits
-    if 0 < 100 * part < least / 2:
-        return f"< {least:g}%"
-    if 100 - least / 2 < 100 * part < 100:
-        return f"> {100 - least:g}%"
-    return _minus(f"{100 * part:.{digits}f}%")
+    if 0 < part < 0.0005:
+        return "< 0.1%"
+    return "> 99.9%" if 0.9995 < part < 1 else _minus(f"{part:.1%}")
 
 
 def count(number: Any) -> str:
@@ -79,7 +75,6 @@ def amount(number: Any) -> str:
 
 def beside(value: Any, limit: Any) -> str:
     """Return a value with as many digits as it takes to tell it from a limit."""
-    text = NONE
     for digits in range(4, 17):
         text, other = (fixed(x, digits).rstrip("0").rstrip(".") for x in (value, limit))
         if text != other or value == limit:
@@ -91,9 +86,9 @@ def seconds(time: Any) -> str:
     """Return a duration: "7.9 s", "12 min 5 s", "2 h 3 min"."""
     if not known(time):
         return NONE
+    minutes, rest = divmod(round(time), 60)
     if time < 60:
         return f"{time:.1f} s"
-    minutes, rest = divmod(round(time), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 

@@ -24,8 +24,7 @@ class Verdict:
 
 def verdict(document: Document) -> Verdict:
     """Return whether the gate passed, if there is one, and how the first measure changed."""
-    outcome = _outcome(document)
-    gate = document.get("gate")
+    outcome, gate = _outcome(document), document.get("gate")
     if not gate:
         return outcome
     more = (f"{outcome.sentence}{outcome.rest}.", *outcome.more)
@@ -53,17 +52,18 @@ def tuning_verdict(document: Document, row: Document | None) -> Verdict:
             f"loss of nDCG@10 of at most {limits['max_loss']:g}."
         )
         return Verdict("hurt", "No setting can be recommended", more=(missed,))
-    reference = document["rows"][document["reference_at"]]
+    name, reference = document["reference"], document["rows"][document["reference_at"]]
     times = row["pairs_per_s"] / (reference.get("pairs_per_s") or row["pairs_per_s"])
-    agreement = [f"Kendall’s tau {fixed(row.get('kendall_tau'), 3)}"]
+    sample = (f"{many(document['counts']['measured_on'], 'pair')} of "
+              f"{many(document['queries'], 'query')}")  # fmt: skip
+    agreement = f"Kendall’s tau {fixed(row.get('kendall_tau'), 3)}"
     if known(row.get("ndcg_delta")):
-        agreement.append(f"nDCG@10 {signed(row['ndcg_delta'])}")
-    sample = [many(document["counts"]["measured_on"], "pair"), many(document["queries"], "query")]
+        agreement += f", nDCG@10 {signed(row['ndcg_delta'])}"
     return Verdict(
         "helped",
         f"{row['engine']}, max_length {row['max_length']:,}, max_tokens {row['max_tokens']:,}",
-        f", {times:.1f} times as fast as {document['reference']}" if times != 1 else "",
-        (f"Against {document['reference']} on {' of '.join(sample)}: {', '.join(agreement)}.",),
+        f", {times:.1f} times as fast as {name}" if times != 1 else "",
+        (f"Against {name} on {sample}: {agreement}.",),
     )
 
 
@@ -71,53 +71,54 @@ def _outcome(document: Document) -> Verdict:
     measure, queries = first_measure(document), document.get("queries")
     if measure is None or not queries:
         return Verdict("", "No query has a judgement, so no measure could be computed")
-    intervals = document.get("intervals") or {}
+    intervals, baseline = document.get("intervals") or {}, document.get("baseline") or {}
     level = f"{100 * intervals.get('level', 0.95):g}% interval"
     before, after = (document.get("first_stage") or {}).get(measure), document["reranked"][measure]
     ends, tests = intervals.get("delta"), document.get("tests")
     more: list[str] = []
-    baseline = document.get("baseline")
     if baseline:
         shared = f"{many(baseline['queries'], 'query')} that both rank"
         more.append(f"The comparison with {baseline['name']} is over the {shared}.")
-    if before is None and baseline and measure in baseline["values"]:
-        before = baseline["values"][measure]
+    if before is None and measure in baseline.get("values", {}):
         # Over the shared queries, which may be fewer than those of the reranked value.
-        after = before + (baseline.get("delta") or {}).get(measure, after - before)
+        before = baseline["values"][measure]
+        after = before + baseline["delta"][measure]
         ends, tests = baseline.get("intervals"), baseline.get("tests")
     if before is None:
         written = span((intervals.get("reranked") or {}).get(measure))
         missing = "There is no first-stage order and no baseline to compare it with."
         rest = f" ({level} {written})" if written else ""
         return Verdict("", f"{measure} is {fixed(after, 3)}", rest, (missing,))
-    test = {"level": level, **((tests or {}).get(measure) or {})}
     if queries == 1:
         more.append("One query says nothing of others.")
-    else:
-        test["interval"] = (ends or {}).get(measure)
-    return _change(measure, before, after, test, more)
+        ends = None
+    p = ((tests or {}).get(measure) or {}).get("p_holm")
+    return _change(measure, before, after, (level, (ends or {}).get(measure)), p, more)
 
 
-def _change(measure: str, before: float, after: float, test: Document, more: list[str]) -> Verdict:
-    """Return how the measure changed; the words claim no more than the test does."""
-    delta, p = after - before, test.get("p_holm")
+def _change(
+    measure: str, before: float, after: float, interval: tuple[str, Any], p: Any, more: list[str]
+) -> Verdict:
+    """How the measure changed; the words claim no more than the test does."""
+    delta = after - before
     digits = 3 if abs(delta) >= 0.0005 else 4
     if abs(delta) < 0.00005:
         return Verdict("", f"{measure} stayed at {fixed(after, 3)}", more=more)
     verb = "rose" if delta > 0 else "fell"
     sentence = f"{measure} {verb} from {fixed(before, digits)} to {fixed(after, digits)}"
-    numbers = [signed(delta, digits)]
-    if ends := span(test.get("interval"), digits, sign=True):
-        numbers.append(f"{test['level']} {ends}")
-    if not known(p):
-        return Verdict("", sentence, f" ({', '.join(numbers)})", more)
-    numbers.append(("p " if p < 0.001 else "p = ").replace(" ", "\u00a0") + p_value(p))
-    tone, no, chance = ("helped" if delta > 0 else "hurt"), "", ""
-    if p >= SIGNIFICANT:
-        tone, no, chance = "", "not ", ", which may be chance"
-    judged = f"The difference is {no}significant: p is {no}below {SIGNIFICANT:g} after Holm’s "
-    more = [judged + "correction for the number of measures.", *more]
-    return Verdict(tone, sentence + chance, f" ({', '.join(numbers)})", more)
+    numbers, tone = signed(delta, digits), ""
+    if ends := span(interval[1], digits, sign=True):
+        numbers += f", {interval[0]} {ends}"
+    if known(p):
+        numbers += ", " + ("p " if p < 0.001 else "p = ").replace(" ", "\u00a0") + p_value(p)
+        no = "not " if p >= SIGNIFICANT else ""
+        judged = f"The difference is {no}significant: p is {no}below {SIGNIFICANT:g} after Holm’s "
+        more = [judged + "correction for the number of measures.", *more]
+        if no:
+            sentence += ", which may be chance"
+        else:
+            tone = "helped" if delta > 0 else "hurt"
+    return Verdict(tone, sentence, f" ({numbers})", more)
 
 
 def _failure(rule: Document) -> str:
