@@ -18,7 +18,7 @@ from jobs.output.names import PER_QUERY
 from jobs.output.publish import publish, result_files, track_run
 from jobs.output.record import Stopwatch, evaluation_record, make_record
 from jobs.output.summary import evaluation_summary
-from jobs.preflight import Evaluate, check_evaluate
+from jobs.preflight import check_evaluate
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED
 
@@ -36,35 +36,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    """Refuse all that can be refused, then measure."""
+    """Refuse all that can be refused, then measure, publish, report and log."""
     watch = Stopwatch()
-    return measure(config, check_evaluate(config, watch), watch)
-
-
-def measure(config: Config, ready: Evaluate, watch: Stopwatch) -> int:
-    """Measure, publish or keep beside, report, log."""
-    spark, (name, *_) = ready.spark, ready.paths
-    further = [table for table in ready.tables.values() if table.name != name]
-    with OutputFolder(spark, config.output) as out:
+    ready = check_evaluate(config, watch)
+    with OutputFolder(ready.spark, config.output) as out:
         with watch.part("measuring"):
-            judged = replace(ready.tables[name], texts=ready.texts)
+            judged, *further = (ready.tables[name] for name in ready.paths)
             document = evaluate(
-                ready.plan, judged, further, ready.baseline, ready.qrels, out,
-                tie_break=config.ranking.tie_break,
+                ready.plan, replace(judged, texts=ready.texts), further, ready.baseline,
+                ready.qrels, out, tie_break=config.ranking.tie_break,
             )  # fmt: skip
         operations, gate = document.get("operations") or {}, document.get("gate")
         record = {
             **make_record("evaluate", run_id=out.run_id, config=config, watch=watch,
-                          spark_version=spark.version),
+                          spark_version=ready.spark.version),
             "model": operations.get("model") or None,
             "device_ms": operations.get("ms_per_pair"),
             **evaluation_record(document),
         }  # fmt: skip
-        code = GATE_NOT_PASSED if gate and not gate["passed"] else DONE
         files = result_files(record, document, render(document, record))
         # A failed rule is what this command reports; there is nothing better to keep in its place.
         places = publish(out, [PER_QUERY], files, hold_back=False)
     sys.stdout.write(evaluation_summary(document, places) + "\n")
+    code = GATE_NOT_PASSED if gate and not gate["passed"] else DONE
     tracked = track_run(config.mlflow, out, record)
     return code or tracked
 

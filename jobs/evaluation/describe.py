@@ -30,15 +30,11 @@ def describe(run: RunEvaluation, max_length: int | None) -> dict[str, Any]:
     """Return `moved` (None without a first stage), `scores` and `lengths` (None if unknown).
 
     `scores` has `tied_rate` (of the candidates of lists with two or more, those whose score another
-    one of the list has; None without such a list) and `constant` (all scores of the table are
-    equal). Where any score is finite, also a histogram of the logits by class and the reliability
-    of the probability. Its curve has ten bins of equal width; `ece`, the expected calibration
-    error, is their mean distance from the diagonal, weighted by size (Naeini et al., AAAI 2015). A
-    pair is relevant from a grade of 1 on.
-
-    Args:
-        run: of the table.
-        max_length: what its pairs were cut to [tokens], None if unknown.
+    one of the list has; None without such a list) and `constant` (all scores are equal). Where any
+    score is finite, also a histogram of the logits by class, and the reliability of the probability
+    in ten bins of equal width; `ece`, the expected calibration error, is their mean distance from
+    the diagonal, weighted by size (Naeini et al., AAAI 2015). A pair is relevant from a grade of 1
+    on. `max_length` is what the pairs were cut to [tokens].
     """
     # Tables of others may hold infinite scores, which are in no bin.
     finite = F.when(F.abs("score") < float("inf"), F.col("score").cast("double"))

@@ -32,7 +32,6 @@ _BASELINE: Final = "baseline "  # as `AFTER` and `BEFORE`
 _POINTS: Final = 1000  # of the plot per query
 _EXTREMES: Final = 20  # most helped and most hurt queries
 _GROUPS: Final = 12  # distinct numbers up to which a numeric slice is not cut into quarters
-_EXAMPLES: Final = 3  # ids that an error names
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,7 @@ def assemble(
     judged: RunEvaluation, others: Sequence[RunEvaluation], baseline: Baseline | None,
     measures: Sequence[str], slices: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Return everything that follows from values per list.
-
-    Args:
-        judged: the table that the gate is about.
-        others: further tables over the same qrels.
-        baseline: what `judged` is compared with beside its own first stage.
-        measures: to be shown.
-        slices: columns of `judged.values`.
+    """Return everything that follows from values per list; the gate is about `judged`.
 
     Raises:
         RefusedError: if baseline and table share no query.
@@ -107,12 +99,8 @@ def mean_judged(values: pd.DataFrame, side: str) -> float | None:
 
 
 def refuse_apart(what: str, here: Sequence[str], there: Sequence[str]) -> None:
-    """Refuse two sides that have no id in common.
-
-    Raises:
-        RefusedError: with three ids of each side.
-    """
-    ids = [", ".join(map(repr, side[:_EXAMPLES])) for side in (here, there)]
+    """Raise a `RefusedError` for two sides that have no id in common, with three ids of each."""
+    ids = [", ".join(map(repr, side[:3])) for side in (here, there)]
     raise RefusedError(
         f"{what} have no id in common: {ids[0]} here, {ids[1]} there; check that both write ids "
         "in the same way"
@@ -147,9 +135,7 @@ def _comparison(
 
 
 def _shared(values: pd.DataFrame, baseline: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Lists that both sides rank, or neither does: those count 0 in both. In order of their keys,
-    with `baseline M` beside `reranked M`.
-    """
+    """Lists that both sides rank, or neither does, with `baseline M` beside `reranked M`."""
     if missing := set(keys) - set(baseline.columns):
         raise RefusedError(f"evaluation.baseline has no column {', '.join(sorted(missing))}")
     named = {c: c.replace(AFTER, _BASELINE, 1) for c in baseline.columns if c.startswith(AFTER)}
@@ -188,11 +174,8 @@ def _systems(
     judged: RunEvaluation, others: Sequence[RunEvaluation], baseline: Baseline | None,
     shared: pd.DataFrame, names: Sequence[str],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of the table models x measures; each against the baseline, else the first stage.
-
-    All over one set of queries: those of `shared`.
-    """
-    keys, runs = list(judged.keys), [judged, *others]
+    """Rows of the table models x measures; each against the baseline, else the first stage."""
+    keys, runs, tested = list(judged.keys), [judged, *others], _tested(names)
     sides = [(FIRST_STAGE if run is judged else f"{FIRST_STAGE} of {run.name}", run.values, BEFORE)
              for run in runs if run.first_stage_order is not None]  # fmt: skip
     if baseline and baseline.name not in [run.name for run in runs]:
@@ -204,24 +187,16 @@ def _systems(
         # Tables of one input have one first stage.
         if side == AFTER or not any(found.equals(known) for known in rows.values()):
             rows[name] = found
-    reference = baseline.name if baseline else next(iter(rows))
-    return [
-        {
-            "name": name,
-            "queries": len(shared),
-            "values": means(values),
-            "versus": None if name == reference else _versus(rows[reference], values, names),
-        }
-        for name, values in rows.items()
-    ]
-
-
-def _versus(
-    standard: pd.DataFrame, values: pd.DataFrame, names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    found = _comparison(standard, values, _tested(names))
-    return {name: {"delta": found["delta"][name], "p": test["p"], "p_holm": test["p_holm"]}
-            for name, test in found["tests"].items()}  # fmt: skip
+    reference, systems = baseline.name if baseline else next(iter(rows)), []
+    for name, values in rows.items():
+        versus = None
+        if name != reference:
+            found = _comparison(rows[reference], values, tested)
+            versus = {m: {"delta": found["delta"][m], "p": test["p"], "p_holm": test["p_holm"]}
+                      for m, test in found["tests"].items()}  # fmt: skip
+        row = {"name": name, "queries": len(shared), "values": means(values), "versus": versus}
+        systems.append(row)
+    return systems
 
 
 def _extremes(judged: RunEvaluation, measure: str) -> dict[str, Any]:

@@ -24,8 +24,7 @@ def examples(
         count: of lists at most.
 
     Returns:
-        Per list `query_id`, `query`, `before` and `after`, lists of `rank`, `doc_id`, `label`
-        and `text`.
+        Per list `query_id`, `query`, `before` and `after`: rows of rank, doc_id, label and text.
     """
     changed = document.get("per_query") or {"most_helped": [], "most_hurt": []}
     turns = chain.from_iterable(zip_longest(changed["most_helped"], changed["most_hurt"]))

@@ -28,7 +28,6 @@ class Table:
     """Candidates under a name.
 
     Attributes:
-        name: of the table.
         candidates: query_id and doc_id (string), score (float), retrieval_score, retrieval_rank,
             n_tokens, truncated (null where unknown), label if there is one, `group`, slices.
         group: columns that make a list together with query_id.
@@ -73,12 +72,8 @@ def read_ranked(
 ) -> Table:
     """Read the columns of a ranked table that an evaluation needs, and the record beside it.
 
-    Args:
-        spark: the session.
-        name: of the table.
-        path: of the table.
-        slices: columns to split the result by.
-        group: columns that make a list; empty: those of the run that wrote the table.
+    `slices` are columns to split the result by, `group` those that make a list; empty: those of the
+    run that wrote the table.
 
     Raises:
         RefusedError: naming missing and present columns.

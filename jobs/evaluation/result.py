@@ -41,13 +41,11 @@ def find_baseline(
         spark: the session.
         plan: names the baseline.
         others: tables that are compared anyway, by name.
-        fetch: returns the table per query of the latest passing run of an experiment, None if
-            there is none; asked only for a baseline of `mlflow:`.
+        fetch: returns the table per query of the latest passing run of an experiment, if any.
         group: columns that make a list.
 
     Returns:
-        Values per query of a logged run, or a ranked table; None if there is nothing to compare
-        with, or nothing yet.
+        Values per query of a logged run, or a ranked table; None if there is nothing (yet).
 
     Raises:
         RefusedError: if it cannot be found or used.
@@ -76,12 +74,7 @@ def find_baseline(
 def refuse_unrelated(
     rows: DataFrame, qrels: DataFrame | None, baseline: Baseline | Table | None = None
 ) -> None:
-    """Refuse ranked or checked rows that have no id in common with what they are held against.
-
-    Args:
-        rows: query_id, doc_id; may be empty.
-        qrels: query_id, doc_id; None if there are none.
-        baseline: see `find_baseline`.
+    """Refuse rows (query_id, doc_id) that have no id in common with what they are held against.
 
     Raises:
         RefusedError: with three ids of each side.
@@ -115,19 +108,16 @@ def evaluate(
     plan: Plan, judged: Table, others: Sequence[Table], baseline: Baseline | Table | None,
     qrels: DataFrame | None, out: OutputFolder, *, tie_break: TieBreak,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure, compare and hold against the rules; stages the table `per_query`.
+    """Return the document of `jobs.evaluation.document`, and stage the table `per_query`.
 
     Args:
         plan: measures, rules, slices.
         judged: the table that the rules are about.
         others: further tables.
         baseline: see `find_baseline`.
-        qrels: query_id, doc_id, relevance; None: nothing to measure by.
+        qrels: query_id, doc_id, relevance; None: only what needs no judgement is computed.
         out: where tables are staged.
         tie_break: order of equal scores.
-
-    Returns:
-        The document, see `jobs.evaluation.document`; without qrels what needs no judgement.
 
     Raises:
         RefusedError: tables that cannot be measured, or share no id with qrels or baseline.

@@ -1,12 +1,9 @@
 """Whether a difference between two rankings of the same queries could be chance.
 
-The unit is the query, and the two values of a query belong together: paired tests. With up to
-`EXACT_UP_TO` queries nothing is assumed of the differences: a randomisation test (Fisher 1935;
-for retrieval: Smucker, Allan, Carterette, CIKM 2007) and a percentile bootstrap (Efron 1979;
-Sakai, SIGIR 2006), both scipy's. Beyond, Student's t gives the same numbers in no time.
-
-Everything is seeded and takes its values in the order of query ids, so that the same tables give
-the same digits wherever their rows came from.
+The two values of a query belong together: paired tests. With up to `EXACT_UP_TO` queries nothing is
+assumed of the differences: a randomisation test (Fisher 1935; for retrieval: Smucker, Allan,
+Carterette, CIKM 2007) and a percentile bootstrap (Efron 1979; Sakai, SIGIR 2006). Beyond, Student's
+t gives the same numbers in no time. Seeded, so that the same values give the same digits.
 """
 
 from __future__ import annotations
@@ -65,10 +62,9 @@ def compare_paired(before: Values, after: Values) -> Difference:
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     alike = 0.0 if abs(mean) < _SAME else None
     effect_size = alike if spread < _SAME else mean / spread
-    low, high = interval(difference)
     p, method = _p_value(difference)
     helped, hurt, tied = (int((np.sign(difference) == sign).sum()) for sign in (1, -1, 0))
-    return Difference(mean, low, high, p, effect_size, helped, hurt, tied, method)
+    return Difference(mean, *interval(difference), p, effect_size, helped, hurt, tied, method)
 
 
 def interval(values: Values) -> tuple[float, float]:
@@ -110,11 +106,11 @@ def _p_value(difference: Values) -> tuple[float, str]:
             return 0.0, "every query changed alike"
         return float(stats.ttest_1samp(difference, 0.0).pvalue), "paired t-test"
     # Queries that did not change stay where they are under every exchange: leaving them out gives
-    # the same distribution, and the exact one for more queries.
-    result = stats.permutation_test(  # of one sample: it changes signs
+    # the same distribution, and the exact one for more queries. One sample: signs are exchanged.
+    p = stats.permutation_test(
         (changed,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
         batch=max(1, _BATCH // len(changed)), rng=np.random.default_rng(_SEED),
-    )  # fmt: skip
+    ).pvalue  # fmt: skip
     exact = len(changed) <= math.log2(RESAMPLES)
     kind = "all exchanges" if exact else f"{RESAMPLES:,} resamples"
-    return float(result.pvalue), f"paired randomisation test, {kind}"
+    return float(p), f"paired randomisation test, {kind}"
