@@ -15,7 +15,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from jobs.evaluation.report import figures, formatting
 from jobs.evaluation.report.formatting import fixed, known
-from jobs.evaluation.report.verdict import first_measure, tuning_verdict, verdict
+from jobs.evaluation.report.verdict import first_measure, verdict
 from jobs.evaluation.significance import SIGNIFICANT
 
 Document = Mapping[str, Any]
@@ -38,9 +38,7 @@ def render(document: Document, record: Document | None = None) -> tuple[str, dic
 
 def render_tuning(document: Document) -> str:
     """Return the content of tune.json as an HTML page."""
-    chosen = next((row for row in document["rows"] if row["recommended"]), None)
-    parts = {"verdict": tuning_verdict(document, chosen), "chosen": chosen}
-    return _page("tuning", document, figures.draw(document, (figures.pareto,)), **parts)
+    return _page("tuning", document, figures.draw(document, (figures.pareto,)))
 
 
 def compare_slices(rows: Sequence[Document], measure: str) -> Document:

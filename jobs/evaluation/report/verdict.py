@@ -43,30 +43,6 @@ def first_measure(document: Document) -> str | None:
     return next((name for name in document.get("measures") or [] if name in values), None)
 
 
-def tuning_verdict(document: Document, row: Document | None) -> Verdict:
-    """Return the recommended setting, its speed-up and its agreement with the reference."""
-    if row is None:
-        limits = document["config"]["tune"]
-        missed = (
-            f"None scored every pair with Kendall’s tau of at least {limits['min_tau']:g} and a "
-            f"loss of nDCG@10 of at most {limits['max_loss']:g}."
-        )
-        return Verdict("hurt", "No setting can be recommended", more=(missed,))
-    name, reference = document["reference"], document["rows"][document["reference_at"]]
-    times = row["pairs_per_s"] / (reference.get("pairs_per_s") or row["pairs_per_s"])
-    sample = (f"{many(document['counts']['measured_on'], 'pair')} of "
-              f"{many(document['queries'], 'query')}")  # fmt: skip
-    agreement = f"Kendall’s tau {fixed(row.get('kendall_tau'), 3)}"
-    if known(row.get("ndcg_delta")):
-        agreement += f", nDCG@10 {signed(row['ndcg_delta'])}"
-    return Verdict(
-        "helped",
-        f"{row['engine']}, max_length {row['max_length']:,}, max_tokens {row['max_tokens']:,}",
-        f", {times:.1f} times as fast as {name}" if times != 1 else "",
-        (f"Against {name} on {sample}: {agreement}.",),
-    )
-
-
 def _outcome(document: Document) -> Verdict:
     measure, queries = first_measure(document), document.get("queries")
     if measure is None or not queries:
