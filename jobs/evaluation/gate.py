@@ -120,8 +120,8 @@ def make_plan(config: EvaluationConfig, report: ReportConfig) -> Plan:
         errors.add("evaluation.metrics is empty; name at least one, for example nDCG@10")
     needs = [rule.text for rule in rules if rule.side == "baseline"]
     if needs and not config.baseline:
-        errors.add(f"evaluation.gate: {needs[0]!r} needs something to compare with; set "
-                   "evaluation.baseline")  # fmt: skip
+        compare = "needs something to compare with; set evaluation.baseline"
+        errors.add(f"evaluation.gate: {needs[0]!r} {compare}")
     if config.baseline == REGISTERED:
         errors.add("evaluation.baseline names no experiment; write mlflow:EXPERIMENT")
     for name in sorted(RESERVED & set(config.slices)):
@@ -200,9 +200,9 @@ def _judge(rule: Rule, document: Mapping[str, Any], config: EvaluationConfig) ->
         p = holder["tests"][rule.measure]["p_holm"]
         notes.append(f"p = {p:.3g} after Holm")
         holds = holds or p >= config.alpha
-    if rule.measure is not None and (weak := _too_few(holder, config)):
-        holds = False
-        notes += weak
+    if rule.measure is not None:
+        weak = _too_few(holder, config)
+        notes, holds = notes + weak, holds and not weak
     return {**row, "value": float(value), "passed": holds, "note": "; ".join(notes)}
 
 

@@ -121,8 +121,10 @@ def measure_bucket(
     columns = (judgements[name].tolist() for name in ("query_id", "doc_id", "relevance"))
     for query, doc, grade in zip(*columns, strict=True):
         grades.setdefault(query, {})[doc] = grade
-    truth = {str(at): _safe(grades[query]) for at, query in lists["query_id"].items()
-             if query in grades}  # fmt: skip
+    # pytrec_eval reads past an array where every grade of a query is negative.
+    safe = {query: {"": 0, **of} if max(of.values()) < 0 else of for query, of in grades.items()}
+    judged = lists.loc[lists["judged"], "query_id"]
+    truth = {str(number): safe[query] for number, query in judged.items()}
     values = _values(rows[rows["query_id"].isin(grades)], truth, names)
     values = values.reindex(index=lists.index.astype(str), columns=value_columns(names))
     values = values.fillna(0.0).set_axis(lists.index)
@@ -180,36 +182,27 @@ def _facts(rows: pd.DataFrame, judgements: pd.DataFrame, keys: list[str]) -> pd.
     return lists.assign(answered=lists["n_retrieved"] > 0, judged=lists["query_id"].isin(queries))
 
 
-def _safe(grades: dict[str, int]) -> dict[str, int]:
-    # pytrec_eval reads past an array where every grade of a query is negative.
-    return grades if max(grades.values()) >= 0 else {**grades, "": 0}
-
-
-def _depth(names: Sequence[str]) -> float:
-    """Ranks that the measures look at; infinite if any looks at all of them."""
-    measures = [ir_measures.parse_measure(name) for name in names]
-    if any(each.params.get("judged_only") for each in measures):
-        return math.inf
-    return max(float(each.params.get("cutoff", math.inf)) for each in measures)
-
-
 def _values(
     rows: pd.DataFrame, truth: dict[str, dict[str, int]], names: Sequence[str]
 ) -> pd.DataFrame:
     """Values by number of the list, in a column per side and measure; of some lists only."""
-    evaluator = ir_measures.evaluator([ir_measures.parse_measure(name) for name in names], truth)
-    depth, tables = _depth(names), [pd.DataFrame()]
+    measures: list[Any] = [ir_measures.parse_measure(name) for name in names]
+    evaluator, tables = ir_measures.evaluator(measures, truth), [pd.DataFrame()]
+    # Ranks that the measures look at; those of judged documents alone may be at any depth.
+    depth = max(math.inf if each.params.get("judged_only") else each.params.get("cutoff", math.inf)
+                for each in measures)  # fmt: skip
     for side, column in {AFTER: "after", BEFORE: "before", CEILING: "best"}.items():
         run: dict[str, dict[str, float]] = {}
         some = rows[rows[column] <= depth]
-        found = (some["number"].astype(str), some["doc_id"], -some[column].astype(float))
-        for number, doc, score in zip(*found, strict=True):
+        scores = -some[column].astype(float)
+        for number, doc, score in zip(
+            some["number"].astype(str), some["doc_id"], scores, strict=True
+        ):
             run.setdefault(number, {})[doc] = score
         if run:
             values = pd.DataFrame(evaluator.iter_calc(run)).astype({"measure": str})
-            tables.append(
-                values.pivot(index="query_id", columns="measure", values="value").add_prefix(side)
-            )
+            values = values.pivot(index="query_id", columns="measure", values="value")
+            tables.append(values.add_prefix(side))
     return pd.concat(tables, axis=1)
 
 
@@ -220,8 +213,9 @@ def kendall_tau(before: Iterable[float]) -> float:
     ranks = np.asarray(before)
     if len(ranks) < 2:
         return float("nan")
-    # The method is that of the p-value alone; the exact one takes longer than the statistic.
-    return float(stats.kendalltau(np.arange(len(ranks)), ranks, method="asymptotic").statistic)
+    # Of the p-value alone, whose exact method takes longer than the statistic; needs three ranks.
+    method = "asymptotic" if len(ranks) > 2 else "exact"
+    return float(stats.kendalltau(np.arange(len(ranks)), ranks, method=method).statistic)
 
 
 def rank_biased_overlap(before: Iterable[float], persistence: float = 0.9) -> float:

@@ -102,8 +102,12 @@ def evaluate_run(
     if slices:
         per_query = per_query.join(_slices(rows, keys, slices), on=list(keys), how="left")
     per_query = stage("per_query", per_query)
-    if not table.own:
-        _refuse_repeated(per_query)
+    repeated = per_query.where("n_repeated > 0").agg(F.sum("n_repeated"), F.min("query_id"))
+    if not table.own and (found := repeated.collect()[0])[0]:
+        raise RunError(
+            f"{found[0]} rows of the run repeat a (query_id, doc_id), for example in query "
+            f"{found[1]!r}; keep one row per pair, or name the columns of a list in input.group"
+        )
     values = per_query.where("judged").toPandas().sort_values(list(keys), ignore_index=True)
     per_query = per_query.drop("n_repeated")
     return RunEvaluation(table.name, keys, order, partial_order, rows, per_query, values)
@@ -182,17 +186,6 @@ def _measured(
         return measure_bucket(candidates, judgements, keys, names)
 
     return left.cogroup(right).applyInPandas(measure, schema)
-
-
-def _refuse_repeated(per_query: DataFrame) -> None:
-    repeated = per_query.where("n_repeated > 0")
-    row = repeated.agg(F.sum("n_repeated").alias("rows"), F.min("query_id").alias("query"))
-    if (found := row.collect()[0])["rows"]:
-        raise RunError(
-            f"{found['rows']} rows of the run repeat a (query_id, doc_id), for example in query "
-            f"{found['query']!r}; keep one row per pair, or name the columns of a list in "
-            "input.group"
-        )
 
 
 def _slices(rows: DataFrame, keys: Sequence[str], columns: Sequence[str]) -> DataFrame:

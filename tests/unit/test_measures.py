@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jobs.config import EvaluationConfig
 from jobs.evaluation.measures import measure_bucket, parse_measure
+from jobs.runtime.cli import load_config
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,8 @@ def test_an_error_names_the_value_and_the_remedy(text: str, words: list[str]) ->
 
 
 def test_a_comma_in_a_measure_or_a_rule_splits_neither() -> None:
-    """A command line splits lists at commas, and shows '3' where '0,3' was written."""
-    config = EvaluationConfig.model_validate(
-        {"metrics": ["RR(rel=2", "judged_only=True)@10", "AP"], "gate": ["AP >= 0", "3"]}
-    )
+    words = ["--evaluation.metrics", "RR(rel=2,judged_only=True)@10", "--evaluation.metrics", "AP"]
+    config = load_config([*words, "--evaluation.gate", "AP >= 0,3"]).evaluation
     assert config.metrics == ["RR(rel=2,judged_only=True)@10", "AP"]
     assert config.gate == ["AP >= 0,3"]
 
