@@ -158,27 +158,28 @@ def _ranked(rows: pd.DataFrame, judgements: pd.DataFrame, keys: list[str]) -> pd
 
 def _facts(rows: pd.DataFrame, judgements: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """`FACTS` of every list, and of every judged query without one."""
-    tied = rows.duplicated(["number", "score"], keep=False)
-    near = rows["truncated"] & (rows[["after", "before"]].min(axis=1) <= TOP)
+    marked = rows.assign(
+        repeated=rows["copies"] - 1, tied=rows.duplicated(["number", "score"], keep=False),
+        moved=rows["before"] != 1,
+        near=rows["truncated"] & (rows[["after", "before"]].min(axis=1) <= TOP),
+    )  # fmt: skip
     facts: dict[str, Any] = {
         "n_retrieved": ("doc_id", "size"), "n_judged": ("relevance", "count"),
         "n_repeated": ("repeated", "sum"), "n_tied": ("tied", "sum"),
         "n_truncated": ("truncated", "sum"), "n_truncated_top": ("near", "sum"),
     }  # fmt: skip
     if rows["before"].notna().all():
-        facts |= {"top1_changed": ("before", "first"), "kendall_tau": ("before", kendall_tau),
+        facts |= {"top1_changed": ("moved", "first"), "kendall_tau": ("before", kendall_tau),
                   "rbo": ("before", rank_biased_overlap)}  # fmt: skip
-    marked = rows.assign(repeated=rows["copies"] - 1, tied=tied, near=near)
     lists = marked.groupby(keys, sort=False, as_index=False).agg(**facts)
     queries = judgements["query_id"].drop_duplicates()
     unanswered = queries[~queries.isin(lists["query_id"])].to_frame()
     lists = pd.concat([lists, unanswered], ignore_index=True).reindex(columns=[*keys, *FACTS])
-    first = lists["top1_changed"]
-    lists["top1_changed"] = first.ne(1).astype(object).where(first.notna())
     relevant = judgements.loc[judgements["relevance"] >= 1, "query_id"].value_counts()
     lists["n_relevant"] = lists["query_id"].map(relevant)
     counts = [name for name, kind in FACTS.items() if kind == "int"]
     lists[counts] = lists[counts].fillna(0).astype(int)
+    lists["top1_changed"] = lists["top1_changed"].astype(object)  # may hold nulls
     return lists.assign(answered=lists["n_retrieved"] > 0, judged=lists["query_id"].isin(queries))
 
 

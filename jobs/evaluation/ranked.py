@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +12,7 @@ from pyspark.sql import functions as F
 from jobs.input.columns import id_text, quoted
 from jobs.input.readers import READ_ERROR, read_source
 from jobs.output.filesystem import Files
+from jobs.output.folder import published_record
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import masked
 
@@ -78,7 +78,8 @@ def read_ranked(
     Raises:
         RefusedError: naming missing and present columns.
     """
-    record = _record_beside(spark, path)
+    beside = published_record(Files(spark), path.rstrip("/").rpartition("/")[0] or ".")
+    record = beside if beside and beside["kind"] == "rerank" else None
     group = tuple(group or setting_of(record, "input", "group") or ())
     table = read_source(spark, path=path, otherwise="parquet")
     present = [column for column in table.columns if column != READ_ERROR]
@@ -101,16 +102,6 @@ def read_ranked(
 def setting_of(record: Mapping[str, Any] | None, section: str, key: str) -> Any:
     """Return a setting of the run that wrote a record, None if unknown."""
     return (((record or {}).get("config") or {}).get(section) or {}).get(key)
-
-
-def _record_beside(spark: SparkSession, path: str) -> dict[str, Any] | None:
-    """The `run.json` of the run that wrote a ranked table, None where there is none."""
-    folder = path.rstrip("/").rpartition("/")[0] or "."
-    try:
-        found = json.loads(Files(spark).read_text(f"{folder}/run.json"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("kind") == "rerank" else None
 
 
 def _short(path: str) -> str:

@@ -25,10 +25,6 @@ from jobs.runtime.redaction import masked
 _TIED: Final = 0.5  # share of tied candidates beyond which a warning says so
 _JUDGED_FALL: Final = 0.01  # fall of Judged@10 beyond which a warning says so
 _QRELS: Final = "query_id string, doc_id string, relevance int"
-_RATES: Final = (
-    "pairs_per_s", "tokens_per_s", "padding_share", "from_store_rate", "reject_rate",
-    "truncated_rate",
-)  # fmt: skip
 
 
 def find_baseline(
@@ -182,7 +178,7 @@ def _operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "counts": record.get("counts", {}),
         "ms_per_pair": record.get("device_ms"),
         "memory": record.get("memory"),
-        **{name: record["rates"].get(name) for name in _RATES},
+        **{name: rate for name, rate in record["rates"].items() if name != "top1_change_rate"},
         **{name: record.get(name, {}) for name in ("reject_reasons", "timings", "model")},
     }
 
