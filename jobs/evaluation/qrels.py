@@ -41,10 +41,6 @@ _FILLED: Final = r"\S"  # a line that is not blank
 _OUTER_SPACE: Final = r"^\s+|\s+$"
 
 
-class QrelsError(RefusedError, ValueError):
-    """Qrels that cannot be used."""
-
-
 def read_qrels(spark: SparkSession, path: str) -> DataFrame:
     """Read the qrels at a path or URI and check them; a file or a folder of files.
 
@@ -52,15 +48,15 @@ def read_qrels(spark: SparkSession, path: str) -> DataFrame:
         query_id (string), doc_id (string), relevance (int); one row per judged pair.
 
     Raises:
-        QrelsError: nothing there, an unknown form, a line that cannot be read (with its number), a
-            grade that is no whole number, a pair with two different grades, no judgement at all.
+        RefusedError: nothing there, an unknown form, a line that cannot be read (with its number),
+            a grade that is no whole number, a pair with two different grades, no judgement at all.
     """
     try:
         # The value alone: a folder's name=value parts would add columns.
         lines = spark.read.text(path).select("value")
         row = lines.where(F.col("value").rlike(_FILLED)).first()
         if row is None:
-            raise QrelsError(f"qrels {path} are empty; give {_FORMS}")
+            raise RefusedError(f"qrels {path} are empty; give {_FORMS}")
         first = row["value"].removeprefix(BYTE_ORDER_MARK)
         form, header = _form(first)
         if form in ("parquet", "json", "csv"):
@@ -70,7 +66,7 @@ def read_qrels(spark: SparkSession, path: str) -> DataFrame:
             # ASCII white space alone, as in the split of all lines: an id may hold another kind.
             width = len(re.findall(r"\S+", first, re.ASCII))
             if form == "trec" and width != len(header):
-                raise QrelsError(
+                raise RefusedError(
                     f"qrels {path}: the first line has {width} columns and no header that names "
                     f"{', '.join(NAMES)}; give {_FORMS}"
                 )
@@ -84,11 +80,11 @@ def read_qrels(spark: SparkSession, path: str) -> DataFrame:
             found = _checked(raw, f"qrels {path}", numbered)
     except AnalysisException as error:
         condition = error.getCondition() or type(error).__name__
-        raise QrelsError(
+        raise RefusedError(
             f"qrels {path} cannot be read ({condition}); give the path of {_FORMS}"
         ) from None
     if found is None:
-        raise QrelsError(f"qrels {path} hold no judgement; give at least one line with a grade")
+        raise RefusedError(f"qrels {path} hold no judgement; give at least one line with a grade")
     return found
 
 
@@ -103,7 +99,7 @@ def from_labels(table: DataFrame) -> DataFrame | None:
         As `read_qrels`; None where every label is null, or there is no column label.
 
     Raises:
-        QrelsError: a label that is no whole number, or a pair with two different ones.
+        RefusedError: a label that is no whole number, or a pair with two different ones.
     """
     if "label" not in table.columns:
         return None
@@ -140,7 +136,7 @@ def _mapped(table: DataFrame, path: str) -> DataFrame:
     names = _named(table.columns)
     if missing := [name for name in NAMES if name not in names]:
         wanted = "; ".join(f"{name} (or {', '.join(NAMES[name][1:])})" for name in missing)
-        raise QrelsError(
+        raise RefusedError(
             f"qrels {path} lack {wanted}; the columns present are {', '.join(table.columns)}"
         )
     ids = [id_text(table, names[name]).alias(name) for name in ("query_id", "doc_id")]
@@ -195,12 +191,12 @@ def _checked(raw: DataFrame, source: str, numbered: DataFrame | None = None) -> 
         if numbered is not None:
             line = _graded(numbered).where("malformed").orderBy("file", "number").collect()[0]
             where = f"line {line['number'] + 1} of {line['file']}"
-        raise QrelsError(
+        raise RefusedError(
             f"{source}: {where} lacks a query id, a document id or a whole number as grade; "
             "mend or remove it"
         )
     if row["conflicting"]:
-        raise QrelsError(
+        raise RefusedError(
             f"{source}: {row['conflicting']} pairs have two different grades, for example "
             f"{'query {!r}, document {!r}'.format(*row['conflict'])}; keep one"
         )

@@ -16,7 +16,7 @@ from jobs.evaluation.examples import examples
 from jobs.evaluation.gate import REGISTERED, Plan, judge
 from jobs.evaluation.measures import AFTER, BEFORE, JUDGED
 from jobs.evaluation.ranked import Table, read_ranked, setting_of
-from jobs.evaluation.run import RunEvaluation, TieBreak, evaluate_run
+from jobs.evaluation.run import RunEvaluation, evaluate_run
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY
 from jobs.runtime.errors import RefusedError
@@ -102,7 +102,7 @@ def _refuse(what: str, here: DataFrame, there: DataFrame, name: str) -> None:
 
 def evaluate(
     plan: Plan, judged: Table, others: Sequence[Table], baseline: Baseline | Table | None,
-    qrels: DataFrame | None, out: OutputFolder, *, tie_break: TieBreak,
+    qrels: DataFrame | None, out: OutputFolder, *, tie_break: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the document of `jobs.evaluation.document`, and stage the table `per_query`.
 

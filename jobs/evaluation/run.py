@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import pandas as pd
 from pyspark.sql import DataFrame, Window
@@ -21,15 +21,9 @@ from jobs.evaluation.ranked import Table
 from jobs.input.columns import quoted
 from jobs.runtime.errors import RefusedError
 
-TieBreak = Literal["doc_id_desc", "doc_id_asc"]
-
 # Rows that one call of the measuring function holds in memory: about 10 MB. Smaller buckets would
 # spend more time on calls than on measures, larger ones leave cores idle.
 _BUCKET: Final = 20_000
-
-
-class RunError(RefusedError, ValueError):
-    """A run or qrels that no measure can be computed from."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class RunEvaluation:
 
 def evaluate_run(
     table: Table, qrels: DataFrame, measures: Sequence[str],
-    stage: Callable[[str, DataFrame], DataFrame], *, tie_break: TieBreak = "doc_id_desc",
+    stage: Callable[[str, DataFrame], DataFrame], *, tie_break: str = "doc_id_desc",
     slices: Sequence[str] = (),
 ) -> RunEvaluation:  # fmt: skip
     """Measure both orders of a table, trec_eval's way.
@@ -87,8 +81,8 @@ def evaluate_run(
         slices: columns that have one value per list, or numbers whose mean is taken.
 
     Raises:
-        RunError: missing scores, repeated pairs in a table of somebody else's, or retrieval scores
-            and ranks that are both incomplete in one.
+        RefusedError: missing scores, repeated pairs in a table of somebody else's, or retrieval
+            scores and ranks that are both incomplete in one.
     """
     keys = (*table.group, "query_id")
     names = tuple(dict.fromkeys([*measures, JUDGED]))
@@ -104,7 +98,7 @@ def evaluate_run(
     per_query = stage("per_query", per_query)
     repeated = per_query.where("n_repeated > 0").agg(F.sum("n_repeated"), F.min("query_id"))
     if not table.own and (found := repeated.collect()[0])[0]:
-        raise RunError(
+        raise RefusedError(
             f"{found[0]} rows of the run repeat a (query_id, doc_id), for example in query "
             f"{found[1]!r}; keep one row per pair, or name the columns of a list in input.group"
         )
@@ -125,7 +119,7 @@ def _check(table: Table) -> tuple[str | None, str | None, int]:
         *(F.count(column).alias(name) for name, column in known.items()),
     ).collect()[0]
     if row["unscored"]:
-        raise RunError(
+        raise RefusedError(
             f"{row['unscored']} rows of {table.name} have a null or NaN score, for example in "
             f"query {row['query_id']!r}; score them or leave them out"
         )
@@ -138,7 +132,7 @@ def _check(table: Table) -> tuple[str | None, str | None, int]:
         f"{row['retrieval_rank']} a retrieval_rank"
     )
     if not table.own:
-        raise RunError(
+        raise RefusedError(
             f"the first stage of {table.name} is partial: {reason}; fill either column, or leave "
             "both out"
         )
@@ -146,7 +140,7 @@ def _check(table: Table) -> tuple[str | None, str | None, int]:
 
 
 def _with_ranks(
-    rows: DataFrame, order: str | None, keys: Sequence[str], tie_break: TieBreak
+    rows: DataFrame, order: str | None, keys: Sequence[str], tie_break: str
 ) -> DataFrame:
     """Add `after` and `before`, both ranks from 1 without gaps; scores become float32."""
     tie = F.desc("doc_id") if tie_break == "doc_id_desc" else F.asc("doc_id")

@@ -20,8 +20,8 @@ from jobs import evaluate
 from jobs.evaluation.document import assemble, means, side_of
 from jobs.evaluation.measures import BEFORE
 from jobs.evaluation.ranked import Table
-from jobs.evaluation.run import RunError, evaluate_run
-from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED
+from jobs.evaluation.run import evaluate_run
+from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, RefusedError
 from tests.conftest import shared_data
 from tests.spark.test_metrics import Grades, expected
 
@@ -102,7 +102,9 @@ def test_a_table_without_a_first_stage_is_measured_alone(spark: SparkSession) ->
 
 def test_a_first_stage_with_gaps_in_both_columns_is_refused(spark: SparkSession) -> None:
     rows = [(*ROWS[0][:4], None, 1.0), (*ROWS[1][:4], 2, None)]
-    with pytest.raises(RunError, match="of 2 rows 1 have a retrieval_score and 1 a retrieval_rank"):
+    with pytest.raises(
+        RefusedError, match="of 2 rows 1 have a retrieval_score and 1 a retrieval_rank"
+    ):
         measured(spark, rows)
     own = measured(spark, rows, record={"kind": "rerank"})
     assert own["first_stage"] is None
