@@ -58,7 +58,8 @@ def named(paths: Sequence[str]) -> dict[str, str]:
         name, sign, path = given.partition("=")
         if not sign or "/" in name:
             # Not a name, but a folder such as day=1.
-            name, path = _short(given), given
+            parts = [part for part in masked(given).split("/") if part not in ("", "ranked")]
+            name, path = parts[-1] if parts else given, given
         if name in found:
             raise RefusedError(
                 f"ranked.path: two tables are named {name}; write NAME=PATH to tell them apart"
@@ -102,8 +103,3 @@ def read_ranked(
 def setting_of(record: Mapping[str, Any] | None, section: str, key: str) -> Any:
     """Return a setting of the run that wrote a record, None if unknown."""
     return (((record or {}).get("config") or {}).get(section) or {}).get(key)
-
-
-def _short(path: str) -> str:
-    parts = [part for part in masked(path).rstrip("/").split("/") if part and part != "ranked"]
-    return parts[-1] if parts else path
