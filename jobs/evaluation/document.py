@@ -191,9 +191,9 @@ def _systems(
     for name, values in rows.items():
         versus = None
         if name != reference:
-            found = _comparison(rows[reference], values, tested)
-            versus = {m: {"delta": found["delta"][m], "p": test["p"], "p_holm": test["p_holm"]}
-                      for m, test in found["tests"].items()}  # fmt: skip
+            against = _comparison(rows[reference], values, tested)
+            versus = {m: {"delta": against["delta"][m], "p": test["p"], "p_holm": test["p_holm"]}
+                      for m, test in against["tests"].items()}  # fmt: skip
         row = {"name": name, "queries": len(shared), "values": means(values), "versus": versus}
         systems.append(row)
     return systems

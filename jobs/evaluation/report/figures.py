@@ -131,7 +131,7 @@ def rank_changes(figure: Figure, document: Document) -> None:
         return
     axes = _axes(figure, 2.8, "documents", "← down · ranks moved · up →")
     lows, width = list(histogram), moved.get("bin_width") or 1
-    axes.bar(lows, histogram.values(), 0.92 * width, align="edge", color=LIGHT["bars"])
+    axes.bar(lows, list(histogram.values()), 0.92 * width, align="edge", color=LIGHT["bars"])
     axes.axvline(0, color=LIGHT["ink"], linewidth=0.8)
     reach = max(-min(lows), max(lows) + width)
     axes.set_xlim(-reach, reach)
