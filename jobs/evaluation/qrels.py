@@ -22,7 +22,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.input.columns import BYTE_ORDER_MARK, all_of, as_text, id_text
+from jobs.input.columns import BYTE_ORDER_MARK, as_text, id_text
 from jobs.runtime.errors import RefusedError
 
 #: Accepted column names, in the order in which they are looked for.
@@ -165,8 +165,8 @@ def _graded(raw: DataFrame) -> DataFrame:
     text = F.trim("relevance")
     number = F.when(text.rlike(_NUMBER), text.cast("double"))
     grade = F.when((number == F.floor(number)) & (F.abs(number) < 1e9), number.cast("int"))
-    filled = [F.coalesce(F.col(name).rlike(_FILLED), F.lit(False)) for name in ids]
-    malformed = ~all_of(grade.isNotNull(), *filled)
+    filled = F.col("query_id").rlike(_FILLED) & F.col("doc_id").rlike(_FILLED)
+    malformed = ~(grade.isNotNull() & F.coalesce(filled, F.lit(False)))
     return raw.withColumns({**ids, "grade": grade, "malformed": malformed})
 
 
