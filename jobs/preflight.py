@@ -25,7 +25,7 @@ from jobs.input.layouts import InputTable, read_input
 from jobs.output.locations import refuse_locations, table_folders
 from jobs.output.record import Stopwatch
 from jobs.output.tracking.client import fetch_baseline, fetch_model, refuse_tracking
-from jobs.ranking.order import COLUMNS, refuse_slices
+from jobs.ranking import COLUMNS, refuse_slices
 from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session

@@ -32,7 +32,7 @@ from jobs.output.record import (
 )
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking.results import all_candidates, write_ranked
+from jobs.ranking import all_candidates, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
