@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from py4j.protocol import Py4JError
@@ -28,11 +26,11 @@ from jobs.runtime import errors
 from jobs.runtime.cli import help_text, load_config
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import known_secrets, masked, secrets_of
+from jobs.runtime.session import full_folders
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _GRACE: Final = 20.0  # s for a run to clean up after a signal
 _NO_SPACE: Final = ("No space left on device", "Disk quota exceeded", "File too large")
-_FULL: Final = 2**20  # bytes free, below which a disk is full
 _JAVA_FRAMES: Final = re.compile(r"^\s+(at .*\)|\.\.\. \d+ more)\n", re.MULTILINE)
 # Spark quotes a value that it cannot cast, which may be a text.
 _QUOTED_VALUE: Final = re.compile(r"(?s)(?<=The value ').*?(?=' of the type)")
@@ -145,11 +143,8 @@ def _explain(error: Exception, config: Config) -> str:
 
 def _no_space(said: str, config: Config) -> str | None:
     """Name the places that are full, if a full disk is the cause."""
-    temporary = os.environ.get("TMPDIR", "/tmp")
-    local = config.spark.settings.get("spark.local.dir", temporary).split(",")
-    given = [config.output.path, config.store.path, *local, temporary]
-    places = [path for path in dict.fromkeys(given) if path and Path(path).exists()]
-    full = [path for path in places if shutil.disk_usage(path).free < _FULL]
+    places = [path for path in (config.output.path, config.store.path) if path]
+    full = full_folders(config.spark.settings, *places)
     # A native library that cannot be unpacked blames itself.
     cause = next((mark for mark in _NO_SPACE if mark in said), _NO_SPACE[0] if full else None)
     return cause and f"{cause}: free some in {' or '.join(full or places)}"

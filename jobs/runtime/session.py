@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from pyspark import SparkContext
@@ -48,6 +50,7 @@ _QUIET: Final = {
 # a whole run for one worker that died.
 _LOCAL_ATTEMPTS: Final = 4
 _LOCAL_MASTER: Final = re.compile(r"local(\[(?P<slots>\*|\d+)(, *\d+)?\])?")
+_FULL: Final = 2**20  # bytes free, below which a disk is full
 # Under local[*] there is no executor to hold a GPU: with these set, no task ever starts.
 _GPU_SETTINGS: Final = ("spark.task.resource.gpu.", "spark.executor.resource.gpu.")
 
@@ -90,6 +93,14 @@ def open_session(config: SparkConfig) -> SparkSession:
     return spark
 
 
+def full_folders(settings: Mapping[str, str], *others: str | None) -> list[str]:
+    """Return the folders for temporary files, and of the others, that have less than 1 MB free."""
+    temporary = os.environ.get("TMPDIR", "/tmp")
+    given = [*others, *settings.get("spark.local.dir", temporary).split(","), temporary]
+    there = [path for path in dict.fromkeys(given) if path and Path(path).exists()]
+    return [path for path in there if shutil.disk_usage(path).free < _FULL]
+
+
 def is_local(master: str) -> bool:
     """Return whether driver and tasks are one process, which has no executors."""
     return master.startswith("local") and not master.startswith("local-cluster")
@@ -130,7 +141,8 @@ def _refuse_settings(settings: Mapping[str, str]) -> None:
     if asked := [f"{key}={value}" for key, value in connect.items() if value]:
         findings.append(
             f"{', '.join(asked)} asks for Spark Connect, which gives a client no driver JVM to "
-            "move results into place with; use a classic session (spark-submit, or spark.master)"
+            "move results into place with; use a classic session (spark-submit, spark.master, or "
+            "a Databricks cluster with dedicated access)"
         )
     gpu = sorted(key for key in settings if key.startswith(_GPU_SETTINGS))
     if gpu and is_local(master):
@@ -146,6 +158,11 @@ def _refuse_settings(settings: Mapping[str, str]) -> None:
         findings.append(
             "spark.executor.pyspark.memory limits virtual memory, which CUDA and torch reserve far "
             "beyond what they use; remove it and size spark.executor.memoryOverhead"
+        )
+    if full := full_folders(settings):
+        findings.append(
+            f"{' and '.join(full)}: no space is left for temporary files; free some, or set TMPDIR "
+            "and spark.settings spark.local.dir to other folders"
         )
     if findings:
         raise RefusedError(findings)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runtime.errors import UNEXPECTED
+from jobs.runtime.errors import REFUSED, UNEXPECTED
 from tests.faults import oracle
 from tests.faults.conftest import Job
 
@@ -25,7 +25,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root may mount a small disk")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def contents(out: Path) -> dict[Path, bytes]:
@@ -55,7 +55,7 @@ def test_a_full_disk_costs_the_run_and_nothing_else(
     oracle.check(out, undisturbed, rows=pairs[1])
 
 
-@pytest.mark.parametrize("room", [0, 150_000])
+@pytest.mark.parametrize("room", [0, 1_150_000])
 def test_a_full_temporary_folder_is_named(
     room: int,
     job: Job,
@@ -64,7 +64,7 @@ def test_a_full_temporary_folder_is_named(
     small_disk: Path,
     tmp_path: Path,
 ) -> None:
-    """Java unpacks libraries there, Spark keeps its shuffles there, Python its sockets' secrets."""
+    """Java unpacks libraries there, and Spark keeps its shuffles there."""
     out = tmp_path / "out"
     free = int(subprocess.check_output(["stat", "-f", "-c", "%a", small_disk])) * 4096
     (small_disk / "ballast").write_bytes(bytes(free - room))
@@ -75,10 +75,11 @@ def test_a_full_temporary_folder_is_named(
         },
         spark__settings={"spark.local.dir": str(small_disk)},
     )  # fmt: skip
-    assert ended.code == UNEXPECTED
-    assert str(small_disk) in ended.err.splitlines()[-1], ended.err[-2000:]
-    assert "\tat " not in ended.err
-    assert len(ended.err.replace("\r", "\n").splitlines()) < 40
+    assert ended.code == (UNEXPECTED if room else REFUSED)
+    said = ended.err.splitlines()[-1]
+    assert str(small_disk) in said and "space" in said.lower(), ended.err[-2000:]
+    # Snappy prints a stack of its own where it cannot be unpacked.
+    assert len(ended.err.replace("\r", "\n").splitlines()) < 80
 
     job.finish(out)
     oracle.check(out, undisturbed, rows=pairs[1])

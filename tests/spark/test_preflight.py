@@ -258,7 +258,8 @@ def test_spark_connect_is_refused_in_a_sentence(way: str, tiny_bert: Path, tmp_p
     assert ended.returncode == REFUSED
     assert findings(ended.stderr) == [
         f"{way}=local[2] asks for Spark Connect, which gives a client no driver JVM to move "
-        "results into place with; use a classic session (spark-submit, or spark.master)"
+        "results into place with; use a classic session (spark-submit, spark.master, or a "
+        "Databricks cluster with dedicated access)"
     ]
     assert not out.exists()
 
