@@ -22,7 +22,7 @@ WITH_JAVA = JAVA_HOME="$$(sh .make/java.sh $(PY))" && export JAVA_HOME &&
 .DEFAULT_GOAL := help
 # Two pips at work in one environment would break it.
 .NOTPARALLEL:
-.PHONY: help setup demo test unit test-slow lint bench zip wheel environment constraints clean
+.PHONY: help setup demo test unit test-slow lint matrix bench zip wheel environment constraints clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,11 @@ lint: $(VENV)/.test ## formatting, style, types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy --strict jobs udfs
+
+matrix: setup ## the job on other releases of Spark (tests/platforms); ARGS='-e spark35'
+	rm -rf build/matrix
+	@$(WITH_JAVA) $(PY) -m tests.platforms.run build/matrix
+	@$(WITH_JAVA) $(PY) -m tox run $(ARGS)
 
 bench: setup ## measure the throughput; ARGS='--model.name DIR --input.path IN'
 	@$(WITH_JAVA) $(PY) -m tests.benchmark $(ARGS)
@@ -76,7 +81,7 @@ $(VENV)/pyvenv.cfg:
 	@sh .make/venv.sh $(VENV)
 
 $(VENV)/.demo: pyproject.toml conf/constraints.txt $(VENV)/pyvenv.cfg
-	@sh .make/install.sh $(VENV) -c conf/constraints.txt -e .
+	@sh .make/install.sh $(VENV) -c conf/constraints.txt -e '.[spark]'
 	@touch $@
 
 # Made of a fresh environment: that of the tests holds far more, and a link to this folder.

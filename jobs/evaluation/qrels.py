@@ -23,6 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.input.columns import BYTE_ORDER_MARK, as_text, id_text
+from jobs.runtime.compat import condition_of
 from jobs.runtime.errors import RefusedError
 
 #: Accepted column names, in the order in which they are looked for.
@@ -79,7 +80,7 @@ def read_qrels(spark: SparkSession, path: str) -> DataFrame:
             raw, numbered = (_split(each, header, skipped) for each in (lines, whole))
             found = _checked(raw, f"qrels {path}", numbered)
     except AnalysisException as error:
-        condition = error.getCondition() or type(error).__name__
+        condition = condition_of(error)
         raise RefusedError(
             f"qrels {path} cannot be read ({condition}); give the path of {_FORMS}"
         ) from None

@@ -9,6 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType, DoubleType, FloatType, NumericType
 
+from jobs.runtime.compat import is_valid_utf8, try_cast
 from udfs.templates import BLANK
 
 BYTE_ORDER_MARK: Final = "\ufeff"
@@ -40,7 +41,7 @@ def trimmed(text: Column, extra: str = "") -> Column:
     characters = WHITE_SPACE + extra
     # Trimming walks through the whole text; most texts need none. Broken UTF-8 is rejected later.
     at_ends = F.left(text, F.lit(1)).isin(*characters) | F.right(text, F.lit(1)).isin(*characters)
-    return F.when(at_ends & F.is_valid_utf8(text), F.btrim(text, F.lit(characters))).otherwise(text)
+    return F.when(at_ends & is_valid_utf8(text), F.btrim(text, F.lit(characters))).otherwise(text)
 
 
 def is_blank(text: Column) -> Column:
@@ -59,8 +60,8 @@ def id_text(rows: DataFrame, name: str) -> Column:
     value, text = quoted(name), as_text(name)
     if not holds_fractions(rows, name):
         return trimmed(text, BYTE_ORDER_MARK)
-    as_long = F.when(F.abs(value) < F.lit(_LONG), value.try_cast("long").cast("string"))
-    whole = F.coalesce(as_long, value.try_cast("decimal(38,0)").cast("string"), text)
+    as_long = F.when(F.abs(value) < F.lit(_LONG), try_cast(value, "long").cast("string"))
+    whole = F.coalesce(as_long, try_cast(value, "decimal(38,0)").cast("string"), text)
     is_number = ~F.isnan(value.cast("double"))
     return F.when(is_number, F.when(value % 1 == 0, whole).otherwise(text))
 
@@ -86,7 +87,7 @@ def number(
         given = value.isNotNull()
     else:
         text = trimmed(as_text(name))
-        value = text.try_cast("double")
+        value = try_cast(text, "double")
         for word, meaning in {"true": 1, "false": 0, **(words or {})}.items():
             value = F.when(text == word, F.lit(float(meaning))).otherwise(value)
         given = text.isNotNull() & (text != "")

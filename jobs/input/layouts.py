@@ -18,6 +18,7 @@ from jobs.config import InputConfig, ModelConfig
 from jobs.input.columns import holds_fractions, id_text, is_blank, number, quoted, trimmed
 from jobs.input.readers import INTERNAL_PREFIX, READ_ERROR, read_source, refuse_internal_names
 from jobs.input.texts import DOC, QUERY, require, template_columns, template_of, with_texts
+from jobs.runtime.compat import is_valid_utf8, try_cast
 from jobs.runtime.errors import RefusedError
 from udfs.templates import Template
 
@@ -150,7 +151,7 @@ def _mapped(rows: DataFrame, own: set[str], config: InputConfig, model: ModelCon
         id_text(rows, config.doc_id).alias("doc_id"),
         _with_instruction(model.doc_instruction, trimmed(F.col(DOC))).alias("doc"),
         values["retrieval_score"].alias("retrieval_score"),
-        values["retrieval_rank"].try_cast("int").alias("retrieval_rank"),
+        try_cast(values["retrieval_rank"], "int").alias("retrieval_rank"),
         values["label"].alias("label"),
         *(quoted(name).alias(PASS_THROUGH + name) for name in passed),
         READ_ERROR,
@@ -173,7 +174,7 @@ def _with_reasons(rows: DataFrame) -> DataFrame:
         READ_ERROR,
         F.when(bad_numbers != "", "unreadable_number"),
         # Validity comes before blankness: a regular expression on broken bytes means nothing.
-        *(F.when(~F.is_valid_utf8(name), "invalid_utf8") for name in _TEXTS),
+        *(F.when(~is_valid_utf8(name), "invalid_utf8") for name in _TEXTS),
         *(F.when(is_blank(F.col(name)), f"missing_{name}") for name in _TEXTS),
     )
     error = F.col(READ_ERROR)
@@ -223,5 +224,5 @@ def pair_texts(table: InputTable) -> DataFrame:
     up by key, as no key is asked for that is only theirs, and to find them out takes as long again
     as everything else here.
     """
-    readable = F.is_valid_utf8("query") & F.is_valid_utf8("doc")
+    readable = is_valid_utf8("query") & is_valid_utf8("doc")
     return table.rows.where(readable).select(pair_key().alias("pair_key"), "query", "doc")

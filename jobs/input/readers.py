@@ -18,6 +18,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from jobs.input.columns import BYTE_ORDER_MARK, nothing, quoted
 from jobs.output.filesystem import Files, literal
+from jobs.runtime.compat import condition_of, is_valid_utf8, make_valid_utf8
 from jobs.runtime.errors import RefusedError
 
 # Columns added here start like this; a source that has any like it is refused.
@@ -95,7 +96,7 @@ def read_source(
         return rows.withColumn(READ_ERROR, nothing())
     except AnalysisException as error:
         what = f"input.table={table}" if table else path
-        condition = error.getCondition() or type(error).__name__
+        condition = condition_of(error)
         raise RefusedError(
             f"{what} cannot be read ({condition}); check its name and format"
         ) from None
@@ -166,10 +167,10 @@ def _read_json_lines(
         raise RefusedError(f"{path} holds no JSON object; check the path and input.format")
     schema = StructType([*fields, StructField(_RECORD, StringType())])
     parsed = F.from_json(
-        F.make_valid_utf8(line), schema, {**options, "columnNameOfCorruptRecord": _RECORD}
+        make_valid_utf8(line), schema, {**options, "columnNameOfCorruptRecord": _RECORD}
     )
     error = (
-        F.when(~F.is_valid_utf8(line), "invalid_utf8")
+        F.when(~is_valid_utf8(line), "invalid_utf8")
         .when(F.lower(line).contains("\\ud") & line.rlike(_LONE_SURROGATE), "lone_surrogate")
         .when(F.isnotnull(f"{_ROW}.{_RECORD}"), "malformed_record")
     )
@@ -237,7 +238,7 @@ def _read_trec_run(spark: SparkSession, path: str) -> DataFrame:
     """Read lines of `query_id Q0 doc_id rank score tag`, separated by any white space."""
     line = F.trim(F.regexp_replace("value", r"\s+", " "))
     parts = F.split(line, " ")
-    error = F.when(~F.is_valid_utf8("value"), "invalid_utf8").when(
+    error = F.when(~is_valid_utf8("value"), "invalid_utf8").when(
         F.size(parts) != 6, "malformed_record"
     )
     return (

@@ -16,6 +16,7 @@ from jobs.input.columns import quoted
 from jobs.input.layouts import PASS_THROUGH, InputTable
 from jobs.input.readers import INTERNAL_PREFIX
 from jobs.output.folder import OutputFolder
+from jobs.runtime.compat import make_valid_utf8
 from jobs.runtime.errors import RefusedError
 
 VALID: Final = "valid"
@@ -80,7 +81,7 @@ def validate(table: InputTable, out: OutputFolder | None = None) -> ValidatedInp
 def validate_rows(table: InputTable) -> DataFrame:
     """Return every input row as `ValidatedInput.rows`, each looked at by itself."""
     status = F.when(F.isnotnull("pair_key"), VALID).otherwise(REJECTED)
-    readable = {name: F.make_valid_utf8(name) for name in ("query_id", "doc_id")}
+    readable = {name: make_valid_utf8(name) for name in ("query_id", "doc_id")}
     return table.rows.drop("query", "doc").withColumns({**readable, "status": status})
 
 

@@ -19,11 +19,12 @@ from functools import partial
 from typing import Any, Final
 
 from py4j.protocol import Py4JError
-from pyspark import SparkContext, accumulators
+from pyspark import SparkContext
 
 from jobs.config import Config
 from jobs.runtime import errors
 from jobs.runtime.cli import help_text, load_config
+from jobs.runtime.compat import accumulator_server
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import known_secrets, masked, secrets_of
 from jobs.runtime.session import full_folders
@@ -84,7 +85,7 @@ def _quiet_py4j() -> None:
     """Keep py4j from printing the stacks of a JVM that is gone, which `_explain` names."""
     logging.getLogger("py4j").setLevel(logging.CRITICAL)
     logging.getLogger().addFilter(lambda record: "py4j" not in record.pathname)
-    accumulators.AccumulatorTCPServer.handle_error = lambda *_: None  # type: ignore[method-assign]
+    accumulator_server().handle_error = lambda *_: None
 
 
 def _run_stoppable(action: Callable[[], int]) -> int:

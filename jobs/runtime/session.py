@@ -15,6 +15,7 @@ from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from jobs.config import SparkConfig
+from jobs.runtime.compat import ANSI, lenient_casts
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import SECRET_NAME, USER_IN_URI
 from udfs.devices import usable_cores
@@ -82,7 +83,7 @@ def open_session(config: SparkConfig) -> SparkSession:
     spark = builder.getOrCreate()
     given = dict(spark.sparkContext.getConf().getAll())
     _refuse_settings(given)
-    for key, value in _SQL.items():
+    for key, value in {**_SQL, **lenient_casts()}.items():
         if key not in given and key not in settings:
             spark.conf.set(key, value)
     # Warnings would bury the few lines of the job. Errors of a cluster stay visible; those of
@@ -158,6 +159,11 @@ def _refuse_settings(settings: Mapping[str, str]) -> None:
         findings.append(
             "spark.executor.pyspark.memory limits virtual memory, which CUDA and torch reserve far "
             "beyond what they use; remove it and size spark.executor.memoryOverhead"
+        )
+    if lenient_casts() and settings.get(ANSI, "false") == "true":
+        findings.append(
+            f"{ANSI}=true needs Spark 4: a value that is no number would end the job on Spark 3.5, "
+            "where it cannot be told apart first; set it to false"
         )
     if full := full_folders(settings):
         findings.append(

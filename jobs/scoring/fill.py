@@ -13,6 +13,7 @@ from jobs.config import Config
 from jobs.input.layouts import InputTable, pair_texts
 from jobs.input.validation import ValidatedInput
 from jobs.output.filesystem import literal
+from jobs.runtime.compat import limit_batches, map_in_pandas
 from jobs.runtime.progress import progress_bar
 from jobs.runtime.session import task_slots
 from jobs.scoring.stage import scoring_profile
@@ -78,14 +79,14 @@ def fill_store(
     texts = pair_texts(pairs)
     if count < validated.counts["input"]:  # else the input's rows are just these keys, each once
         texts = texts.join(missing, on="pair_key", how="left_semi").dropDuplicates(["pair_key"])
+    limit_batches(texts)
     slots = task_slots(spark)
     texts = _spread(texts, config.batching.partitions or slots * _rounds(count / slots))
     peaks = spark.sparkContext.accumulator(Peak(), PeakParam())
     # The shuffle ends the stage that reads; what follows it can have executors of its own. Nothing
     # may come between scoring and the write, or Spark may score rows twice.
-    scored = texts.mapInPandas(
-        rerank_rows(spec, peaks), ROWS_SCHEMA, profile=scoring_profile(config.scoring)
-    )
+    profile = scoring_profile(config.scoring)
+    scored = map_in_pandas(texts, rerank_rows(spec, peaks), ROWS_SCHEMA, profile)
     with progress_bar(spark, count, title="scoring"):
         attempt = store.append(scored)
     return ScoringStats(distinct - count, attempt, peaks.value)

@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 
 from jobs.config import BatchingConfig, ModelConfig, ScoringConfig
 from jobs.runtime.cache import cache
+from jobs.runtime.compat import has_profiles
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.session import is_local
 from jobs.scoring.models import EMBEDDED
@@ -112,6 +113,11 @@ def refuse_scoring(spark: SparkSession, config: ScoringConfig) -> None:
     """Refuse executors for scoring where Spark cannot start any of another kind."""
     if config.gpus is None:
         return
+    if not has_profiles():
+        raise RefusedError(
+            f"scoring.gpus={config.gpus} needs Spark 4, and this is {spark.version}; give every "
+            "executor a GPU instead (spark.executor.resource.gpu.amount)"
+        )
     master = str(spark.sparkContext.master)
     if is_local(master):
         raise RefusedError(
