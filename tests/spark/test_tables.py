@@ -195,8 +195,15 @@ def poison(spark: SparkSession) -> InputTable:
     return read(spark, table="poison")
 
 
-def test_every_row_gets_its_reason_and_none_is_lost(poison: InputTable) -> None:
-    rows = checked(poison).collect()
+@pytest.mark.parametrize("ansi", ["true", "false"])
+def test_every_row_gets_its_reason_and_none_is_lost(
+    ansi: str, poison: InputTable, spark: SparkSession
+) -> None:
+    spark.conf.set("spark.sql.ansi.enabled", ansi)
+    try:
+        rows = checked(poison).collect()
+    finally:
+        spark.conf.unset("spark.sql.ansi.enabled")
     assert len(rows) == len(POISON)
     got = sorted((str(r["doc_id"]), str(r["reason"])) for r in rows)
     assert got == sorted((str(row[2]).strip(), str(row[5])) for row in POISON)
