@@ -111,7 +111,8 @@ def from_labels(table: DataFrame) -> DataFrame | None:
         label = F.nanvl(label, F.lit(None))  # how pandas writes a missing number
     ids = [F.col(name).cast("string").alias(name) for name in ("query_id", "doc_id")]
     labelled = table.where(label.isNotNull()).select(*ids, label.cast("string").alias("relevance"))
-    return _checked(labelled, "the label column")
+    remedy = "keep one, judge by evaluation.qrels, or set input.label to '' to go without labels"
+    return _checked(labelled, "the label column", remedy=remedy)
 
 
 def _form(first: str) -> tuple[str, list[str]]:
@@ -171,7 +172,9 @@ def _graded(raw: DataFrame) -> DataFrame:
     return raw.withColumns({**ids, "grade": grade, "malformed": malformed})
 
 
-def _checked(raw: DataFrame, source: str, numbered: DataFrame | None = None) -> DataFrame | None:
+def _checked(
+    raw: DataFrame, source: str, numbered: DataFrame | None = None, remedy: str = "keep one"
+) -> DataFrame | None:
     """Grades as int, equal repetitions merged; None if there are none.
 
     Reads the table once to find what is wrong, and numbered lines to say where.
@@ -199,6 +202,6 @@ def _checked(raw: DataFrame, source: str, numbered: DataFrame | None = None) -> 
     if row["conflicting"]:
         raise RefusedError(
             f"{source}: {row['conflicting']} pairs have two different grades, for example "
-            f"{'query {!r}, document {!r}'.format(*row['conflict'])}; keep one"
+            f"{'query {!r}, document {!r}'.format(*row['conflict'])}; {remedy}"
         )
     return pairs.select("query_id", "doc_id", "relevance") if row["pairs"] else None
