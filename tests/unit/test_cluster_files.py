@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.config import Config
 from jobs.runtime.session import _refuse_settings
 from tests.conftest import ROOT
 
@@ -53,6 +56,33 @@ def test_the_databricks_bundle_asks_for_a_classic_session() -> None:
     assert (CLUSTER / task["spark_python_task"]["python_file"]).resolve().is_file()
 
 
+def test_the_operators_application_is_that_of_kubernetes_conf() -> None:
+    application, nightly = yaml.safe_load((CLUSTER / "spark-operator.yaml").read_text())["items"]
+    spec, settings = application["spec"], read("kubernetes")
+    assert nightly["spec"]["template"] == spec
+    assert spec["sparkConf"].items() <= settings.items()
+    assert spec["executor"]["cores"] == int(settings["spark.executor.cores"])
+    assert spec["executor"]["memoryOverhead"] == settings["spark.executor.memoryOverhead"]
+    pinned = (ROOT / "conf" / "constraints.txt").read_text().splitlines()
+    assert f"pyspark=={spec['sparkVersion']}" in pinned
+    image = (CLUSTER / "Dockerfile").read_text()
+    assert f"apache/spark:{spec['sparkVersion']}-" in image
+    script = spec["mainApplicationFile"].removeprefix("local:///opt/spark-rerank/")
+    assert (ROOT / script).is_file()
+
+
+def test_the_airflow_dag_names_keys_and_commands_that_there_are() -> None:
+    tree = ast.parse((ROOT / "conf" / "schedule" / "airflow_dag.py").read_text())
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    keys = {text[2:] for text in texts if isinstance(text, str) and text.startswith("--")}
+    assert len(keys) > 5
+    for section, _, key in (key.partition(".") for key in keys):
+        assert key in Config.model_fields[section].annotation.model_fields, f"{section}.{key}"
+    modules = re.findall(r"python -m (\S+)", " ".join(t for t in texts if isinstance(t, str)))
+    assert len(modules) == 3
+    assert all(importlib.util.find_spec(module) for module in modules)
+
+
 def test_the_image_copies_what_there_is() -> None:
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     copied = [
@@ -90,11 +120,11 @@ def test_the_archive_holds_what_executors_import() -> None:
 
 def test_udfs_are_where_the_archive_is_made_for() -> None:
     """Whoever writes a UDF in another module has to think of the archive."""
-    marks = ("pandas_udf(", "mapInPandas(", "applyInPandas(", "arrow_udf(", "mapInArrow(")
+    marks = ("pandas_udf(", "map_in_pandas(", "applyInPandas(", "arrow_udf(", "mapInArrow(")
     found = {
         file.relative_to(ROOT / "jobs").as_posix()
         for file in (ROOT / "jobs").rglob("*.py")
         if any(mark in file.read_text(encoding="utf-8") for mark in marks)
     }
     # One hands over a function of `evaluation/measures.py`, the other one of `udfs`.
-    assert found == {"evaluation/run.py", "scoring/stage.py"}
+    assert found == {"evaluation/run.py", "runtime/compat.py", "scoring/fill.py"}
