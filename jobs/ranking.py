@@ -14,7 +14,7 @@ from typing import Final
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs.config import Config, RankingConfig
+from jobs.config import OutputConfig, RankingConfig
 from jobs.input.columns import quoted
 from jobs.input.layouts import PASS_THROUGH
 from jobs.input.readers import INTERNAL_PREFIX
@@ -56,14 +56,18 @@ class Results:
 
 
 def write_ranked(
-    out: OutputFolder, config: Config, validated: ValidatedInput, scores: DataFrame
+    out: OutputFolder,
+    config: RankingConfig,
+    output: OutputConfig,
+    validated: ValidatedInput,
+    scores: DataFrame,
 ) -> Results:
     """Write the ranked table and the rejects into the workspace.
 
     Raises:
         BookkeepingError: if a row of the input is in neither, or in both.
     """
-    valid, table, by = validated.counts["valid"], validated.table, config.output.partition_by
+    valid, table, by = validated.counts["valid"], validated.table, output.partition_by
     if by:
         # A partition whose rows were all cut is empty now, and its former rows have to go.
         partitions = validated.rows.select(_passed(by)).distinct()
@@ -71,12 +75,12 @@ def write_ranked(
     fit = scores.where(F.col("status") == OK).drop("status")
     scored = validated.valid.join(fit, on="pair_key")
     # Spread by list before ranking: the windows need that anyway, and it names the files.
-    spread = scored.repartition(config.output.partitions or _files(valid), *table.list_columns)
-    ranked = out.stage(RANKED, rank_candidates(spread, validated, config.ranking))
+    spread = scored.repartition(output.partitions or _files(valid), *table.list_columns)
+    ranked = out.stage(RANKED, rank_candidates(spread, validated, config))
     names = output_names(scored.columns)
     group = tuple(names[PASS_THROUGH + name] for name in table.config.group)
     written = count_ranked(ranked, group)
-    cut = count_cut(scored, validated, config.ranking)
+    cut = count_cut(scored, validated, config)
     lost = valid - written["ranked"] - cut
     rejects = out.stage(REJECTS, _rejects(validated, scores if lost else None, by))
     by_reason = rejects.groupBy("reason").count().orderBy(F.desc("count"), "reason").collect()
@@ -94,11 +98,11 @@ def write_ranked(
     return Results(ranked, group, scored, counts, reasons, written)
 
 
-def all_candidates(config: Config, validated: ValidatedInput, results: Results) -> DataFrame:
+def all_candidates(config: RankingConfig, validated: ValidatedInput, results: Results) -> DataFrame:
     """Return every scored candidate as a ranked table, before top_k and min_score cut any."""
     if not results.counts["cut"]:
         return results.ranked
-    whole = RankingConfig(tie_break=config.ranking.tie_break)
+    whole = RankingConfig(tie_break=config.tie_break)
     return rank_candidates(results.scored, validated, whole)
 
 

@@ -106,11 +106,13 @@ def produce(
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
     with watch.part("scoring"), counting_kept(store):
-        filled = fill_store(spark, config, pairs, done, spec, store)
+        filled = fill_store(
+            spark, config.batching, config.scoring, pairs, done, spec, store
+        )  # fmt: skip
     # Beside each other, as short jobs in a row leave most cores idle.
     with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
         measuring = beside.submit(scoring_stats, spark, filled)
-        results = write_ranked(out, config, done, store.read())
+        results = write_ranked(out, config.ranking, config.output, done, store.read())
         stats = measuring.result()
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
@@ -122,7 +124,7 @@ def produce(
     if qrels is None and not plan.rules:
         return {**record, "timings": watch.timings()}, None
     with watch.part("measuring"):
-        every = all_candidates(config, done, results)
+        every = all_candidates(config.ranking, done, results)
         texts = pairs.rows if plan.examples else None
         judged = Table("reranked", every, results.group, record, texts)
         document = evaluate(

@@ -9,7 +9,7 @@ from typing import Final
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.config import Config
+from jobs.config import BatchingConfig, ScoringConfig
 from jobs.input.layouts import InputTable, pair_texts
 from jobs.input.validation import ValidatedInput
 from jobs.output.filesystem import literal
@@ -53,7 +53,8 @@ def distinct_keys(checked: DataFrame) -> DataFrame:
 
 def fill_store(
     spark: SparkSession,
-    config: Config,
+    batching: BatchingConfig,
+    scoring: ScoringConfig,
     pairs: InputTable,
     validated: ValidatedInput,
     spec: ScorerSpec,
@@ -63,7 +64,8 @@ def fill_store(
 
     Args:
         spark: the session.
-        config: `batching.partitions` and `scoring`.
+        batching: `partitions`.
+        scoring: executors for scoring alone.
         pairs: the input, read again for its texts.
         validated: its validated rows.
         spec: the scorer.
@@ -81,11 +83,11 @@ def fill_store(
         texts = texts.join(missing, on="pair_key", how="left_semi").dropDuplicates(["pair_key"])
     limit_batches(texts)
     slots = task_slots(spark)
-    texts = _spread(texts, config.batching.partitions or slots * _rounds(count / slots))
+    texts = _spread(texts, batching.partitions or slots * _rounds(count / slots))
     peaks = spark.sparkContext.accumulator(Peak(), PeakParam())
     # The shuffle ends the stage that reads; what follows it can have executors of its own. Nothing
     # may come between scoring and the write, or Spark may score rows twice.
-    profile = scoring_profile(config.scoring)
+    profile = scoring_profile(scoring)
     scored = map_in_pandas(texts, rerank_rows(spec, peaks), ROWS_SCHEMA, profile)
     with progress_bar(spark, count, title="scoring"):
         attempt = store.append(scored)
