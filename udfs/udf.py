@@ -50,7 +50,7 @@ class PeakParam(AccumulatorParam[Peak]):
         return Peak(*(max(pair, key=lambda part: part or 0.0) for pair in parts))
 
 
-def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
+def rerank_udf(spec: ScorerSpec, peaks: Accumulator[Peak] | None = None) -> Callable[..., Column]:
     """Return an iterator Pandas UDF that scores columns: `rerank_udf(spec)("query", "doc")`.
 
     On the driver this only wraps `spec`; each Python worker loads the model when its first batch
@@ -61,10 +61,14 @@ def rerank_udf(spec: ScorerSpec) -> Callable[..., Column]:
 
     The UDF is marked nondeterministic so that Spark does not duplicate it, but Spark may still
     run it again for an action that runs again: write the result once, then read what was written.
+    What scoring needed goes to `peaks`, which a session of Spark Connect has not.
     """
 
     def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
-        yield from score_batches(_load(spec).scorer, batches, spec.window)
+        loaded = _load(spec)
+        yield from score_batches(loaded.scorer, batches, spec.window)
+        if peaks is not None:
+            peaks.add(replace(peak(), load_seconds=loaded.seconds))
 
     udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
     return cast("Callable[..., Column]", udf.asNondeterministic())

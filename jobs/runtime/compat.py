@@ -47,12 +47,6 @@ def condition_of(error: PySparkException) -> str:
     return str(named() or type(error).__name__)
 
 
-def map_in_pandas(rows: DataFrame, function: Any, schema: str, profile: object) -> DataFrame:
-    """Run `mapInPandas`, with a resource profile where one is wanted (Spark 4.0)."""
-    wanted = {} if profile is None else {"profile": profile}
-    return rows.mapInPandas(function, schema, **wanted)  # type: ignore[arg-type]
-
-
 def has_profiles() -> bool:
     """Return whether `mapInPandas` takes a resource profile (Spark 4.0)."""
     return "profile" in inspect.signature(DataFrame.mapInPandas).parameters

@@ -13,7 +13,7 @@ from jobs.config import BatchingConfig, ScoringConfig
 from jobs.input.layouts import InputTable, pair_texts
 from jobs.input.validation import ValidatedInput
 from jobs.output.filesystem import literal
-from jobs.runtime.compat import limit_batches, map_in_pandas
+from jobs.runtime.compat import limit_batches
 from jobs.runtime.progress import progress_bar
 from jobs.runtime.session import task_slots
 from jobs.scoring.stage import scoring_profile
@@ -21,7 +21,7 @@ from jobs.store.scores import SCHEMA, ScoreStore
 from udfs.limits import Peak
 from udfs.scorers.base import OK
 from udfs.spec import ScorerSpec
-from udfs.udf import ROWS_SCHEMA, PeakParam, rerank_rows
+from udfs.udf import ROWS_SCHEMA, PeakParam, rerank_rows, rerank_udf
 
 _PERCENTILES: Final = (0.5, 0.95, 0.99)
 # Pairs that a killed task has to score again, at most about; enough work to hide a task's start.
@@ -88,7 +88,11 @@ def fill_store(
     # The shuffle ends the stage that reads; what follows it can have executors of its own. Nothing
     # may come between scoring and the write, or Spark may score rows twice.
     profile = scoring_profile(scoring)
-    scored = map_in_pandas(texts, rerank_rows(spec, peaks), ROWS_SCHEMA, profile)
+    if profile is None:  # keys then need not travel to Python and back
+        score = rerank_udf(spec, peaks)("query", "doc").alias("score")
+        scored = texts.select("pair_key", score).select("pair_key", "score.*")
+    else:
+        scored = texts.mapInPandas(rerank_rows(spec, peaks), ROWS_SCHEMA, profile=profile)
     with progress_bar(spark, count, title="scoring"):
         attempt = store.append(scored)
     return ScoringStats(distinct - count, attempt, peaks.value)
