@@ -1,4 +1,4 @@
-"""Everything that can be refused, looked at before any work starts, and reported in one list.
+"""What can be refused without a look at the rows, before any work starts, and in one list.
 
 What needs no Spark comes first, but does not end the look-around: a user who mends a model's name
 wants to know about the missing column, too. Only a session that cannot start hides what is behind.

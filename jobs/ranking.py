@@ -199,7 +199,7 @@ def count_ranked(table: DataFrame, group: Sequence[str] = ()) -> dict[str, int]:
     """Count the rows of a ranked table, those that were truncated, and lists (`queries`).
 
     A list is a query within the columns `group`. `top1_changed` are lists whose first document was
-    not first before, of `top1_compared`, those with any first-stage rank.
+    not first before, of `top1_compared`, those whose first document has a first-stage rank.
     """
     top = F.col("rank") == 1
     lists = table.groupBy(*map(quoted, group), "query_id").agg(

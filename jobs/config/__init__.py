@@ -1,8 +1,8 @@
 """The configuration: one frozen object, one class per section, every key with unit and default.
 
-The defaults here are the only ones. `conf/*.yaml` and the command line override them, and
-`jobs.runtime.cli` renders the descriptions as `--help`. Functions are given the sections they read
-(`ModelConfig`, `BatchingConfig`, ...). To add a key, add a field to its section.
+`conf/*.yaml` and the command line override the defaults, some of which `ScorerSpec` repeats for
+notebooks. `jobs.runtime.cli` renders the descriptions as `--help`. Functions are given the sections
+they read (`ModelConfig`, `BatchingConfig`, ...). To add a key, add a field to its section.
 """
 
 from typing import Self

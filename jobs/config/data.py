@@ -8,7 +8,7 @@ from jobs.config.section import Age, Section, Share
 
 
 class InputConfig(Section):
-    """Where the pairs come from. Shapes are told apart by the keys that are set: long (`path` or
+    """Where the pairs come from. Layouts are told apart by the keys that are set: long (`path` or
     `table`), nested (`candidates` names an array column), normalised (`run`); texts that a row
     lacks come from `corpus` and `queries`.
     """

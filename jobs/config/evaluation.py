@@ -61,7 +61,7 @@ class ReportConfig(Section):
 
 
 class MlflowConfig(Section):
-    """Tracking. Only the driver talks to it, after the data is written."""
+    """Tracking. Only the driver talks to it: before the work to check, after it to log."""
 
     enabled: bool = True
     """log the run"""
@@ -72,4 +72,4 @@ class MlflowConfig(Section):
     run_name: str | None = None
     """run's name (unset: MLflow chooses one)"""
     timeout: PositiveFloat = 30.0
-    """longest that logging may hold up the end of the job [s]"""
+    """longest that logging or a baseline may take; a local database has at least 300 [s]"""

@@ -23,7 +23,7 @@ class ModelConfig(Section):
     """Which cross-encoder, and how it reads a pair."""
 
     name: str | None = None
-    """local folder, hub id, models:/ URI, or `embedded` for the small sample"""
+    """local folder, hub id, models:/ URI, or `embedded` for the small model"""
     revision: str | None = None
     """commit of a hub id [40 hex digits]"""
     max_length: PositiveInt = 512
@@ -99,9 +99,9 @@ class ScoringConfig(Section):
     """
 
     gpus: PositiveInt | None = None
-    """GPUs of such an executor, each with one model (unset: no such executors)"""
+    """GPUs of such an executor, each for two tasks with a model each (unset: no such executors)"""
     cores: PositiveInt = 4
-    """its cores, one for each task; the tasks share out its GPUs [cores]"""
+    """its cores, shared out to its tasks [cores]"""
     memory: str = "4g"
     """its JVM's heap [bytes, or with k, m, g]"""
     memory_overhead: str = "8g"
@@ -129,7 +129,7 @@ class TuneConfig(Section):
     seconds: PositiveFloat = 240.0
     """time for measuring; every setting once, then the best ones again [s]"""
     pairs: NonNegativeInt = 0
-    """pairs measured on, of whole queries (0: 320 on a CPU, 4096 on a GPU)"""
+    """pairs measured on, some of each query (0: 320 on a CPU, 4096 on a GPU)"""
     candidates: Annotated[int, Field(ge=2)] = 16
     """candidates per query, more if there are too few queries [pairs]"""
     seed: int = 0

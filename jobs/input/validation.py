@@ -1,7 +1,7 @@
 """Which rows are ranked, which are rejected, and how many there are.
 
-The result holds no texts. It is written once, and counts, ranking and rejects are taken from
-what was written, so that they agree whatever the input does meanwhile.
+The result holds no texts. It is written, again where ids repeat, and counts, ranking and rejects
+are taken from what was written, so that they agree whatever the input does meanwhile.
 """
 
 from __future__ import annotations

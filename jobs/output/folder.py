@@ -1,8 +1,15 @@
 """The output folder: results are built in a workspace and published when they are whole.
 
-Publishing moves every former result aside and the new one to its place, by renames under a lock.
-The record (run.json) leaves first and comes back last, so what is beside a record belongs to it.
-A note in the folder says what is being moved: the next run completes what a killed one has begun.
+1. Tables and files are written to OUT/_work/RUN_ID.
+2. The lock is taken. What a killed run was publishing is completed; workspaces of dead runs go.
+3. A note, OUT/_swap.json, says what is to be moved, and which former results have no successor.
+4. The record (run.json) and the results without successor are renamed into the workspace.
+5. Each other result is: the former one into the workspace, the new one to its place. The record
+   comes last, so what is beside a record belongs to it.
+6. The note is deleted, the lock released, and the workspace removed.
+
+A run killed before 3 has changed nothing, and a later run removes its workspace. One killed from
+then on is completed by the next run, as every step can be repeated.
 """
 
 from __future__ import annotations

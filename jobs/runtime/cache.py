@@ -1,4 +1,7 @@
-"""User cache directory: downloads, exported models, results of checks; all can be made again."""
+"""User cache directory: downloads, exported models, archives to ship, records to log later.
+
+All but the records, which are copies of what is in OUT, can be made again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What older releases of Spark and scipy lack. Each function names the release it is for."""
+"""What older releases of Spark and scipy lack. Each function names the last release without it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def condition_of(error: PySparkException) -> str:
 
 
 def has_profiles() -> bool:
-    """Return whether `mapInPandas` takes a resource profile (Spark 4.0)."""
+    """Return whether `mapInPandas` takes a resource profile (Spark 3.5)."""
     return "profile" in inspect.signature(DataFrame.mapInPandas).parameters
 
 

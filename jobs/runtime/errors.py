@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class RefusedError(Exception):
-    """Configuration or input that cannot be used. Nothing has been written.
+    """Configuration or input that cannot be used. Nothing is published; scores made are kept.
 
     Each message has the value, the limit and the remedy; never a text of a query or document.
     """

@@ -14,7 +14,7 @@ _SHARE: Final = 50
 
 
 class MemoryWatch(threading.Thread):
-    """Measure every half second what a process tree holds, while the `with` block runs.
+    """Measure every half second, or less often, what a process tree holds while the block runs.
 
     Pages that processes share are counted once (proportional set size).
 

@@ -1,1 +1,1 @@
-"""Scorers: pairs of texts in, scores out. A new kind of reranker is a module here."""
+"""Scorers: pairs of texts in, scores out. A new kind is a module, and a branch in `udfs.worker`."""

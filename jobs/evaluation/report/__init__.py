@@ -1,7 +1,7 @@
 """The evaluation and the tuning document as HTML pages for people.
 
-A page is one file without scripts and without references to the network. What it shows and says is
-in `templates/`.
+A page is one file without scripts and without references to the network. What it shows is in
+`templates/`; its headline is made in `verdict`, its warnings in `jobs.evaluation.result`.
 """
 
 from __future__ import annotations

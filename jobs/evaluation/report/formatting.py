@@ -1,6 +1,6 @@
 """Numbers as people read them; the functions are the filters of the templates.
 
-All take None, NaN and values that are not defined, and return a dash for them.
+Most take None, NaN and values that are not defined, and return a dash for them.
 """
 
 from __future__ import annotations

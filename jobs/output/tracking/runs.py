@@ -79,7 +79,7 @@ def check_experiment(name: str) -> str:
 
 
 def find_baseline(experiment: str, folder: Path) -> Path | None:
-    """Download the table per query of the latest run that passed and has one."""
+    """Download the table per query of the latest run that failed no gate; None without any."""
     found = mlflow.get_experiment_by_name(experiment)
     runs = _tagged(found.experiment_id, _GATE_TAG, "passed") if found else []
     if not runs:
