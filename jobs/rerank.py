@@ -67,17 +67,13 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
     """Produce the results, publish them or keep them beside, report and log them."""
     with OutputFolder(ready.spark, config.output) as out:
         record, document = produce(config, ready, watch, out)
-        code, problem = judge(config, record, document)
-        held_back = config.output.publish == "if_passed" and bool(problem)
-        # Nobody is to read what a gate refused; other problems only must not replace results.
-        held_back &= code == GATE_NOT_PASSED or out.has_results()
+        code, problems, held_back = outcome(config, record, document, out.has_results())
         tables = [RANKED, REJECTS, *([PER_QUERY] if document else [])]
         report = render(document, record) if document else None
         files = result_files(record, document, report)
         places = publish(out, tables, files, hold_back=held_back)
     sys.stdout.write(closing_summary(record, document, places) + "\n")
-    if problem:
-        sys.stderr.write(f"{problem}\n")
+    sys.stderr.writelines(f"{problem}\n" for problem in problems)
     if held_back:
         sys.stderr.write(
             f"not published: {masked(out.path)} serves what it did before; the results of this run "
@@ -140,22 +136,30 @@ def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
     return stage.make_spec(config.model, config.batching, ready.checkpoint, precision)
 
 
-def judge(
-    config: Config, record: Mapping[str, Any], document: Mapping[str, Any] | None
-) -> tuple[int, str]:
-    """Return the exit code, and what speaks against publishing the results."""
+def outcome(
+    config: Config, record: Mapping[str, Any], document: Mapping[str, Any] | None, published: bool
+) -> tuple[int, list[str], bool]:
+    """Return the exit code, what speaks against publishing, and whether that holds results back.
+
+    Nobody is to read what a gate refused; other problems only must not replace `published` results.
+    """
+    code, problems = DONE, []
     rate, limit = record["rates"]["reject_rate"], config.input.max_reject_rate
+    gate = (document or {}).get("gate")
+    refused = bool(gate) and not gate["passed"]
+    if refused:
+        code = GATE_NOT_PASSED
+        problems.append("a rule of evaluation.gate did not hold")
     if rate > limit:
-        return TOO_MANY_REJECTS, (
+        code = TOO_MANY_REJECTS
+        problems.append(
             f"{rate:.2%} of the rows were rejected, input.max_reject_rate allows {limit:.2%}; "
             "see the rejects, or raise the limit"
         )
-    gate = (document or {}).get("gate")
-    if gate and not gate["passed"]:
-        return GATE_NOT_PASSED, "a rule of evaluation.gate did not hold"
     if record["counts"]["input"] and not record["counts"]["ranked"]:
-        return DONE, "no row was ranked"
-    return DONE, ""
+        problems.append("no row was ranked")
+    held_back = refused or (bool(problems) and published)
+    return code, problems, held_back and config.output.publish == "if_passed"
 
 
 @contextmanager

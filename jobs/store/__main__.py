@@ -269,8 +269,8 @@ def _run(verb: Verb, config: Config) -> int:
         return verb(spark, config, inventory)
     except scores.READ_ERRORS as error:
         raise RefusedError(
-            f"store.path={path} cannot be read ({type(error).__name__}); nothing was deleted; "
-            "python -m jobs.store verify names the files"
+            f"store.path={path} cannot be read ({type(error).__name__}); nothing more was "
+            "deleted; python -m jobs.store verify names the files"
         ) from None
 
 

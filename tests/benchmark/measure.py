@@ -27,7 +27,7 @@ _OWN: Final = ("engine", "job")  # ways in the configured precision
 _REFERENCE: Final = 256  # pairs scored in float32 to compare with
 _LAST_WORDS: Final = 300  # characters of a failed way's last line
 # A folder of other packages for the ways that this environment has no packages for.
-_PEERS_PATH: Final = "_PEERS_PATH"
+_PEERS_PATH: Final = "PEERS_PATH"
 _OTHER_PACKAGES: Final = ("sentence_transformers_onnx", "sentence_transformers_openvino")
 
 

@@ -99,7 +99,9 @@ def test_a_run_that_is_refused_or_fails_its_gate_leaves_what_is_published(
     gate = {"evaluation__gate": "RR@10 >= 1.1", "input__path": good}
     # Nobody is to read what a gate refused, on a first run either.
     assert job(out, **gate, **STUB) == GATE_NOT_PASSED
+    assert job(out, **{**gate, "input__path": bad}, **STUB) == TOO_MANY_REJECTS
     assert contents(out) == {}
+    assert "a rule of evaluation.gate did not hold" in capsys.readouterr().err
     assert job(out, input__path=good, **plain) == DONE
     before = contents(out)
     assert job(out, input__path=bad, **plain) == TOO_MANY_REJECTS

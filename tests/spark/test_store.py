@@ -305,7 +305,7 @@ def test_a_merge_that_cannot_read_all_deletes_nothing(
     (file.parent / f".{file.name}.crc").unlink()
     before = sorted(Path(store.folder).glob("*/part-*.parquet"))
     assert run("compact", store, "--store.settled", "0m") == REFUSED
-    assert "nothing was deleted" in capsys.readouterr().err
+    assert "nothing more was deleted" in capsys.readouterr().err
     assert sorted(Path(store.folder).glob("*/part-*.parquet")) == before
 
 

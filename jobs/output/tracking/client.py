@@ -111,16 +111,17 @@ def _ask(config: MlflowConfig, timeout: float, *arguments: str) -> str:
     """
     uri = resolve_uri(config.tracking_uri)
     local = uri.startswith((DATABASE, "file:", "/", "."))
+    limit = max(timeout, _LOCAL_TIMEOUT) if local else max(1.0, timeout - 1.0)
     environment = {**os.environ, SERVER: uri}
     environment["PYTHONPATH"] = os.pathsep.join([_package_root(), *sys.path])
     try:
         ended = subprocess.run(
             [sys.executable, "-m", "jobs.output.tracking", *arguments],
             env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            timeout=max(timeout, _LOCAL_TIMEOUT) if local else max(1.0, timeout - 1.0),
+            timeout=limit,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise TrackingError(f"{masked(uri)}: no answer in {timeout:.0f} s") from None
+        raise TrackingError(f"{masked(uri)}: no answer in {limit:.0f} s") from None
     except OSError as error:
         raise TrackingError(f"no process could be started ({error.strerror})") from None
     errors = ended.stderr.strip().splitlines() or ["the client failed"]
