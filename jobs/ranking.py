@@ -76,11 +76,11 @@ def write_ranked(
     scored = validated.valid.join(fit, on="pair_key")
     # Spread by list before ranking: the windows need that anyway, and it names the files.
     spread = scored.repartition(output.partitions or _files(valid), *table.list_columns)
-    ranked = out.stage(RANKED, rank_candidates(spread, validated, config))
+    ranked = out.stage(RANKED, rank_candidates(spread, validated, ranking))
     names = output_names(scored.columns)
     group = tuple(names[PASS_THROUGH + name] for name in table.config.group)
     written = count_ranked(ranked, group)
-    cut = count_cut(scored, validated, config)
+    cut = count_cut(scored, validated, ranking)
     lost = valid - written["ranked"] - cut
     rejects = out.stage(REJECTS, _rejects(validated, scores if lost else None, by))
     by_reason = rejects.groupBy("reason").count().orderBy(F.desc("count"), "reason").collect()

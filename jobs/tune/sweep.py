@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from jobs.config import TuneConfig
-from jobs.runtime.agreement import kendall_tau, ndcg
 from jobs.runtime.errors import RefusedError
+from jobs.tune.agreement import kendall_tau, ndcg
 from jobs.tune.sample import first_queries
 from jobs.tune.settings import Setting, batch_sizes, setting_of
 from udfs.scorers.base import OK, OUT_OF_MEMORY

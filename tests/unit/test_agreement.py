@@ -6,7 +6,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.runtime.agreement import kendall_tau, ndcg
+from jobs.tune.agreement import kendall_tau, ndcg
 
 PAIRS = st.lists(
     st.tuples(
