@@ -57,7 +57,7 @@ class Results:
 
 def write_ranked(
     out: OutputFolder,
-    config: RankingConfig,
+    ranking: RankingConfig,
     output: OutputConfig,
     validated: ValidatedInput,
     scores: DataFrame,

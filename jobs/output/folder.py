@@ -136,8 +136,10 @@ class OutputFolder:
             self._sweep()
             for name in set(self._files.children(self._work)).difference(names):
                 self._files.delete(f"{self._work}/{name}")
-            self._files.delete(kept)
+            former = self._files.children(kept)
             self._files.rename(self._work, f"{kept}/{self.run_id}")
+            for run in former:
+                self._files.delete(f"{kept}/{run}")
         self._results = f"{kept}/{self.run_id}"
 
     def update_json(self, name: str, content: Mapping[str, Any]) -> None:
