@@ -2,6 +2,5 @@
 
 `command.Command` is the frame of a command, `cli.load_config` its configuration, `open_session` of
 `session` its Spark. `errors` has the exit codes, `redaction.masked` hides secrets, `progress_bar`
-shows a Spark job. `cache` is the user's cache directory, `compat` bridges releases of Spark,
-`agreement` compares two scorers for `jobs.tune`.
+shows a Spark job. `cache` is the user's cache directory, `compat` bridges releases of Spark.
 """
