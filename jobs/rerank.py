@@ -146,7 +146,7 @@ def outcome(
     code, problems = DONE, []
     rate, limit = record["rates"]["reject_rate"], config.input.max_reject_rate
     gate = (document or {}).get("gate")
-    refused = bool(gate) and not gate["passed"]
+    refused = bool(gate and not gate["passed"])
     if refused:
         code = GATE_NOT_PASSED
         problems.append("a rule of evaluation.gate did not hold")
