@@ -180,8 +180,8 @@ def _bin(name: str, edges: list[float]) -> Column:
 
 def _histogram(cells: pd.DataFrame, name: str, edges: list[float]) -> list[int]:
     """Sums of `pairs` by the number of their bin."""
-    known, counts = cells.dropna(subset=[name]), np.zeros(len(edges) - 1, dtype=int)
-    np.add.at(counts, known[name].astype(int).clip(0, len(counts) - 1), known["pairs"])
+    known, last = cells.dropna(subset=[name]), len(edges) - 2
+    counts = np.bincount(known[name].to_numpy(int).clip(0, last), known["pairs"], last + 1)
     return [int(count) for count in counts]
 
 
