@@ -131,7 +131,8 @@ def _scores(rows: DataFrame, found: Row, lists: Row) -> dict[str, Any]:
     bins = rows.where(F.col("score").isNotNull()).groupBy(
         kind.alias("kind"), _bin("score", edges).alias("bin"), decile.alias("decile")
     )
-    total = F.sum(probability.cast("decimal(20,18)"))
+    # Decimals add up to the same in any order; pandas before 2.0 sums none.
+    total = F.sum(probability.cast("decimal(20,18)")).cast("double")
     cells = bins.agg(F.count(F.lit(1)).alias("pairs"), total.alias("total")).toPandas()
     classes = ("relevant", "not_relevant", "unjudged")
     counts = {name: _histogram(cells[cells["kind"] == name], "bin", edges) for name in classes}
