@@ -131,7 +131,7 @@ def _scores(rows: DataFrame, found: Row, lists: Row) -> dict[str, Any]:
     bins = rows.where(F.col("score").isNotNull()).groupBy(
         kind.alias("kind"), _bin("score", edges).alias("bin"), decile.alias("decile")
     )
-    # Decimals add up to the same in any order; pandas before 2.0 sums none.
+    # Decimals add up to the same in any order; pandas before 2.0 adds none up.
     total = F.sum(probability.cast("decimal(20,18)")).cast("double")
     cells = bins.agg(F.count(F.lit(1)).alias("pairs"), total.alias("total")).toPandas()
     classes = ("relevant", "not_relevant", "unjudged")
@@ -140,7 +140,7 @@ def _scores(rows: DataFrame, found: Row, lists: Row) -> dict[str, Any]:
 
 
 def _reliability(cells: pd.DataFrame) -> dict[str, Any]:
-    judged = cells[cells["kind"] != "unjudged"]
+    judged = cells[cells["kind"] != "unjudged"].sort_values(["decile", "bin", "kind"])
     judged = judged.assign(hits=judged["pairs"].where(judged["kind"] == "relevant", 0))
     sums = judged.groupby("decile")[["pairs", "hits", "total"]].sum()
     sums = sums.reindex(range(_RELIABILITY_BINS), fill_value=0)
