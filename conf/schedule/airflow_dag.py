@@ -75,7 +75,7 @@ def run(command: str, *arguments: str) -> int:
 def spark_rerank() -> None:
     """Rerank, judge and relabel one day of a retrieval log."""
 
-    def rank_to(folder: str, day: str) -> str:
+    def rank_to(folder: str, day: str | None) -> str:
         """Rank the day into a folder; return the record to log again, empty where it was logged."""
         chosen = settings()
         out = f"{chosen[folder]}/date={day}"
@@ -86,11 +86,11 @@ def spark_rerank() -> None:
         return f"{out}/run.json" if code == NOT_TRACKED else ""
 
     @task
-    def rerank(ds: str = "") -> str:
+    def rerank(ds: str | None = None) -> str:
         return rank_to("nights", ds)
 
     @task
-    def evaluate(ds: str = "") -> str:
+    def evaluate(ds: str | None = None) -> str:
         chosen = settings()
         out = f"{chosen['verdicts']}/date={ds}"
         code = run(
@@ -102,7 +102,7 @@ def spark_rerank() -> None:
         return f"{out}/run.json" if code == NOT_TRACKED else ""
 
     @task
-    def relabel(ds: str = "") -> str:
+    def relabel(ds: str | None = None) -> str:
         return rank_to("labels", ds)
 
     @task(retries=20, retry_delay=timedelta(minutes=30))

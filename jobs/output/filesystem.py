@@ -142,7 +142,10 @@ class Files:
         except Py4JJavaError:  # a scheme without an AbstractFileSystem, such as s3, dbfs or oss
             system, _ = self._at(path)
             system.delete(target, False)
-            system.rename(source, target)  # refused if another driver was faster, with its content
+            if not system.rename(source, target):
+                system.delete(source, False)
+                if not system.exists(target):  # else another driver was faster, with its content
+                    raise OSError(f"cannot rename {source} to {target}") from None
         else:
             context.rename(source, target, modes)
 
