@@ -22,6 +22,7 @@ from jobs.input.validation import (
     validate,
     validate_rows,
 )
+from jobs.runtime.compat import try_cast
 from jobs.runtime.errors import RefusedError
 from tests.unit.test_text import render as expected_text
 from udfs.templates import parse_template
@@ -286,7 +287,7 @@ def test_white_space_at_the_ends_is_no_part_of_ids_and_texts(spark: SparkSession
 def test_whole_numbers_of_any_type_are_the_same_ids(spark: SparkSession) -> None:
     values = [0.0, -0.0, 7.0, 0.5, 1e10, 2.0**53, 1e22, float("nan"), None]
     table = spark.createDataFrame([(v,) for v in values], "d double")
-    decimal = table.select(F.col("d").try_cast("decimal(20,2)").alias("m"))
+    decimal = table.select(try_cast(F.col("d"), "decimal(20,2)").alias("m"))
     assert [row[0] for row in table.select(id_text(table, "d")).collect()] == [
         "0", "0", "7", "0.5", "10000000000", "9007199254740992", "10000000000000000000000", None,
         None,
