@@ -1,4 +1,4 @@
-"""A night of spark-rerank in Airflow (2.9 or newer, 3 included). Copy this file to the DAG folder.
+"""A night of spark-rerank in Airflow: copy this file to the DAG folder. Run with Airflow 2.10.
 
     rerank -> evaluate -> relabel -> track
 
