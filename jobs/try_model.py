@@ -21,7 +21,7 @@ from jobs.runtime.errors import DONE, RefusedError
 from jobs.scoring.models import resolve_model
 from jobs.scoring.onnx_export import for_backend, refuse_missing_packages
 from jobs.scoring.stage import make_spec, resolve_precision
-from udfs.devices import DeviceError, TaskSlot, gpu_count
+from udfs.devices import DeviceError, TaskSlot, has_gpu
 from udfs.forward.base import ModelError
 from udfs.scorers.base import OK
 from udfs.scorers.cross_encoder import Scorer
@@ -56,7 +56,7 @@ def show(texts: Sequence[str], config: Config) -> int:
     original = resolve_model(model, partial(fetch_model, config.mlflow.tracking_uri))
     refuse_missing_packages(model.backend)
     checkpoint = for_backend(model, original)
-    precision = resolve_precision(model, gpu=gpu_count() > 0)
+    precision = resolve_precision(model, gpu=has_gpu())
     spec = make_spec(model, config.batching, checkpoint, precision)
     query, *docs = texts
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 
 # Instruction sets whose bf16 matrix products beat fp32: Intel's and AMD's names, or Arm's.
 _BF16: Final = re.compile(r"^(flags|Features)\b.*\s(avx512_|amx_)?bf16\b", re.MULTILINE)
-# Where the drivers of GPUs show up: NVIDIA's, WSL's, AMD's (which torch calls CUDA, too), Jetson's.
-_GPU_NODES: Final = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-ctrl")))
+# `nvidia-smi -L`: a line for each GPU, and below it one for each MIG slice that it is cut into.
+_LISTED: Final = re.compile(r"UUID: ((?:GPU|MIG)-[^)\s]+)")
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 
 class DeviceError(RuntimeError):
@@ -35,17 +38,53 @@ class TaskSlot:
     """What Spark gives a task. Outside Spark, everything the process may use."""
 
     cpus: int = field(default_factory=usable_cores)  # one thread each
-    gpu: str | None = None  # address of its GPU as Spark's discovery script names it
+    gpu: str | None = None  # of `gpus`, see `find_gpu`
 
 
 @cache
-def gpu_count() -> int:
-    """Return the number of GPUs that torch can use; it is imported only where there may be one."""
-    if not any(node.exists() for node in _GPU_NODES):
-        return 0
+def gpus() -> tuple[str, ...]:
+    """Return the GPUs that this process may use, in PCI order: UUIDs, or what its environment says.
+
+    torch is not asked: it would start CUDA, after which no GPU can be chosen. Where a GPU is cut
+    into MIG slices, these are listed in its place.
+    """
+    if preset := os.environ.get(_VISIBLE):
+        return tuple(name.strip() for name in preset.split(","))
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    found: list[str] = []
+    for name in _LISTED.findall(listed):
+        if name.startswith("MIG") and found and found[-1].startswith("GPU"):
+            found.pop()
+        found.append(name)
+    return tuple(found)
+
+
+def has_gpu() -> bool:
+    """Return whether this machine has a GPU and a torch with CUDA, without starting CUDA."""
+    if not gpus():
+        return False
     import torch
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return bool(torch.backends.cuda.is_built())  # type: ignore[no-untyped-call]
+
+
+def find_gpu(address: str) -> str:
+    """Return the GPU that an address of Spark means: a name of `gpus`, or a place in it from 0.
+
+    Spark's own discovery scripts count as nvidia-smi does, by PCI bus; CUDA counts the fastest
+    first. Where a container shows one GPU of several, an address may be none of those seen.
+    """
+    known = gpus()
+    if address in known or not address.isdigit():
+        return address
+    if len(known) == 1:
+        return known[0]
+    return known[int(address)] if int(address) < len(known) else address
 
 
 def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -59,37 +98,70 @@ def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def choose(wanted: Device, slot: TaskSlot) -> torch.device:
     """Return the torch device of a task: the GPU Spark gave it, else the first one, else the CPU.
 
-    Spark does not set CUDA_VISIBLE_DEVICES, so the address has to be passed on. Where a container
-    already hides the other GPUs, addresses beyond the visible ones mean the only one left.
-
     Raises:
-        DeviceError: if CUDA was asked for by name and this process has none.
+        DeviceError: if CUDA was asked for by name and cannot be used, or if the GPU is none that
+            this process, or this build of torch, can use.
     """
     import torch
 
-    usable = torch.cuda.is_available()
-    if wanted == "cpu" or (wanted == "auto" and not usable):
+    usable = wanted != "cpu" and torch.cuda.is_available()
+    if not usable and wanted != "cuda":
         return torch.device("cpu")
     if not usable:
+        raise DeviceError(f"model.device=cuda, but {_why_not_cuda()}, or set model.device to auto")
+    visible = os.environ.get(_VISIBLE, "").split(",")
+    index = 0 if slot.gpu is None else [*visible, slot.gpu].index(slot.gpu)
+    if index >= torch.cuda.device_count():
         raise DeviceError(
-            "model.device=cuda, but torch finds no CUDA on this executor; install a CUDA build of "
-            "torch and schedule the task on a GPU, or set model.device to auto"
+            f"this worker has CUDA started without the GPU {slot.gpu} of its task; give every "
+            "executor one GPU, or one MIG slice (spark.executor.resource.gpu.amount=1)"
         )
-    address = slot.gpu or "0"
-    index = int(address) if address.isdigit() else 0
-    return torch.device("cuda", index if index < torch.cuda.device_count() else 0)
+    built = [int(name) for name in re.findall(r"sm_(\d+)", " ".join(torch.cuda.get_arch_list()))]
+    major, minor = torch.cuda.get_device_capability(index)
+    # What is built for 8.0 runs on 8.6, too, and not on 9.0.
+    if built and not any(chip // 10 == major and chip % 10 <= minor for chip in built):
+        raise DeviceError(
+            f"{torch.cuda.get_device_name(index)} is sm_{major}{minor}, and torch "
+            f"{torch.__version__} is built for sm_{', sm_'.join(map(str, built))}; install a build "
+            "of torch for this GPU, or use another GPU"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _why_not_cuda() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA; install one with it"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        reason = "torch finds no GPU"
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+    return (
+        f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use a GPU on this "
+        f"executor ({reason}); give its tasks a GPU and a driver that CUDA {torch.version.cuda} "
+        "runs on (CUDA 13: 580 or newer)"
+    )
 
 
 def prepare_process(slot: TaskSlot) -> None:
-    """Fix thread counts before torch and the tokenizer start theirs.
+    """Fix thread counts and GPUs before torch and the tokenizer start.
 
     One worker process per core with one thread each multiplies matrices about 1.4 times as fast
     as one process with as many threads, and Spark starts that many workers anyway.
+
+    The task's GPU comes first among the visible ones, so that whatever uses a first device uses
+    this one; the others follow, as Spark may give this process a task on another GPU later.
     """
     os.environ.setdefault("RAYON_NUM_THREADS", str(slot.cpus))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if slot.cpus > 1 else "false")
-    # Read when CUDA is first used: lets batches of different shapes reuse freed memory.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    started = "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
+    if slot.gpu and not started:
+        others = [name for name in gpus() if name != slot.gpu]
+        os.environ[_VISIBLE] = ",".join([slot.gpu, *others])
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     # Workers never go to the network; the driver has resolved the model already.
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch

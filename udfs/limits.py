@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import resource
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
 
-_NO_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
+# How torch says that there is no memory, where it has no exception of its own for it: on CPUs, in
+# cuBLAS, for pinned memory of the host, and for kernels that are loaded on first use.
+_NO_MEMORY: Final = (
+    "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory", "CUDA driver error: out of memory",
+)  # fmt: skip
 _T = TypeVar("_T")
 
 
@@ -20,17 +28,37 @@ class Peak:
     """The most that a scoring process has needed so far; 1 MB is 2^20 bytes."""
 
     process_mb: float = 0.0  # memory of one process, libraries included
-    device_mb: float | None = None  # memory of tensors on a GPU; None without one
+    device_mb: float | None = None  # memory of this process on a GPU; None without one
     load_seconds: float = 0.0  # time to load the model
+    rescored: float = 0.0  # share of its pairs scored again, as their logit was no number
 
 
 def peak() -> Peak:
     """Return the memory that this process has held since it started."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
+    if torch is None or not torch.cuda.is_initialized():
         return Peak(peak_process_mb())
     devices = range(torch.cuda.device_count())
-    return Peak(peak_process_mb(), max(map(torch.cuda.max_memory_allocated, devices)) / 2**20)
+    reserved = max(map(torch.cuda.max_memory_reserved, devices)) / 2**20
+    return Peak(peak_process_mb(), reserved + _context_mb())
+
+
+@cache
+def _context_mb() -> float:
+    """Memory of CUDA itself in this process [MB]: what the driver counts and torch does not.
+
+    0 where nvidia-smi does not see this process, as in many containers.
+    """
+    import torch
+
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0.0
+    used = dict(line.split(", ") for line in listed.stdout.splitlines() if ", " in line)
+    found = used.get(str(os.getpid()), "")
+    return max(float(found) - torch.cuda.memory_reserved() / 2**20, 0.0) if found.isdigit() else 0.0
 
 
 def peak_process_mb(status: Path = Path("/proc/self/status")) -> float:
@@ -58,8 +86,7 @@ def catch_oom(run: Callable[[], _T]) -> _T | None:
     except (torch.OutOfMemoryError, MemoryError):
         pass
     except RuntimeError as error:
-        # torch has an exception class for a full GPU, and none for a CPU.
-        if _NO_MEMORY not in str(error):
+        if not any(words in str(error) for words in _NO_MEMORY):
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

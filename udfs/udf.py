@@ -19,7 +19,7 @@ from pyspark.accumulators import AccumulatorParam
 from pyspark.sql import Column
 from pyspark.sql.pandas.functions import pandas_udf
 
-from udfs.devices import TaskSlot, gpu_count
+from udfs.devices import TaskSlot, find_gpu, gpus
 from udfs.limits import Peak, peak
 from udfs.scorers.base import PairScorer, Scores, new_scores
 from udfs.spec import ScorerSpec
@@ -68,7 +68,7 @@ def rerank_udf(spec: ScorerSpec, peaks: Accumulator[Peak] | None = None) -> Call
         loaded = _load(spec)
         yield from score_batches(loaded.scorer, batches, spec.window)
         if peaks is not None:
-            peaks.add(replace(peak(), load_seconds=loaded.seconds))
+            peaks.add(_needed(loaded))
 
     udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
     return cast("Callable[..., Column]", udf.asNondeterministic())
@@ -89,7 +89,7 @@ def rerank_rows(
         scored = score_batches(loaded.scorer, texts, spec.window)
         for frame, scores in zip(kept, scored, strict=True):
             yield scores.assign(pair_key=frame["pair_key"].to_numpy())
-        peaks.add(replace(peak(), load_seconds=loaded.seconds))
+        peaks.add(_needed(loaded))
 
     return score
 
@@ -119,7 +119,7 @@ def task_slot() -> TaskSlot:
     if context is None:
         return TaskSlot()
     given = context.resources().get("gpu")
-    return TaskSlot(context.cpus(), given.addresses[0] if given else _share_gpu())
+    return TaskSlot(context.cpus(), find_gpu(given.addresses[0]) if given else _share_gpu())
 
 
 @cache
@@ -127,7 +127,11 @@ def _share_gpu() -> str | None:
     """Return the GPU of a process that Spark gives none: its first task's number spreads them."""
     context = TaskContext.get()
     assert context is not None
-    return str(context.partitionId() % gpu_count()) if gpu_count() else None
+    return gpus()[context.partitionId() % len(gpus())] if gpus() else None
+
+
+def _needed(loaded: Loaded) -> Peak:
+    return replace(peak(), load_seconds=loaded.seconds, rescored=loaded.scorer.rescored)
 
 
 def _load(spec: ScorerSpec) -> Loaded:

@@ -99,9 +99,11 @@ def scoring_record(
             "pairs_per_s": _share(scoring.scored, seconds),
             "tokens_per_s": _share(tokens, seconds),
             "padding_share": _share(padding, tokens + padding),
+            # The most of any process: pairs that half precision lost, scored again in float32.
+            "rescored_share": memory and round(memory.rescored, 6),
         },
         "device_ms": scoring.device_ms,
-        # The most memory [MB, 2^20 bytes] of one process that scored, and of tensors on one GPU.
+        # The most memory [MB, 2^20 bytes] of one process that scored, and on a GPU.
         "memory": memory and {
             "process_mb": round(memory.process_mb, 1),
             "device_mb": None if memory.device_mb is None else round(memory.device_mb, 1),

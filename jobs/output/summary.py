@@ -8,6 +8,7 @@ from typing import Any, Final
 from jobs.runtime.redaction import masked
 
 _SIGNIFICANT: Final = 0.05  # of p after Holm's correction
+_OVERFLOW: Final = 0.01  # share of pairs, from which on half precision does not pay
 _ALWAYS: Final = ("input", "ranked", "distinct", "from store", "scored", "to score", "tokens")
 
 
@@ -37,6 +38,11 @@ def closing_summary(
     if rates["top1_change_rate"] is not None:
         lines.append(
             f"top-1      {rates['top1_change_rate']:>12.1%} of queries have a new first document"
+        )
+    if (lost := rates["rescored_share"] or 0.0) > _OVERFLOW:
+        lines.append(
+            f"warning: {record['model']['precision']} gave no number for {lost:.1%} of the pairs "
+            "of a process, which were scored again in fp32; set model.precision to bf16"
         )
     if document:
         lines += ["", evaluation_summary(document, places)]

@@ -86,7 +86,7 @@ def tasks_have_gpus(spark: SparkSession, scoring: ScoringConfig) -> bool:
     They have if Spark schedules GPUs for them, or if they run on this machine and it has one.
     """
     if is_local(str(spark.sparkContext.master)):
-        return devices.gpu_count() > 0
+        return devices.has_gpu()
     settings = spark.sparkContext.getConf()
     return bool(scoring.gpus) or float(settings.get("spark.task.resource.gpu.amount", "0")) > 0
 

@@ -31,7 +31,7 @@ from tests.benchmark.config import BenchmarkConfig, Way
 from tests.benchmark.measure import Bench, ratio
 from tests.benchmark.mixes import write_pairs
 from tests.benchmark.shapes import random_model
-from udfs.devices import gpu_count
+from udfs.devices import has_gpu
 
 COMMAND: Final = Command(
     name="python -m tests.benchmark",
@@ -83,7 +83,7 @@ def compare(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
     else:
         model.mkdir()
         random_model(config.bench.shape, model)
-    gpu = gpu_count() > 0 and config.model.device != "cpu"
+    gpu = has_gpu() and config.model.device != "cpu"
     bench = Bench(
         config=config,
         model=model,

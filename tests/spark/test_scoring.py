@@ -11,7 +11,7 @@ from jobs.config import Config, ScoringConfig
 from jobs.input.layouts import InputTable, pair_texts, read_input
 from jobs.scoring.fill import _longest_first
 from jobs.scoring.stage import tasks_have_gpus
-from udfs.devices import gpu_count
+from udfs.devices import has_gpu
 from udfs.scorers.base import OK
 from udfs.spec import ScorerSpec
 from udfs.udf import run_trial
@@ -64,4 +64,4 @@ def test_a_trial_is_measured_in_a_task(spark: SparkSession, tiny_bert: Path) -> 
 
 
 def test_tasks_have_gpus_where_spark_gives_them_some(spark: SparkSession) -> None:
-    assert tasks_have_gpus(spark, ScoringConfig()) is (gpu_count() > 0)  # a local session
+    assert tasks_have_gpus(spark, ScoringConfig()) is has_gpu()  # a local session

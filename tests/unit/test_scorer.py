@@ -111,6 +111,50 @@ def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> Non
     assert (scores.status == np.where(too_long, OUT_OF_MEMORY, OK)).all()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        RuntimeError("CUDA driver error: out of memory"),
+        MemoryError(),
+    ],
+)
+def test_every_form_of_no_memory_is_recovered_from(tiny_bert: Path, error: Exception) -> None:
+    class Full(Lengths):
+        def forward(self, batch: EncodedPairs) -> BatchOutput:
+            if len(batch.lengths) > 3:
+                raise error
+            return super().forward(batch)
+
+    full = scorer(tiny_bert, Full(), max_tokens=1000)
+    assert (full.score(QUERIES, DOCS).status == OK).all()
+    assert full.halvings > 0
+
+
+def test_a_batch_is_made_while_the_one_before_it_is_computed(tiny_bert: Path) -> None:
+    events: list[str] = []
+
+    class Later(Lengths):
+        def forward(self, batch: EncodedPairs) -> BatchOutput:
+            found, number = super().forward(batch), len(self.sizes)
+            logits = np.full_like(found.logits, np.nan)
+
+            def wait() -> float:
+                events.append(f"read {number}")
+                logits[:] = found.logits
+                return 40.0
+
+            events.append(f"start {number}")
+            return BatchOutput(logits, found.padding, wait)
+
+    scores = scorer(tiny_bert, Later(), max_pairs=9).score(QUERIES, DOCS)
+    assert events == ["start 1", "start 2", "read 1", "start 3", "read 2", "read 3"]
+    np.testing.assert_array_equal(scores.logit, scores.n_tokens.astype(np.float32))
+    assert scores.device_ms.sum() == pytest.approx(120.0, rel=1e-5)
+
+
 def test_only_memory_errors_are_retried(tiny_bert: Path) -> None:
     class Broken(Lengths):
         def forward(self, batch: EncodedPairs) -> BatchOutput:
@@ -136,9 +180,11 @@ def test_rows_lost_in_half_precision_are_scored_again_in_float32(tiny_bert: Path
         "fp16": Lengths(broken=frozenset({64})),
         "fp32": load_model(tiny_bert, given, TaskSlot(cpus=1), "fp32"),
     }
-    mixed = Scorer(PairEncoder(tiny_bert, given), models.__getitem__, given).score(QUERIES, DOCS)
+    scorer = Scorer(PairEncoder(tiny_bert, given), models.__getitem__, given)
+    mixed = scorer.score(QUERIES, DOCS)
     real = Scorer.load(tiny_bert, spec(tiny_bert), TaskSlot(cpus=1)).score(QUERIES, DOCS)
     lost = mixed.n_tokens == 64
+    assert scorer.rescored == lost.mean() > 0
     assert (mixed.status == OK).all()
     np.testing.assert_allclose(mixed.logit[lost], real.logit[lost], atol=1e-4)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from udfs.encoding.pairs import EncodedPairs
 from udfs.forward import unpadded
@@ -32,6 +32,37 @@ def test_unpadded_and_padded_agree(tiny_model: Path, lengths: list[int]) -> None
     expected = PaddedModel(padded.eval(), torch.device("cpu")).forward(pairs).logits
     found = unpadded.UnpaddedModel(padded).forward(pairs).logits
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def attention_of_a_gpu(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of_q: torch.Tensor, of_k: torch.Tensor,
+    longest_q: int, longest_k: int,
+) -> torch.Tensor:  # fmt: skip
+    """What `varlen_attn` computes, pair by pair, as it has no kernel for CPUs."""
+    assert of_q.dtype == of_k.dtype == torch.int32
+    assert (of_q.diff().max(), of_k.diff().max()) == (longest_q, longest_k)
+    mixed = torch.full_like(q, torch.nan)  # what is behind the last pair is never written
+    for start, end, first, last in zip(of_q, of_q[1:], of_k, of_k[1:], strict=False):
+        parts = (x.transpose(0, 1) for x in (q[start:end], k[first:last], v[first:last]))
+        mixed[start:end] = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(0, 1)
+    return mixed
+
+
+@pytest.mark.parametrize(
+    "lengths", [[1], [64], [512], [7, 7], [90, 3, 41, 90], [33, 17] * 9, [*range(1, 501)]]
+)
+def test_the_forward_pass_of_a_gpu_computes_the_same(
+    tiny_model: Path, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attention_of_a_gpu)
+    config = AutoConfig.from_pretrained(tiny_model, max_position_embeddings=520)
+    torch.manual_seed(3)
+    padded = AutoModelForSequenceClassification.from_config(config).eval()
+    pairs = pairs_of(lengths, config.pad_token_id, typed=config.type_vocab_size > 1)
+    expected = PaddedModel(padded, torch.device("cpu")).forward(pairs).logits
+    found = unpadded.UnpaddedModel(padded, ragged=True).forward(pairs)
+    np.testing.assert_allclose(found.logits, expected, atol=1e-5, rtol=1e-5)
+    assert (found.padding.sum() + sum(lengths)) % 64 == 0
 
 
 def test_other_attention_goes_the_padded_way(tiny_bert: Path) -> None:

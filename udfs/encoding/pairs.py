@@ -44,7 +44,7 @@ class EncodedPairs:
     truncated: NDArray[np.bool_]  # [N], whether a token of either side was cut
     pad_id: int  # fills up shorter rows where a model needs a rectangle
 
-    def take(self, rows: Sequence[int]) -> EncodedPairs:
+    def take(self, rows: Sequence[int] | NDArray[np.intp]) -> EncodedPairs:
         """Return the pairs of the given rows, in that order."""
         lengths = self.lengths[rows]
         moved = (self.lengths.cumsum() - self.lengths)[rows] - (lengths.cumsum() - lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -22,15 +23,21 @@ class ModelError(RuntimeError):
 class BatchOutput(NamedTuple):
     """Output of one forward pass over B pairs."""
 
-    logits: NDArray[np.float32]  # [B], raw
+    logits: NDArray[np.float32]  # [B], raw; only after `wait`
     padding: NDArray[np.int64]  # [B], padding tokens that the layers were given with each pair
+    # On a GPU: waits until the logits are there, and returns how long the GPU took for them [ms].
+    wait: Callable[[], float] | None = None
 
 
 class LogitModel(Protocol):
     """Turns a batch of pairs into one logit each."""
 
     def forward(self, batch: EncodedPairs) -> BatchOutput:
-        """Compute the logits; torch.OutOfMemoryError or MemoryError if the batch does not fit."""
+        """Compute the logits, on a GPU without waiting for them.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError, RuntimeError: see `udfs.limits.catch_oom`.
+        """
         ...
 
 

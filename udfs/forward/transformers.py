@@ -13,7 +13,8 @@ from udfs.checkpoint import digest_of, weight_files
 from udfs.encoding.pairs import EncodedPairs, PairEncoder
 from udfs.forward.base import BatchOutput, LogitModel, ModelError
 from udfs.forward.packed import available, pack
-from udfs.forward.unpadded import UnpaddedModel, supports
+from udfs.forward.transfer import now, read, send
+from udfs.forward.unpadded import UnpaddedModel, runs_on, supports
 from udfs.spec import Precision, ScorerSpec
 
 _DTYPES: Final[dict[Precision, torch.dtype]] = {
@@ -31,9 +32,10 @@ class PaddedModel:
     @torch.inference_mode()
     def forward(self, batch: EncodedPairs) -> BatchOutput:
         """Compute one raw logit per pair."""
-        inputs = {k: torch.from_numpy(a).to(self.device) for k, a in batch.padded().items()}
-        logits = self.model(**inputs).logits[:, 0].float().cpu().numpy()
-        return BatchOutput(logits, batch.lengths.max() - batch.lengths)
+        start = now(self.device)
+        inputs = {name: send(array, self.device) for name, array in batch.padded().items()}
+        logits = self.model(**inputs).logits[:, 0]
+        return read(logits, batch.lengths.max() - batch.lengths, start)
 
 
 def load(path: Path, spec: ScorerSpec, device: torch.device, precision: Precision) -> LogitModel:
@@ -100,14 +102,21 @@ def check_model(path: Path, spec: ScorerSpec) -> None:
 
 
 def _on_device(model: Any, device: torch.device, spec: ScorerSpec, *, packed: bool) -> LogitModel:
-    """Return the fastest way to run a model: on a CPU, the BERT family needs no padding."""
-    known = device.type == "cpu" and supports(model)
-    if known and packed:
+    """Return the fastest way to run a model: the BERT family needs no padding."""
+    unpadded = (
+        spec.attention != "eager" and supports(model) and runs_on(device, model.base_model.dtype)
+    )
+    if packed and device.type == "cpu" and supports(model):
         pack(model)
+    if device.type == "cuda":
+        # It makes a plan for every shape of a batch, which takes longer than the batch itself.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model = model.to(device).eval()
-    if known and spec.attention != "eager":
-        return UnpaddedModel(model)
-    return PaddedModel(model, device)
+    return (
+        UnpaddedModel(model, ragged=device.type == "cuda")
+        if unpadded
+        else PaddedModel(model, device)
+    )
 
 
 def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[Path, bytes]]:

@@ -1,23 +1,25 @@
 """BERT and its relatives without padding: the tokens of a batch laid end to end.
 
-Nine tenths of the work are layers that look at one token at a time and need no rectangle. Attention
-gets one for itself, on which its CPU kernels rest. The last layer is computed for the first token
-of each pair only, as nothing else of it reaches the logit.
+Nine tenths of the work are layers that look at one token at a time and need no rectangle. Only
+attention differs: a GPU has a kernel for rows of any length, a CPU needs a rectangle. The last
+layer is computed for the first token of each pair only, as nothing else of it reaches the logit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from numpy.typing import NDArray
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from udfs.encoding.pairs import EncodedPairs
 from udfs.encoding.truncation import Counts
 from udfs.forward.base import BatchOutput
 from udfs.forward.packed import PackedLinear
+from udfs.forward.transfer import now, read, send
 
 _ARCHITECTURES: Final = (
     "BertForSequenceClassification", "RobertaForSequenceClassification",
@@ -28,6 +30,7 @@ _ARCHITECTURES: Final = (
 _WIDTH: Final = 16  # tokens
 # Rows given to a linear layer: oneDNN makes a kernel for every shape it has not met.
 _ROWS: Final = 64  # tokens
+_AMPERE: Final = (8, 0)  # the first GPUs that the attention kernel runs on
 
 
 def supports(model: torch.nn.Module) -> bool:
@@ -40,41 +43,70 @@ def supports(model: torch.nn.Module) -> bool:
     return (getattr(config, "position_embedding_type", None) or "absolute") == "absolute"
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the tokens [T] of a batch are in attention's rectangle [B, W].
+def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether there is an attention for it: on any CPU, on a GPU in half precision."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    recent = torch.cuda.get_device_capability(device) >= _AMPERE
+    return recent and dtype != torch.float32 and not torch.version.hip
 
-    T is a multiple of `_ROWS`, filled up with the first token; W is a multiple of `_WIDTH`, filled
-    up with tokens of the same pair that `bias` hides. Positions are int64.
+
+class _Ragged:
+    """Attention on a GPU: a kernel for rows of any length."""
+
+    def __init__(self, bounds: torch.Tensor, longest: int) -> None:
+        """Take int32[B + 1], where each pair's tokens begin and the last one's end, on the GPU."""
+        self._bounds, self._longest = bounds, longest
+        self._alone = torch.arange(len(bounds), dtype=torch.int32, device=bounds.device)
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """[S, heads, D] each -> [S, H]; of queries of the pairs' first tokens alone, [B, H]."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        bounds, longest = (self._bounds, self._longest) if len(q) == len(k) else (self._alone, 1)
+        mixed: Any = varlen_attn(q, k, v, bounds, self._bounds, longest, self._longest)
+        return mixed.flatten(1)  # type: ignore[no-any-return]
+
+
+class _Rectangle:
+    """Attention on a CPU: W tokens for each pair.
+
+    W is a multiple of `_WIDTH`, filled up with tokens of the same pair that a bias hides.
     """
 
-    tokens: torch.Tensor  # [T], index of each token in the batch
-    columns: torch.Tensor  # [T], position of each token in its pair
-    firsts: torch.Tensor  # [B], each pair's first token
-    grid: torch.Tensor  # [B * W], the token at each position of the rectangle
-    in_grid: torch.Tensor  # [T], position of each token in the rectangle, flattened
-    bias: torch.Tensor  # float32[B, 1, 1, W], added for each key: 0 or minus infinity
-
-    @classmethod
-    def of(cls, lengths: Counts) -> _Layout:
-        """Return the layout of pairs of these lengths [tokens]."""
-        firsts, count = lengths.cumsum() - lengths, int(lengths.sum())
-        tokens = np.concatenate([np.arange(count), np.zeros(-count % _ROWS, np.int64)])
-        pair = np.repeat(np.arange(len(lengths)), lengths)[tokens]
-        columns = tokens - firsts[pair]
-        column = np.arange(-(-lengths.max() // _WIDTH) * _WIDTH)
+    def __init__(self, lengths: Counts, pair: Counts, columns: Counts) -> None:
+        """Take each pair's length [B], and each token's pair and place in it [S]."""
+        firsts, column = lengths.cumsum() - lengths, np.arange(-(-lengths.max() // _WIDTH) * _WIDTH)
         filled = column < lengths[:, None]
-        grid = (firsts[:, None] + np.where(filled, column, 0)).ravel()
-        in_grid = pair * len(column) + columns
         bias = np.where(filled, 0.0, -np.inf).astype(np.float32)[:, None, None]
-        return cls(*map(torch.from_numpy, (tokens, columns, firsts, grid, in_grid, bias)))
+        # Which token is at each position of the rectangle, and at which position each token is.
+        self._grid = torch.from_numpy((firsts[:, None] + np.where(filled, column, 0)).ravel())
+        self._in_grid = torch.from_numpy(pair * len(column) + columns)
+        self._bias = torch.from_numpy(bias)
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Compute the same."""
+        first_only, pairs = len(q) != len(k), len(self._bias)
+        if not first_only:
+            q = q.index_select(0, self._grid)
+        k, v = k.index_select(0, self._grid), v.index_select(0, self._grid)
+        q, k, v = (rows.view(pairs, -1, *rows.shape[1:]).transpose(1, 2) for rows in (q, k, v))
+        bias = self._bias.to(q.dtype).expand(-1, -1, q.shape[2], -1)
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        mixed = mixed.transpose(1, 2).reshape(pairs * q.shape[2], -1)
+        return mixed if first_only else mixed.index_select(0, self._in_grid)
 
 
 class UnpaddedModel:
-    """A sequence-classification model of `_ARCHITECTURES`, for inference on a CPU."""
+    """A sequence-classification model of `_ARCHITECTURES`, on a CPU or a GPU.
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Use the layers of a model that `supports` says yes to; packed ones are welcome."""
+    Args:
+        model: one that `supports` says yes to, on its device; packed layers are welcome.
+        ragged: whether attention is that of a GPU.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, ragged: bool = False) -> None:
+        """Take over the layers of the model."""
         config: Any = model.config
         base: Any = getattr(model, str(model.base_model_prefix))
         self._embeddings = base.embeddings
@@ -84,70 +116,101 @@ class UnpaddedModel:
         self._heads = int(config.num_attention_heads)
         # RoBERTa and those after it count positions from behind the padding token's.
         self._first = 0 if config.model_type == "bert" else int(config.pad_token_id) + 1
+        self._device: torch.device = self._embeddings.word_embeddings.weight.device
+        self._ragged = ragged
+        self._add_and_normalise = _fused_addition(self._layers[0].output) if ragged else None
+        if ragged:
+            for layer in self._layers:
+                _fuse(layer.attention.self)
 
     @torch.inference_mode()
     def forward(self, batch: EncodedPairs) -> BatchOutput:
         """Compute one raw logit per pair; padding is what fills the stream up to `_ROWS`."""
-        layout = _Layout.of(batch.lengths)
-        rows = self._embed(batch, layout)
+        start, lengths, count = now(self._device), batch.lengths, len(batch.ids)
+        tokens = np.concatenate([np.arange(count), np.zeros(-count % _ROWS, np.int64)])
+        bounds = np.concatenate([[0], lengths.cumsum()])
+        pair = np.repeat(np.arange(len(lengths)), lengths)[tokens]
+        columns = tokens - bounds[pair]
+        attend: _Rectangle | _Ragged = (
+            _Ragged(self._send(bounds), int(lengths.max()))
+            if self._ragged
+            else _Rectangle(lengths, pair, columns)
+        )
+        rows = self._embed(batch, tokens, columns)
         for layer in self._layers[:-1]:
-            rows = self._layer(layer, rows, layout)
-        first = self._layer(self._layers[-1], rows, layout, first_only=True)
+            rows = self._layer(layer, rows, attend)
+        first = self._layer(self._layers[-1], rows, attend, self._send(bounds[:-1]))
         logits = self._classifier(self._pooler(first[:, None]))[:, 0]
-        share, rest = divmod(len(layout.tokens) - len(batch.ids), len(batch.lengths))
-        padding = share + (np.arange(len(batch.lengths)) < rest)
-        return BatchOutput(logits.float().numpy(), padding)
+        share, rest = divmod(len(tokens) - count, len(lengths))
+        return read(logits, share + (np.arange(len(lengths)) < rest), start)
 
-    def _embed(self, batch: EncodedPairs, layout: _Layout) -> torch.Tensor:
-        """[T, H]"""
+    def _send(self, array: NDArray[Any]) -> torch.Tensor:
+        return send(array.astype(np.int32, copy=False), self._device)
+
+    def _embed(self, batch: EncodedPairs, tokens: Counts, columns: Counts) -> torch.Tensor:
+        """[S, H]"""
         table = self._embeddings
-        types = torch.zeros(1, dtype=torch.int32)
-        if batch.types is not None:
-            types = torch.from_numpy(batch.types)[layout.tokens]
-        rows = table.word_embeddings(torch.from_numpy(batch.ids)[layout.tokens])
-        rows = rows + table.token_type_embeddings(types)
-        rows = rows + table.position_embeddings(layout.columns + self._first)
+        types = np.zeros(1, np.int32) if batch.types is None else batch.types[tokens]
+        rows = table.word_embeddings(self._send(batch.ids[tokens]))
+        rows = rows + table.token_type_embeddings(self._send(types))
+        rows = rows + table.position_embeddings(self._send(columns + self._first))
         embedded: torch.Tensor = table.LayerNorm(rows)
         return embedded
 
     def _layer(
-        self, layer: Any, rows: torch.Tensor, layout: _Layout, *, first_only: bool = False
-    ) -> torch.Tensor:
-        """[T, H] -> [T, H]; [B, H], the first token of each pair, if nothing else is wanted."""
+        self, layer: Any, rows: torch.Tensor, attend: _Rectangle | _Ragged,
+        firsts: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """[S, H] -> [S, H]; [B, H], the tokens at `firsts`, if nothing else is wanted."""
         own, after = layer.attention.self, layer.attention.output
-        keys, values = own.key(rows), own.value(rows)
-        if first_only:
-            rows = rows[layout.firsts]
-        mixed = _attend(own.query(rows), keys, values, layout, self._heads, first_only=first_only)
-        rows = after.LayerNorm(_plus(after.dense, mixed, rows))
-        inner = layer.intermediate(rows)
-        result: torch.Tensor = layer.output.LayerNorm(_plus(layer.output.dense, inner, rows))
+        wanted = rows if firsts is None else rows.index_select(0, firsts)
+        parts = _project(own, rows, wanted)
+        mixed = attend(*(part.view(len(part), self._heads, -1) for part in parts))
+        rows = self._add(after, mixed, wanted)
+        return self._add(layer.output, layer.intermediate(rows), rows)
+
+    def _add(self, part: Any, rows: torch.Tensor, former: torch.Tensor) -> torch.Tensor:
+        """Normalise the sum of a part's output and of what was there before."""
+        if self._add_and_normalise:
+            return self._add_and_normalise(part.dense(rows), former, part.LayerNorm)
+        if isinstance(part.dense, PackedLinear):
+            result: torch.Tensor = part.LayerNorm(part.dense.plus(rows, former))
+        else:
+            result = part.LayerNorm(former + part.dense(rows))
         return result
 
 
-def _attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: _Layout, heads: int,
-    *, first_only: bool,
-) -> torch.Tensor:  # fmt: skip
-    """Attention within each pair: [T, H] each -> [T, H]; queries and result [B, H] if first_only.
+def _fuse(own: Any) -> None:
+    """Put queries, keys and values into one product, which a GPU is quicker with."""
+    layers = (own.query, own.key, own.value)
+    own.fused = tuple(
+        torch.cat([getattr(each, name) for each in layers]).detach() for name in ("weight", "bias")
+    )
+    del own.query, own.key, own.value
 
-    H is shared out among the heads.
+
+def _project(own: Any, rows: torch.Tensor, wanted: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Queries of `wanted`, keys and values of `rows`: [.., H] each."""
+    if not hasattr(own, "fused"):
+        return own.query(wanted), own.key(rows), own.value(rows)
+    weight, bias = own.fused
+    if wanted is rows:
+        return linear(rows, weight, bias).chunk(3, 1)
+    size = rows.shape[1]
+    queries = linear(wanted, weight[:size], bias[:size])
+    return queries, *linear(rows, weight[size:], bias[size:]).chunk(2, 1)
+
+
+def _fused_addition(part: Any) -> Callable[..., torch.Tensor] | None:
+    """Return what adds and normalises in one pass; None without Triton or what it needs.
+
+    It compiles on first use, for which it needs a C compiler and a folder to write to.
     """
-    shape = (len(layout.firsts), -1, heads, queries.shape[1] // heads)
-    if not first_only:
-        queries = queries.index_select(0, layout.grid)
-    q = queries.view(shape).transpose(1, 2)
-    k = keys.index_select(0, layout.grid).view(shape).transpose(1, 2)
-    v = values.index_select(0, layout.grid).view(shape).transpose(1, 2)
-    bias = layout.bias.to(q.dtype).expand(-1, -1, q.shape[2], -1)
-    mixed = scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    mixed = mixed.transpose(1, 2).reshape(-1, queries.shape[1])
-    return mixed if first_only else mixed.index_select(0, layout.in_grid)
+    try:
+        from udfs.forward.fused import add_and_normalise
 
-
-def _plus(layer: torch.nn.Module, rows: torch.Tensor, former: torch.Tensor) -> torch.Tensor:
-    """The layer's output added to what was there before, in one pass where the layer can."""
-    if isinstance(layer, PackedLinear):
-        return layer.plus(rows, former)
-    result: torch.Tensor = former + layer(rows)
-    return result
+        row = torch.zeros_like(part.LayerNorm.weight)[None]
+        add_and_normalise(row, row, part.LayerNorm)
+    except Exception:  # whatever Triton and the compiler raise
+        return None
+    return add_and_normalise

@@ -39,6 +39,11 @@ class PairScorer(Protocol):
     encodes_ahead: bool
     """Whether a thread should encode the next window while this one is scored."""
 
+    @property
+    def rescored(self) -> float:
+        """Share of all pairs so far that were scored again in float32."""
+        ...
+
     def encode(self, queries: Sequence[str], docs: Sequence[str]) -> Any:
         """Prepare N pairs for `score_encoded`; may run in another thread than that."""
         ...
@@ -52,6 +57,7 @@ class StubScorer:
     """Backend `stub`: scores by a checksum of the texts, to time everything else of a job."""
 
     encodes_ahead = False
+    rescored = 0.0
 
     def encode(self, queries: Sequence[str], docs: Sequence[str]) -> list[tuple[str, str]]:
         """Return the pairs as they are."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +15,20 @@ from numpy.typing import NDArray
 from udfs import devices
 from udfs.encoding.batching import plan_batches
 from udfs.encoding.pairs import EncodedPairs, PairEncoder
+from udfs.encoding.truncation import Counts
 from udfs.forward.base import BatchOutput, LogitModel, load_model
 from udfs.limits import catch_oom, limited
 from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY, Scores, new_scores
 from udfs.spec import Precision, ScorerSpec
+
+
+class _Batch(NamedTuple):
+    """A batch that was started."""
+
+    rows: NDArray[np.intp]  # [B], of the window
+    lengths: Counts  # int64[B] [tokens]
+    output: BatchOutput | None  # None: no memory even for its only pair
+    milliseconds: float  # time to compute it, if its output does not tell
 
 
 class Scorer:
@@ -47,6 +59,7 @@ class Scorer:
         self._encoder = encoder
         self._load = load
         self._spec = spec
+        self._scored = self._rescored = 0
         self._model = load(spec.precision)
         self._in_float32: LogitModel | None = None
 
@@ -72,42 +85,64 @@ class Scorer:
         scores = new_scores(len(pairs.lengths))
         scores.n_tokens = pairs.lengths
         scores.truncated = pairs.truncated
-        limits = {"max_tokens": self._spec.max_tokens, "max_pairs": self._spec.max_pairs}
-        for rows in plan_batches(pairs.lengths.tolist(), **limits):
-            self._score_rows(self._model, pairs, rows, scores)
+        self._score_rows(self._model, pairs, np.arange(len(scores)), scores)
         lost = _nonfinite(scores)
         if lost.size and (model := self._float32_model()):
-            for row in lost.tolist():
-                self._score_rows(model, pairs, [row], scores)
+            self._score_rows(model, pairs, lost, scores)
+            self._rescored += lost.size
             lost = _nonfinite(scores)
+        self._scored += len(scores)
         scores.status[lost] = NONFINITE
         scores.logit[scores.status != OK] = np.nan
         return scores
 
+    @property
+    def rescored(self) -> float:
+        """Share of all pairs so far that were scored again in float32."""
+        return self._rescored / max(self._scored, 1)
+
     def _score_rows(
-        self, model: LogitModel, pairs: EncodedPairs, rows: Sequence[int], scores: Scores
+        self, model: LogitModel, pairs: EncodedPairs, rows: NDArray[np.intp], scores: Scores
     ) -> None:
-        """Score one batch; halve it for as long as the device runs out of memory."""
+        """Score pairs batch by batch; while a GPU computes one, the next is made and sent."""
+        limits = {"max_tokens": self._spec.max_tokens, "max_pairs": self._spec.max_pairs}
+        planned = plan_batches(pairs.lengths[rows].tolist(), **limits)
+        running: deque[_Batch] = deque()
+        for batch_rows in planned:
+            for batch in self._start(model, pairs, rows[batch_rows]):
+                running.append(batch)
+                if len(running) > 1:
+                    self._finish(running.popleft(), scores)
+        while running:
+            self._finish(running.popleft(), scores)
+
+    def _start(
+        self, model: LogitModel, pairs: EncodedPairs, rows: NDArray[np.intp]
+    ) -> Iterator[_Batch]:
+        """Start one batch; halve it for as long as the device runs out of memory."""
         batch = pairs.take(rows)
         start = time.perf_counter()
-        output = self._forward(model, batch)
-        if output is not None:
-            milliseconds = (time.perf_counter() - start) * 1000.0
-            scores.logit[rows] = output.logits
-            scores.n_padded[rows] = output.padding
-            scores.device_ms[rows] = milliseconds * batch.lengths / batch.lengths.sum()
-        elif len(rows) == 1:
-            scores.status[rows] = OUT_OF_MEMORY
-        else:
-            self.halvings += 1
-            half = len(rows) // 2
-            self._score_rows(model, pairs, rows[:half], scores)
-            self._score_rows(model, pairs, rows[half:], scores)
-
-    def _forward(self, model: LogitModel, batch: EncodedPairs) -> BatchOutput | None:
-        """Compute one batch; None when memory ran out."""
         with limited(self._spec.batch_timeout):
-            return catch_oom(lambda: model.forward(batch))
+            output = catch_oom(lambda: model.forward(batch))
+        if output is not None or len(rows) == 1:
+            yield _Batch(rows, batch.lengths, output, (time.perf_counter() - start) * 1000.0)
+            return
+        self.halvings += 1
+        for half in np.array_split(rows, 2):
+            yield from self._start(model, pairs, half)
+
+    def _finish(self, batch: _Batch, scores: Scores) -> None:
+        """Wait for a batch that was started, and write what came out."""
+        rows, lengths, output, milliseconds = batch
+        if output is None:
+            scores.status[rows] = OUT_OF_MEMORY
+            return
+        if output.wait is not None:
+            with limited(self._spec.batch_timeout):
+                milliseconds = output.wait()
+        scores.logit[rows] = output.logits
+        scores.n_padded[rows] = output.padding
+        scores.device_ms[rows] = milliseconds * lengths / lengths.sum()
 
     def _float32_model(self) -> LogitModel | None:
         """Return the model in float32; None if it is this one, or does not fit beside it."""

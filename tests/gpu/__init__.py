@@ -1,0 +1,1 @@
+"""What only a GPU can show; needs torch and transformers, and no Spark."""
