@@ -22,7 +22,7 @@ WITH_JAVA = JAVA_HOME="$$(sh .make/java.sh $(PY))" && export JAVA_HOME &&
 .DEFAULT_GOAL := help
 # Two pips at work in one environment would break it.
 .NOTPARALLEL:
-.PHONY: help setup demo test unit test-slow lint matrix bench zip wheel environment constraints clean
+.PHONY: help setup demo test unit test-slow lint matrix bench gpu zip wheel environment constraints clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,12 @@ matrix: setup ## the job on other releases of Spark (tests/platforms); ARGS='-e 
 
 bench: setup ## measure the throughput; ARGS='--model.name DIR --input.path IN'
 	@$(WITH_JAVA) $(PY) -m tests.benchmark $(ARGS)
+
+# `make gpu PY=python3` on a machine that has torch and transformers of its own sets nothing up.
+gpu: $(if $(filter $(VENV)/%,$(PY)),$(VENV)/.test) ## tests and figures of the GPU path; ARGS=--device=cpu tries the kit
+	@mkdir -p build
+	$(PY) -m pytest tests/gpu
+	$(PY) -m tests.benchmark.gpu --json build/gpu.json --markdown build/gpu.md $(ARGS)
 
 zip: $(VENV)/pyvenv.cfg ## dist/spark-rerank-VERSION.zip for spark-submit --py-files
 	@$(PY) .make/zip.py

@@ -28,8 +28,9 @@ from jobs.runtime.session import local_cores
 from jobs.scoring.models import resolve_model
 from jobs.scoring.stage import resolve_precision
 from tests.benchmark.config import BenchmarkConfig, Way
-from tests.benchmark.measure import Bench, ratio
+from tests.benchmark.measure import Bench
 from tests.benchmark.mixes import write_pairs
+from tests.benchmark.rounds import ratio
 from tests.benchmark.shapes import random_model
 from udfs.devices import has_gpu
 

@@ -33,7 +33,7 @@ class BenchConfig(Section):
         0, description="pairs of a mix (0: all of input.path, 1,000 of a made-up mix) [pairs]"
     )
     rounds: PositiveInt = Field(3, description="times each way is run, in turn [runs]")
-    shape: Literal["minilm-l6", "bge-reranker-base", "bge-reranker-v2-m3"] | None = Field(
+    shape: Literal["tiny", "minilm-l6", "bge-reranker-base", "bge-reranker-v2-m3"] | None = Field(
         None, description="a model of this shape with random weights, instead of model.name"
     )
 

@@ -10,9 +10,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from tests.benchmark.task import Outcome, Task
+from tests.benchmark.texts import job_order
 from udfs.devices import TaskSlot
 from udfs.scorers.cross_encoder import Scorer
 
@@ -46,9 +45,7 @@ def prepare(task: Task, lane: int) -> Callable[[], tuple[list[int], list[float],
     scorer = Scorer.load(Path(task.model), task.spec(), slot)
     queries, docs = task.texts()
     window = task.settings.batching.window
-    # Like lengths meet in a window, as a job's tasks sort their pairs.
-    order = np.argsort([-len(q) - len(d) for q, d in zip(queries, docs, strict=True)])
-    rows = order[lane :: task.lanes].tolist()
+    rows = job_order(queries, docs)[lane :: task.lanes].tolist()
     scorer.score([queries[row] for row in rows[:_WARM_UP]], [docs[row] for row in rows[:_WARM_UP]])
 
     def work() -> tuple[list[int], list[float], int]:

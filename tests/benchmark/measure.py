@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -159,13 +158,3 @@ class Bench:
                 for outcome in found.outcomes
             ],
         }
-
-
-def ratio(
-    rows: Sequence[Mapping[str, Any]], fast: str, slow: str, key: str = "seconds"
-) -> float | None:
-    """Median of the rounds' ratios of throughput fast : slow; None if one of them is missing."""
-    found = {row["what"]: row.get(key) or [] for row in rows}
-    both = zip(found.get(fast, []), found.get(slow, []), strict=False)
-    ratios = [theirs / ours for ours, theirs in both if ours and theirs]
-    return round(median(ratios), 3) if ratios else None

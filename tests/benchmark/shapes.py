@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from jobs.scoring.models import embedded_model
+from tests.benchmark.texts import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,31 @@ class Shape:
 
 
 SHAPES: Final = {
+    # For tests; the smallest vocabulary that holds every id of the embedded tokenizer.
+    "tiny": Shape("xlm-roberta", 2, 64, 4, 256, 14_080, 514),
     "minilm-l6": Shape("bert", 6, 384, 12, 1536, 30_522, 512),
     "bge-reranker-base": Shape("xlm-roberta", 12, 768, 12, 3072, 250_002, 514),
     "bge-reranker-v2-m3": Shape("xlm-roberta", 24, 1024, 16, 4096, 250_002, 8194),
 }
 
 
-def random_model(name: str, folder: Path) -> Path:
+def random_model(name: str, folder: Path, device: str = "cpu", dtype: str = "float32") -> Path:
     """Write a cross-encoder of that shape, with the embedded model's tokenizer.
 
     Its scores mean nothing; they are the same every time. The tokenizer's ids reach the first
     rows of a larger vocabulary only; lengths are what matters for the time.
+
+    Args:
+        name: of `SHAPES`.
+        folder: an empty one.
+        device: what draws the weights; another device draws other ones.
+        dtype: torch's name of their number type.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     shape = SHAPES[name]
-    for file in embedded_model().glob("*token*.json"):
+    for file in EMBEDDED.glob("*token*.json"):
         shutil.copy2(file, folder)
     settings_file = folder / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text(encoding="utf-8"))
@@ -61,7 +69,12 @@ def random_model(name: str, folder: Path) -> Path:
         type_vocab_size=2 if shape.family == "bert" else 1,
         pad_token_id=0,
         num_labels=1,
+        # Large enough to tell pairs apart: at BERT's 0.02, logits differ by less than fp16 rounds.
+        initializer_range=shape.width**-0.5,
     )
-    model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    with torch.device(device):
+        model = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=getattr(torch, dtype)
+        )
     model.save_pretrained(folder)
     return folder

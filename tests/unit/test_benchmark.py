@@ -17,12 +17,13 @@ from jobs.runtime.errors import RefusedError
 from jobs.scoring.models import embedded_model
 from tests.benchmark.config import BenchConfig, BenchmarkConfig
 from tests.benchmark.engine import prepare
-from tests.benchmark.measure import ratio
 from tests.benchmark.memory import MemoryWatch
-from tests.benchmark.mixes import lengths_of, write_pairs
+from tests.benchmark.mixes import write_pairs
 from tests.benchmark.peers import sentence_transformers
+from tests.benchmark.rounds import ratio
 from tests.benchmark.shapes import SHAPES
 from tests.benchmark.task import Task
+from tests.benchmark.texts import lengths_of
 from udfs.encoding.pairs import PairEncoder
 from udfs.spec import ScorerSpec
 
