@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tests.benchmark.gpu_profile import profiled
 from tests.benchmark.texts import job_order
-from udfs.devices import TaskSlot
+from udfs.devices import TaskSlot, find_gpu
 from udfs.limits import peak
 from udfs.scorers.base import OK
 from udfs.scorers.cross_encoder import Scorer
@@ -173,7 +173,7 @@ class Engine:
     def __init__(self, setup: Setup, attention: str = "auto") -> None:
         """Load the model."""
         self.window = setup.window
-        slot = TaskSlot(setup.cores, "0" if setup.device == "cuda" else None)
+        slot = TaskSlot(setup.cores, find_gpu("0") if setup.device == "cuda" else None)
         self.scorer = Scorer.load(Path(setup.model), setup.spec(attention=attention), slot)
 
     def __call__(self, queries: Sequence[str], docs: Sequence[str], batch: int) -> Found:
@@ -225,10 +225,7 @@ def _never_unpadded() -> None:
     """Let the engine of this process pad, as it does for models of other families."""
     from udfs.forward import transformers
 
-    choice = "_unpadded_on"
-    if not hasattr(transformers, choice):
-        raise RuntimeError(f"udfs.forward.transformers has no {choice} to switch off")
-    setattr(transformers, choice, lambda model, device: False)
+    transformers.runs_on = lambda device, dtype: False  # type: ignore[assignment]
 
 
 def _quiet() -> None:

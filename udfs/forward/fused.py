@@ -14,7 +14,7 @@ import triton.language as tl
 _WARPS = 4
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
     x, y, weight, bias, out, width: tl.constexpr, eps: tl.constexpr, block: tl.constexpr
 ):
