@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Instruction sets whose bf16 matrix products beat fp32: Intel's and AMD's names, or Arm's.
 _BF16: Final = re.compile(r"^(flags|Features)\b.*\s(avx512_|amx_)?bf16\b", re.MULTILINE)
-# `nvidia-smi -L`: a line for each GPU, and below it one for each MIG slice that it is cut into.
-_LISTED: Final = re.compile(r"UUID: ((?:GPU|MIG)-[^)\s]+)")
+# `nvidia-smi -L`: a line for each GPU, unless it is cut into MIG slices, and for each slice.
+_LISTED: Final = re.compile(r"UUID: (MIG-[^)]+|GPU-[^)]+(?=\)(?!\n\s*MIG)))")
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 
@@ -28,8 +28,8 @@ class DeviceError(RuntimeError):
 
 
 def usable_cores() -> int:
-    """Return the number of cores this process may run on. macOS has no affinity to ask for."""
-    affinity = getattr(os, "sched_getaffinity", None)
+    """Return the number of cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
 
 
@@ -45,23 +45,22 @@ class TaskSlot:
 def gpus() -> tuple[str, ...]:
     """Return the GPUs that this process may use, in PCI order: UUIDs, or what its environment says.
 
-    torch is not asked: it would start CUDA, after which no GPU can be chosen. Where a GPU is cut
-    into MIG slices, these are listed in its place.
+    torch is not asked: it would start CUDA, after which no GPU can be chosen.
     """
-    if preset := os.environ.get(_VISIBLE):
-        return tuple(name.strip() for name in preset.split(","))
+    if (preset := os.environ.get(_VISIBLE)) is not None:
+        names = [name.strip() for name in preset.split(",")]
+        return tuple(name for name in names if name not in ("", "-1"))  # these hide all
+    return tuple(_LISTED.findall(ask_driver("-L")))
+
+
+def ask_driver(*arguments: str) -> str:
+    """Return what nvidia-smi prints; nothing where there is none, or it fails."""
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True
+        return subprocess.run(
+            ["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        return ()
-    found: list[str] = []
-    for name in _LISTED.findall(listed):
-        if name.startswith("MIG") and found and found[-1].startswith("GPU"):
-            found.pop()
-        found.append(name)
-    return tuple(found)
+        return ""
 
 
 def has_gpu() -> bool:
@@ -76,15 +75,13 @@ def has_gpu() -> bool:
 def find_gpu(address: str) -> str:
     """Return the GPU that an address of Spark means: a name of `gpus`, or a place in it from 0.
 
-    Spark's own discovery scripts count as nvidia-smi does, by PCI bus; CUDA counts the fastest
-    first. Where a container shows one GPU of several, an address may be none of those seen.
+    Where a container shows one GPU of several, a number may lie beyond those seen.
     """
     known = gpus()
-    if address in known or not address.isdigit():
-        return address
-    if len(known) == 1:
+    if len(known) == 1 and address.isdigit():
         return known[0]
-    return known[int(address)] if int(address) < len(known) else address
+    named = address in known or not address.isdigit() or int(address) >= len(known)
+    return address if named else known[int(address)]
 
 
 def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -104,11 +101,10 @@ def choose(wanted: Device, slot: TaskSlot) -> torch.device:
     """
     import torch
 
-    usable = wanted != "cpu" and torch.cuda.is_available()
-    if not usable and wanted != "cuda":
+    if wanted == "cpu" or not torch.cuda.is_available():
+        if wanted == "cuda":
+            raise DeviceError(f"model.device=cuda, but {_why_no_cuda()}; or set it to auto")
         return torch.device("cpu")
-    if not usable:
-        raise DeviceError(f"model.device=cuda, but {_why_not_cuda()}, or set model.device to auto")
     visible = os.environ.get(_VISIBLE, "").split(",")
     index = 0 if slot.gpu is None else [*visible, slot.gpu].index(slot.gpu)
     if index >= torch.cuda.device_count():
@@ -118,18 +114,16 @@ def choose(wanted: Device, slot: TaskSlot) -> torch.device:
         )
     built = [int(name) for name in re.findall(r"sm_(\d+)", " ".join(torch.cuda.get_arch_list()))]
     major, minor = torch.cuda.get_device_capability(index)
-    # What is built for 8.0 runs on 8.6, too, and not on 9.0.
     if built and not any(chip // 10 == major and chip % 10 <= minor for chip in built):
         raise DeviceError(
             f"{torch.cuda.get_device_name(index)} is sm_{major}{minor}, and torch "
-            f"{torch.__version__} is built for sm_{', sm_'.join(map(str, built))}; install a build "
-            "of torch for this GPU, or use another GPU"
+            f"{torch.__version__} is built for sm_{', sm_'.join(map(str, built))}; install another"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-def _why_not_cuda() -> str:
+def _why_no_cuda() -> str:
     import torch
 
     if torch.version.cuda is None:
@@ -140,9 +134,8 @@ def _why_not_cuda() -> str:
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())
     return (
-        f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use a GPU on this "
-        f"executor ({reason}); give its tasks a GPU and a driver that CUDA {torch.version.cuda} "
-        "runs on (CUDA 13: 580 or newer)"
+        f"torch {torch.__version__} cannot use a GPU on this executor ({reason}); give its tasks a "
+        f"GPU and a driver for CUDA {torch.version.cuda} (13: driver 580 or newer)"
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
+
+from udfs.devices import ask_driver
 
 # How torch says that there is no memory, where it has no exception of its own for it: on CPUs, in
 # cuBLAS, for pinned memory of the host, and for kernels that are loaded on first use.
@@ -45,20 +47,12 @@ def peak() -> Peak:
 
 @cache
 def _context_mb() -> float:
-    """Memory of CUDA itself in this process [MB]: what the driver counts and torch does not.
-
-    0 where nvidia-smi does not see this process, as in many containers.
-    """
+    """Memory of CUDA itself in this process [MB]; 0 where nvidia-smi cannot see the process."""
     import torch
 
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    try:
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 0.0
-    used = dict(line.split(", ") for line in listed.stdout.splitlines() if ", " in line)
-    found = used.get(str(os.getpid()), "")
-    return max(float(found) - torch.cuda.memory_reserved() / 2**20, 0.0) if found.isdigit() else 0.0
+    used = ask_driver("--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
+    own = re.search(rf"^{os.getpid()}, (\d+)$", used, re.MULTILINE)
+    return max(float(own[1]) - torch.cuda.memory_reserved() / 2**20, 0.0) if own else 0.0
 
 
 def peak_process_mb(status: Path = Path("/proc/self/status")) -> float:

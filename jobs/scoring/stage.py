@@ -52,7 +52,7 @@ def refuse_unscorable(
     # The embedded model is tested with the project, and torch takes seconds to import.
     if model.backend != "torch" or model.name == EMBEDDED or checkpoint is None:
         return
-    from udfs.forward.transformers import check_model
+    from udfs.scorers.cross_encoder import check_model
 
     try:
         check_model(checkpoint.path, make_spec(model, batching, checkpoint, "fp32"))

@@ -225,7 +225,7 @@ def _never_unpadded() -> None:
     """Let the engine of this process pad, as it does for models of other families."""
     from udfs.forward import transformers
 
-    transformers.runs_on = lambda device, dtype: False  # type: ignore[assignment]
+    transformers.supports = lambda model, device: False
 
 
 def _quiet() -> None:

@@ -21,9 +21,8 @@ from udfs.checkpoint import digest_of
 from udfs.devices import TaskSlot
 from udfs.encoding.pairs import EncodedPairs, PairEncoder
 from udfs.forward.base import BatchOutput, ModelError, load_model
-from udfs.forward.transformers import check_model
 from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY
-from udfs.scorers.cross_encoder import Scorer
+from udfs.scorers.cross_encoder import Scorer, check_model
 from udfs.spec import ScorerSpec
 
 QUERIES = [SENTENCES[i % 3] for i in range(25)]

@@ -14,6 +14,8 @@ from udfs.forward import unpadded
 from udfs.forward.transformers import PaddedModel, load
 from udfs.spec import ScorerSpec
 
+CPU = torch.device("cpu")
+
 
 def pairs_of(lengths: list[int], pad_id: int, *, typed: bool) -> EncodedPairs:
     """Pairs of these lengths; from the sixth token on they are of the second type."""
@@ -27,9 +29,9 @@ def pairs_of(lengths: list[int], pad_id: int, *, typed: bool) -> EncodedPairs:
 @pytest.mark.parametrize("lengths", [[1], [16], [7, 7], [90, 3, 41, 90], [64] * 4, [33, 17] * 9])
 def test_unpadded_and_padded_agree(tiny_model: Path, lengths: list[int]) -> None:
     padded = AutoModelForSequenceClassification.from_pretrained(tiny_model, dtype=torch.float32)
-    assert unpadded.supports(padded)
+    assert unpadded.supports(padded, CPU)
     pairs = pairs_of(lengths, padded.config.pad_token_id, typed=padded.config.type_vocab_size > 1)
-    expected = PaddedModel(padded.eval(), torch.device("cpu")).forward(pairs).logits
+    expected = PaddedModel(padded.eval(), CPU).forward(pairs).logits
     found = unpadded.UnpaddedModel(padded).forward(pairs).logits
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -59,7 +61,7 @@ def test_the_forward_pass_of_a_gpu_computes_the_same(
     torch.manual_seed(3)
     padded = AutoModelForSequenceClassification.from_config(config).eval()
     pairs = pairs_of(lengths, config.pad_token_id, typed=config.type_vocab_size > 1)
-    expected = PaddedModel(padded, torch.device("cpu")).forward(pairs).logits
+    expected = PaddedModel(padded, CPU).forward(pairs).logits
     found = unpadded.UnpaddedModel(padded, ragged=True).forward(pairs)
     np.testing.assert_allclose(found.logits, expected, atol=1e-5, rtol=1e-5)
     assert (found.padding.sum() + sum(lengths)) % 64 == 0
@@ -70,12 +72,12 @@ def test_other_attention_goes_the_padded_way(tiny_bert: Path) -> None:
     pairs = pairs_of([9, 40], 0, typed=False)
     for attention, sizes in (("auto", [8, 7]), ("eager", [31, 0])):
         spec = ScorerSpec(str(tiny_bert), "", attention=attention)  # type: ignore[arg-type]
-        model = load(tiny_bert, spec, torch.device("cpu"), "fp32")
+        model = load(tiny_bert, spec, CPU, "fp32")
         assert model.forward(pairs).padding.tolist() == sizes
 
 
 def test_other_architectures_are_not_touched(tiny_bert: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     model.config.is_decoder = True
-    assert not unpadded.supports(model)
-    assert not unpadded.supports(torch.nn.Sequential())
+    assert not unpadded.supports(model, CPU)
+    assert not unpadded.supports(torch.nn.Sequential(), CPU)

@@ -33,11 +33,7 @@ class LogitModel(Protocol):
     """Turns a batch of pairs into one logit each."""
 
     def forward(self, batch: EncodedPairs) -> BatchOutput:
-        """Compute the logits, on a GPU without waiting for them.
-
-        Raises:
-            torch.OutOfMemoryError, MemoryError, RuntimeError: see `udfs.limits.catch_oom`.
-        """
+        """Compute the logits, on a GPU without waiting; no memory is told as `catch_oom` knows."""
         ...
 
 

@@ -10,11 +10,11 @@ from typing import Any, Final
 import torch
 
 from udfs.checkpoint import digest_of, weight_files
-from udfs.encoding.pairs import EncodedPairs, PairEncoder
+from udfs.encoding.pairs import EncodedPairs
 from udfs.forward.base import BatchOutput, LogitModel, ModelError
 from udfs.forward.packed import available, pack
 from udfs.forward.transfer import now, read, send
-from udfs.forward.unpadded import UnpaddedModel, runs_on, supports
+from udfs.forward.unpadded import UnpaddedModel, supports
 from udfs.spec import Precision, ScorerSpec
 
 _DTYPES: Final[dict[Precision, torch.dtype]] = {
@@ -41,8 +41,7 @@ class PaddedModel:
 def load(path: Path, spec: ScorerSpec, device: torch.device, precision: Precision) -> LogitModel:
     """Load weights from safetensors, offline.
 
-    Weight files are read into memory once; the model is made of, and the digest taken over, what
-    was read. A file that changes later changes no score.
+    Files are read once, for the model and for its digest: one that changes later changes no score.
 
     Raises:
         ModelError: if a weight is missing, there is more than one logit, or the folder is not the
@@ -72,51 +71,29 @@ def load(path: Path, spec: ScorerSpec, device: torch.device, precision: Precisio
     return _on_device(model, device, spec, packed=precision == "bf16" and available())
 
 
-def check_model(path: Path, spec: ScorerSpec) -> None:
-    """Score two pairs with a random one-layer copy of the model, on the CPU, without its weights.
-
-    For the driver, before any table is read: an architecture that cannot score shows here. With
-    `max_pairs=1` nothing is padded, and it is one pair.
-
-    Raises:
-        ModelError: if the tokenizer or the architecture cannot score a pair.
-    """
+def load_untrained(path: Path, spec: ScorerSpec) -> LogitModel:
+    """Return the model with one layer and without its weights, on the CPU."""
     from transformers.initialization import no_init_weights
 
-    try:
-        encoder = PairEncoder(path, spec)
-        config, kind = _read_config(path, spec)
-        config.num_hidden_layers = 1
-        with no_init_weights():
-            model = kind(config).to(_DTYPES[spec.precision])
-        tried = _on_device(model, torch.device("cpu"), spec, packed=False)
-        pairs = encoder.encode(["a", "a"], ["b", "b b b"])
-        tried.forward(pairs.take(range(min(2, spec.max_pairs))))
-    except ModelError:
-        raise
-    except Exception as error:  # whatever the code of an architecture raises
-        raise ModelError(
-            f"the model in {path} cannot score a pair ({type(error).__name__}: {error}); use "
-            "another checkpoint, or mend its config.json and tokenizer"
-        ) from error
+    config, kind = _read_config(path, spec)
+    config.num_hidden_layers = 1
+    with no_init_weights():
+        model = kind(config).to(_DTYPES[spec.precision])
+    return _on_device(model, torch.device("cpu"), spec, packed=False)
 
 
 def _on_device(model: Any, device: torch.device, spec: ScorerSpec, *, packed: bool) -> LogitModel:
     """Return the fastest way to run a model: the BERT family needs no padding."""
-    unpadded = (
-        spec.attention != "eager" and supports(model) and runs_on(device, model.base_model.dtype)
-    )
-    if packed and device.type == "cpu" and supports(model):
+    on_gpu, known = device.type == "cuda", supports(model, device)
+    if known and packed and not on_gpu:
         pack(model)
-    if device.type == "cuda":
+    if on_gpu:
         # It makes a plan for every shape of a batch, which takes longer than the batch itself.
         torch.backends.cuda.enable_cudnn_sdp(False)
     model = model.to(device).eval()
-    return (
-        UnpaddedModel(model, ragged=device.type == "cuda")
-        if unpadded
-        else PaddedModel(model, device)
-    )
+    if known and spec.attention != "eager":
+        return UnpaddedModel(model, ragged=on_gpu)
+    return PaddedModel(model, device)
 
 
 def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[Path, bytes]]:

@@ -8,6 +8,7 @@ layer is computed for the first token of each pair only, as nothing else of it r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -30,25 +31,24 @@ _ARCHITECTURES: Final = (
 _WIDTH: Final = 16  # tokens
 # Rows given to a linear layer: oneDNN makes a kernel for every shape it has not met.
 _ROWS: Final = 64  # tokens
-_AMPERE: Final = (8, 0)  # the first GPUs that the attention kernel runs on
 
 
-def supports(model: torch.nn.Module) -> bool:
-    """Return whether a model of transformers is one that `UnpaddedModel` knows how to compute."""
+def supports(model: Any, device: torch.device) -> bool:
+    """Return whether `UnpaddedModel` can compute a model of transformers there.
+
+    On a GPU in half precision only, from Ampere on: its attention is made for that.
+    """
     config: Any = getattr(model, "config", None)
     if type(model).__name__ not in _ARCHITECTURES or getattr(config, "is_decoder", False):
         return False
     if config.model_type != "bert" and config.pad_token_id is None:
         return False  # its positions are counted from the padding token
-    return (getattr(config, "position_embedding_type", None) or "absolute") == "absolute"
-
-
-def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether there is an attention for it: on any CPU, on a GPU in half precision."""
-    if device.type != "cuda":
-        return device.type == "cpu"
-    recent = torch.cuda.get_device_capability(device) >= _AMPERE
-    return recent and dtype != torch.float32 and not torch.version.hip
+    if (getattr(config, "position_embedding_type", None) or "absolute") != "absolute":
+        return False
+    if device.type == "cpu":
+        return True
+    recent = not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
+    return recent and model.base_model.dtype != torch.float32
 
 
 class _Ragged:
@@ -98,15 +98,10 @@ class _Rectangle:
 
 
 class UnpaddedModel:
-    """A sequence-classification model of `_ARCHITECTURES`, on a CPU or a GPU.
-
-    Args:
-        model: one that `supports` says yes to, on its device; packed layers are welcome.
-        ragged: whether attention is that of a GPU.
-    """
+    """A sequence-classification model of `_ARCHITECTURES`, on a CPU or a GPU."""
 
     def __init__(self, model: torch.nn.Module, *, ragged: bool = False) -> None:
-        """Take over the layers of the model."""
+        """Take over the layers, packed or not; `ragged` is for what is quicker on a GPU."""
         config: Any = model.config
         base: Any = getattr(model, str(model.base_model_prefix))
         self._embeddings = base.embeddings
@@ -118,10 +113,9 @@ class UnpaddedModel:
         self._first = 0 if config.model_type == "bert" else int(config.pad_token_id) + 1
         self._device: torch.device = self._embeddings.word_embeddings.weight.device
         self._ragged = ragged
-        self._add_and_normalise = _fused_addition(self._layers[0].output) if ragged else None
+        self._add_and_normalise: Callable[..., torch.Tensor] = lambda x, y, norm: norm(x + y)
         if ragged:
-            for layer in self._layers:
-                _fuse(layer.attention.self)
+            self._fuse()
 
     @torch.inference_mode()
     def forward(self, batch: EncodedPairs) -> BatchOutput:
@@ -171,22 +165,29 @@ class UnpaddedModel:
 
     def _add(self, part: Any, rows: torch.Tensor, former: torch.Tensor) -> torch.Tensor:
         """Normalise the sum of a part's output and of what was there before."""
-        if self._add_and_normalise:
+        if not isinstance(part.dense, PackedLinear):
             return self._add_and_normalise(part.dense(rows), former, part.LayerNorm)
-        if isinstance(part.dense, PackedLinear):
-            result: torch.Tensor = part.LayerNorm(part.dense.plus(rows, former))
-        else:
-            result = part.LayerNorm(former + part.dense(rows))
+        result: torch.Tensor = part.LayerNorm(part.dense.plus(rows, former))
         return result
 
+    def _fuse(self) -> None:
+        """Put queries, keys and values into one product, and additions into LayerNorm.
 
-def _fuse(own: Any) -> None:
-    """Put queries, keys and values into one product, which a GPU is quicker with."""
-    layers = (own.query, own.key, own.value)
-    own.fused = tuple(
-        torch.cat([getattr(each, name) for each in layers]).detach() for name in ("weight", "bias")
-    )
-    del own.query, own.key, own.value
+        For the latter, Triton compiles a kernel; it needs a C compiler and a folder to write to.
+        """
+        for layer in self._layers:
+            own = layer.attention.self
+            parts = (own.query, own.key, own.value)
+            weight = torch.cat([part.weight for part in parts])
+            own.fused = weight.detach(), torch.cat([part.bias for part in parts]).detach()
+            del own.query, own.key, own.value
+        with suppress(Exception):  # whatever Triton and the compiler raise
+            from udfs.forward.fused import add_and_normalise
+
+            norm = self._embeddings.LayerNorm
+            row = torch.zeros_like(norm.weight)[None]
+            add_and_normalise(row, row, norm)
+            self._add_and_normalise = add_and_normalise
 
 
 def _project(own: Any, rows: torch.Tensor, wanted: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -199,18 +200,3 @@ def _project(own: Any, rows: torch.Tensor, wanted: torch.Tensor) -> Sequence[tor
     size = rows.shape[1]
     queries = linear(wanted, weight[:size], bias[:size])
     return queries, *linear(rows, weight[size:], bias[size:]).chunk(2, 1)
-
-
-def _fused_addition(part: Any) -> Callable[..., torch.Tensor] | None:
-    """Return what adds and normalises in one pass; None without Triton or what it needs.
-
-    It compiles on first use, for which it needs a C compiler and a folder to write to.
-    """
-    try:
-        from udfs.forward.fused import add_and_normalise
-
-        row = torch.zeros_like(part.LayerNorm.weight)[None]
-        add_and_normalise(row, row, part.LayerNorm)
-    except Exception:  # whatever Triton and the compiler raise
-        return None
-    return add_and_normalise

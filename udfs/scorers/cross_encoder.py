@@ -16,7 +16,7 @@ from udfs import devices
 from udfs.encoding.batching import plan_batches
 from udfs.encoding.pairs import EncodedPairs, PairEncoder
 from udfs.encoding.truncation import Counts
-from udfs.forward.base import BatchOutput, LogitModel, load_model
+from udfs.forward.base import BatchOutput, LogitModel, ModelError, load_model
 from udfs.limits import catch_oom, limited
 from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY, Scores, new_scores
 from udfs.spec import Precision, ScorerSpec
@@ -29,6 +29,29 @@ class _Batch(NamedTuple):
     lengths: Counts  # int64[B] [tokens]
     output: BatchOutput | None  # None: no memory even for its only pair
     milliseconds: float  # time to compute it, if its output does not tell
+
+
+def check_model(path: Path, spec: ScorerSpec) -> None:
+    """Score two pairs with a random one-layer copy of the model, on the CPU, without its weights.
+
+    For the driver, before any table is read: an architecture that cannot score shows here. With
+    `max_pairs=1` nothing is padded, and it is one pair.
+
+    Raises:
+        ModelError: if the tokenizer or the architecture cannot score a pair.
+    """
+    from udfs.forward.transformers import load_untrained
+
+    try:
+        pairs = PairEncoder(path, spec).encode(["a", "a"], ["b", "b b b"])
+        load_untrained(path, spec).forward(pairs.take(range(min(2, spec.max_pairs))))
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the code of an architecture raises
+        raise ModelError(
+            f"the model in {path} cannot score a pair ({type(error).__name__}: {error}); use "
+            "another checkpoint, or mend its config.json and tokenizer"
+        ) from error
 
 
 class Scorer:
