@@ -29,6 +29,8 @@ from udfs.forward.base import ModelError
 from udfs.spec import Precision, ScorerSpec
 
 _DYNAMIC: Final = "spark.dynamicAllocation.enabled"
+_EXECUTOR_GPUS: Final = "spark.executor.resource.gpu.amount"
+_TASK_GPUS: Final = "spark.task.resource.gpu.amount"
 _TASKS_PER_GPU: Final = 2
 
 
@@ -88,7 +90,8 @@ def tasks_have_gpus(spark: SparkSession, scoring: ScoringConfig) -> bool:
     if is_local(str(spark.sparkContext.master)):
         return devices.has_gpu()
     settings = spark.sparkContext.getConf()
-    return bool(scoring.gpus) or float(settings.get("spark.task.resource.gpu.amount", "0")) > 0
+    given = any(float(settings.get(name, "0")) > 0 for name in (_TASK_GPUS, _EXECUTOR_GPUS))
+    return bool(scoring.gpus) or given
 
 
 def ship_model(
@@ -110,13 +113,20 @@ def ship_model(
 
 
 def refuse_scoring(spark: SparkSession, config: ScoringConfig) -> None:
-    """Refuse executors for scoring where Spark cannot start any of another kind."""
+    """Refuse what Spark cannot do: executors, or GPUs of tasks, for scoring alone."""
+    dynamic = spark.conf.get(_DYNAMIC, "false") == "true"
     if config.gpus is None:
+        if _executor_gpus(spark) and (dynamic or not has_profiles()):
+            raise RefusedError(
+                f"{_EXECUTOR_GPUS} is set and {_TASK_GPUS} is not; Spark gives GPUs to scoring "
+                f"tasks alone from release 4 on and without {_DYNAMIC} (this is {spark.version}); "
+                f"set {_TASK_GPUS}=0.5, and spark.task.cpus to half of an executor's cores"
+            )
         return
     if not has_profiles():
         raise RefusedError(
             f"scoring.gpus={config.gpus} needs Spark 4, and this is {spark.version}; give every "
-            "executor a GPU instead (spark.executor.resource.gpu.amount)"
+            f"executor a GPU instead ({_EXECUTOR_GPUS})"
         )
     master = str(spark.sparkContext.master)
     if is_local(master):
@@ -124,28 +134,39 @@ def refuse_scoring(spark: SparkSession, config: ScoringConfig) -> None:
             f"scoring.gpus={config.gpus} cannot work with spark.master={master}, which has no "
             "executors; leave it out (the model finds a local GPU by itself)"
         )
-    if spark.conf.get(_DYNAMIC, "false") != "true":
+    if not dynamic:
         raise RefusedError(
             f"scoring.gpus={config.gpus} needs {_DYNAMIC}=true, so that Spark can start executors "
             "with GPUs when it comes to scoring; set it, or give every executor a GPU"
         )
 
 
-def scoring_profile(config: ScoringConfig) -> ResourceProfile | None:
+def scoring_profile(spark: SparkSession, config: ScoringConfig) -> ResourceProfile | None:
     """Return what the scoring stage asks for; None: what all stages have.
 
-    Two tasks share a GPU: while it computes the batch of one, the other tokenises. Each has a
-    model of its own there, and half of the cores.
+    Two tasks share a GPU: while it computes the batch of one, the other starts, reads or writes.
+    Each has a model of its own there, and half of the cores. Where executors have GPUs and
+    `spark.task.resource.gpu.amount` is not set, other stages use all cores.
     """
-    if config.gpus is None:
-        return None
-    executor = (
-        ExecutorResourceRequests()
-        .cores(config.cores)
-        .memory(config.memory)
-        .memoryOverhead(config.memory_overhead)
-        .resource("gpu", config.gpus, config.discovery_script, config.vendor)
-    )
-    cpus = max(1, config.cores // (_TASKS_PER_GPU * config.gpus))
+    builder, gpus, cores = ResourceProfileBuilder(), config.gpus, config.cores
+    if gpus is None:
+        if not (gpus := _executor_gpus(spark)):
+            return None
+        cores = int(spark.sparkContext.getConf().get("spark.executor.cores", "1"))
+    else:
+        builder.require(
+            ExecutorResourceRequests()
+            .cores(cores)
+            .memory(config.memory)
+            .memoryOverhead(config.memory_overhead)
+            .resource("gpu", gpus, config.discovery_script, config.vendor)
+        )
+    cpus = max(1, cores // (_TASKS_PER_GPU * gpus))
     task = TaskResourceRequests().cpus(cpus).resource("gpu", 1 / _TASKS_PER_GPU)
-    return ResourceProfileBuilder().require(executor).require(task).build
+    return builder.require(task).build
+
+
+def _executor_gpus(spark: SparkSession) -> int:
+    """Return the GPUs of an executor that no task is given yet."""
+    settings = spark.sparkContext.getConf()
+    return 0 if settings.contains(_TASK_GPUS) else int(settings.get(_EXECUTOR_GPUS, "0"))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -120,6 +121,48 @@ def equals_a_local_run(model: Path, tmp_path: Path) -> None:
     assert run["counts"]["scored"] == 245
 
 
+def logged(events: Path) -> Iterator[list[dict[str, Any]]]:
+    """What an event log says of executors, and of stages."""
+    (log,) = [file for file in events.rglob("*") if file.is_file() and file.name[0] != "."]
+    lines = [json.loads(line) for line in log.open(encoding="utf-8")]
+    events_of = {"Executor Info": "SparkListenerExecutorAdded",
+                 "Stage Info": "SparkListenerStageSubmitted"}  # fmt: skip
+    return ([row[info] for row in lines if row["Event"] == event]
+            for info, event in events_of.items())  # fmt: skip
+
+
+EVENT_LOG = {
+    "spark.eventLog.enabled": "true", "spark.eventLog.compress": "false",
+    "spark.eventLog.rolling.enabled": "false", "spark.ui.enabled": "false",
+}  # fmt: skip
+
+
+def test_executors_that_have_gpus_share_them_out_when_it_comes_to_scoring(
+    tiny_bert: Path, discovery: Path, tmp_path: Path
+) -> None:
+    """Reading and ranking use all cores, of executors that are the same all the time."""
+    events = tmp_path / "events"
+    events.mkdir()
+    settings = {
+        "spark.worker.resource.gpu.amount": "1",
+        "spark.worker.resource.gpu.discoveryScript": discovery,
+        "spark.executor.resource.gpu.amount": "1",
+        "spark.executor.resource.gpu.discoveryScript": discovery,
+        "spark.executor.cores": "2",
+        "spark.executor.memory": "700m",
+        "spark.eventLog.dir": events.as_uri(),
+        **EVENT_LOG,
+    }
+    given = options(tiny_bert, tmp_path / "cluster")
+    ended = submit("local-cluster[1,2,1024]", *confs(settings), "jobs/rerank.py", *given)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    executors, stages = logged(events)
+    assert {row["Resource Profile Id"] for row in executors} == {0}
+    other = {stage["Stage ID"] for stage in stages if stage["Resource Profile Id"]}
+    assert len(other) == 1
+    equals_a_local_run(tiny_bert, tmp_path)
+
+
 def test_only_the_scoring_stage_gets_executors_with_gpus(
     tiny_bert: Path, discovery: Path, tmp_path: Path
 ) -> None:
@@ -133,11 +176,8 @@ def test_only_the_scoring_stage_gets_executors_with_gpus(
         "spark.executor.memory": "700m",
         "spark.dynamicAllocation.enabled": "true",
         "spark.dynamicAllocation.shuffleTracking.enabled": "true",
-        "spark.ui.enabled": "false",
-        "spark.eventLog.enabled": "true",
         "spark.eventLog.dir": events.as_uri(),
-        "spark.eventLog.compress": "false",
-        "spark.eventLog.rolling.enabled": "false",
+        **EVENT_LOG,
     }
     scoring = {
         "gpus": 1, "cores": 1, "memory": "700m", "memory_overhead": "384m",
@@ -147,13 +187,7 @@ def test_only_the_scoring_stage_gets_executors_with_gpus(
     given = [*options(tiny_bert, tmp_path / "cluster"), *words]
     ended = submit("local-cluster[2,2,2048]", *confs(settings), "jobs/rerank.py", *given)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    (log,) = [file for file in events.rglob("*") if file.is_file() and file.name[0] != "."]
-    lines = [json.loads(line) for line in log.open(encoding="utf-8")]
-    events_of = {"Executor Info": "SparkListenerExecutorAdded",
-                 "Stage Info": "SparkListenerStageSubmitted"}  # fmt: skip
-    executors, stages = (
-        [row[info] for row in lines if row["Event"] == event] for info, event in events_of.items()
-    )
+    executors, stages = logged(events)
     with_gpu = {row["Resource Profile Id"] for row in executors if row["Resources"]}
     without = {row["Resource Profile Id"] for row in executors if not row["Resources"]}
     assert without == {0} and len(with_gpu) == 1 and not with_gpu & without
@@ -241,6 +275,7 @@ from udfs.scorers.cross_encoder import Scorer
 from udfs.devices import TaskSlot
 from udfs.spec import ScorerSpec
 from pathlib import Path
+from typing import Any
 
 spark = SparkSession.builder.remote("local[1]").getOrCreate()
 spec = ScorerSpec({str(tiny_bert)!r}, "", max_length=64)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -36,13 +34,13 @@ def read(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["standalone", "yarn", "kubernetes"])
-def test_two_tasks_share_the_gpu_and_all_cores(name: str) -> None:
+def test_only_scoring_tasks_are_given_the_gpu(name: str) -> None:
+    """`scoring_profile` shares out GPUs and cores where the settings leave that to it."""
     settings = read(name)
     assert settings.items() >= NEEDED.items()
     assert settings["spark.executor.resource.gpu.amount"] == "1"
-    share = float(settings["spark.task.resource.gpu.amount"])
-    assert share == 0.5
-    assert int(settings["spark.executor.cores"]) == 2 * int(settings["spark.task.cpus"])
+    assert int(settings["spark.executor.cores"]) % 2 == 0
+    assert not {"spark.task.resource.gpu.amount", "spark.task.cpus"} & settings.keys()
     _refuse_settings({**settings, "spark.master": "yarn"})
 
 
@@ -92,23 +90,12 @@ def test_the_image_copies_what_there_is() -> None:
     assert any("pip install" in line and "constraints.txt" in line for line in lines)
 
 
-def test_the_discovery_script_prints_what_spark_reads(tmp_path: Path) -> None:
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
-    fake.chmod(0o755)
-    said = subprocess.run(
-        [CLUSTER / "gpus.sh"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert yaml.safe_load(said) == {"name": "gpu", "addresses": ["0", "1"]}
-
-
 def test_the_archive_holds_what_executors_import() -> None:
     made = next(line for line in (ROOT / "Makefile").read_text().splitlines()
                 if line.startswith("EXECUTOR :="))  # fmt: skip
-    # numpy comes with pandas, tokenizers with transformers; onnxruntime is an extra.
+    # numpy comes with pandas, tokenizers with transformers, triton with torch.
     named = (name.replace("-", "_") for name in made.split()[2:])
-    there = {*named, "pyspark", "numpy", "tokenizers", "onnxruntime", "udfs", "jobs"}
+    there = {*named, "pyspark", "numpy", "tokenizers", "triton", "onnxruntime", "udfs", "jobs"}
     files = [*(ROOT / "udfs").rglob("*.py"), ROOT / "jobs" / "evaluation" / "measures.py"]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
