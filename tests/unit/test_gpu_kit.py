@@ -38,7 +38,8 @@ def test_the_kit_measures_without_spark_and_jobs(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     ended = run(
         tmp_path, "--device=cpu", "--pairs=24", "--window=8", "--mixes=40", "--rounds=1",
-        "--ways=engine,engine_padded,engine_2", "--sweep=512", f"--json={out}", f"--markdown={tmp_path}/gpu.md",
+        "--ways=engine,engine_padded,engine_2", "--sweep=512", f"--json={out}",
+        f"--markdown={tmp_path}/gpu.md",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
