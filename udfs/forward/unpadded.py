@@ -7,7 +7,7 @@ layer is computed for the first token of each pair only, as nothing else of it r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -156,11 +156,10 @@ class UnpaddedModel:
         firsts: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """[S, H] -> [S, H]; [B, H], the tokens at `firsts`, if nothing else is wanted."""
-        own, after = layer.attention.self, layer.attention.output
         wanted = rows if firsts is None else rows.index_select(0, firsts)
-        parts = _project(own, rows, wanted)
-        mixed = attend(*(part.view(len(part), self._heads, -1) for part in parts))
-        rows = self._add(after, mixed, wanted)
+        # Queries, keys and values are gone when it returns: the memory is used again at once.
+        mixed = attend(*_project(layer.attention.self, rows, wanted, self._heads))
+        rows = self._add(layer.attention.output, mixed, wanted)
         return self._add(layer.output, layer.intermediate(rows), rows)
 
     def _add(self, part: Any, rows: torch.Tensor, former: torch.Tensor) -> torch.Tensor:
@@ -190,13 +189,17 @@ class UnpaddedModel:
             self._add_and_normalise = add_and_normalise
 
 
-def _project(own: Any, rows: torch.Tensor, wanted: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Queries of `wanted`, keys and values of `rows`: [.., H] each."""
+def _project(
+    own: Any, rows: torch.Tensor, wanted: torch.Tensor, heads: int
+) -> Iterator[torch.Tensor]:
+    """Queries of `wanted`, keys and values of `rows`: [.., heads, D] each."""
     if not hasattr(own, "fused"):
-        return own.query(wanted), own.key(rows), own.value(rows)
-    weight, bias = own.fused
-    if wanted is rows:
-        return linear(rows, weight, bias).chunk(3, 1)
-    size = rows.shape[1]
-    queries = linear(wanted, weight[:size], bias[:size])
-    return queries, *linear(rows, weight[size:], bias[size:]).chunk(2, 1)
+        parts: Sequence[torch.Tensor] = (own.query(wanted), own.key(rows), own.value(rows))
+    else:
+        (weight, bias), size = own.fused, rows.shape[1]
+        if wanted is rows:
+            parts = linear(rows, weight, bias).chunk(3, 1)
+        else:
+            queries = linear(wanted, weight[:size], bias[:size])
+            parts = (queries, *linear(rows, weight[size:], bias[size:]).chunk(2, 1))
+    return (part.view(len(part), heads, -1) for part in parts)
