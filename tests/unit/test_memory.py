@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from jobs.output.summary import closing_summary
 from tests.conftest import ROOT
 from udfs.limits import Peak, peak_process_mb
 from udfs.udf import PeakParam
@@ -51,3 +53,16 @@ def test_without_proc_the_system_is_asked(tmp_path: Path) -> None:
     status.write_text("Name: python\nVmHWM:\t  204800 kB\n", "ascii")
     assert peak_process_mb(status) == 200.0
     assert unreadable == pytest.approx(peak_process_mb(), rel=0.2)
+
+
+@pytest.mark.parametrize(("share", "warned"), [(None, False), (0.01, False), (0.031, True)])
+def test_a_model_that_overflows_is_told_of(share: float | None, warned: bool) -> None:
+    """Scored twice, it would be slower than in fp32 without a word."""
+    rates = {"pairs_per_s": None, "top1_change_rate": None, "rescored_share": share}
+    record = {
+        "counts": defaultdict(int), "rates": rates, "reject_reasons": {},
+        "config": {"model": {"max_length": 512}}, "model": {"precision": "fp16"},
+    }  # fmt: skip
+    said = closing_summary(record, None, {})
+    warning = "warning: fp16 gave no number for 3.1% of the pairs of a process"
+    assert (warning in said) is warned

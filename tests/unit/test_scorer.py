@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GPT2Config,
+    ModernBertConfig,
     PreTrainedConfig,
     T5Config,
 )
@@ -260,6 +261,10 @@ T5 = T5Config(
     vocab_size=500, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, num_labels=1,
     pad_token_id=0, eos_token_id=3, decoder_start_token_id=0,
 )  # fmt: skip
+MODERNBERT = ModernBertConfig(
+    vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=3, pad_token_id=0,
+    num_attention_heads=2, max_position_embeddings=128, local_attention=16, num_labels=1,
+)  # fmt: skip
 GPT2 = GPT2Config(vocab_size=500, n_positions=128, n_embd=32, n_layer=2, n_head=2, num_labels=1)
 
 
@@ -274,6 +279,21 @@ def test_an_architecture_that_is_not_packed_scores_in_bf16(tiny_bert: Path, tmp_
     )
     assert (half.status == OK).all()
     np.testing.assert_allclose(half.logit, exact.logit, atol=0.1)
+
+
+def test_modernbert_scores_as_transformers_does(tiny_bert: Path, tmp_path: Path) -> None:
+    """gte-reranker-modernbert and Ettin: padded, as it unpads with a package of its own only."""
+    folder = other_model(tiny_bert, tmp_path / "modernbert", MODERNBERT)
+    scores = Scorer.load(folder, spec(folder, max_tokens=500), TaskSlot(1)).score(QUERIES, DOCS)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for at in range(0, len(DOCS), 5):
+        inputs = tokenizer(
+            QUERIES[at], DOCS[at], truncation=True, max_length=64, return_tensors="pt"
+        )
+        inputs.pop("token_type_ids", None)
+        with torch.inference_mode():
+            assert scores.logit[at] == pytest.approx(model(**inputs).logits.item(), abs=1e-5)
 
 
 def test_the_driver_finds_out_whether_an_architecture_can_score(
