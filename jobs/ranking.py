@@ -13,6 +13,7 @@ from typing import Final
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 from jobs.config import OutputConfig, RankingConfig
 from jobs.input.columns import quoted
@@ -72,8 +73,7 @@ def write_ranked(
         # A partition whose rows were all cut is empty now, and its former rows have to go.
         partitions = validated.rows.select(_passed(by)).distinct()
         out.stage(PARTITIONS, partitions.withColumn(_ROW, F.lit(1)), "parquet")
-    fit = scores.where(F.col("status") == OK).drop("status")
-    scored = validated.valid.join(fit, on="pair_key")
+    scored = _with_scores(validated, scores)
     # Spread by list before ranking: the windows need that anyway, and it names the files.
     spread = scored.repartition(output.partitions or _files(valid), *table.list_columns)
     ranked = out.stage(RANKED, rank_candidates(spread, validated, ranking))
@@ -96,6 +96,18 @@ def write_ranked(
     counts = {key: placed[key] for key in ("ranked", "cut", "rejected")}
     counts |= {key: written[key] for key in ("truncated", "queries")}
     return Results(ranked, group, scored, counts, reasons, written)
+
+
+def ranked_schema(
+    ranking: RankingConfig, validated: ValidatedInput, scores: DataFrame
+) -> StructType:
+    """Return the columns of the ranked table, without starting a job."""
+    return rank_candidates(_with_scores(validated, scores), validated, ranking).schema
+
+
+def _with_scores(validated: ValidatedInput, scores: DataFrame) -> DataFrame:
+    fit = scores.where(F.col("status") == OK).drop("status")
+    return validated.valid.join(fit, on="pair_key")
 
 
 def all_candidates(config: RankingConfig, validated: ValidatedInput, results: Results) -> DataFrame:

@@ -20,8 +20,9 @@ from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
 from jobs.input.validation import validate
+from jobs.output.catalog import refuse_table, write_table
 from jobs.output.folder import OutputFolder
-from jobs.output.names import PER_QUERY, RANKED, REJECTS, SCORES
+from jobs.output.names import PARTITIONS, PER_QUERY, RANKED, REJECTS, SCORES
 from jobs.output.publish import publish, result_files, track_run
 from jobs.output.record import (
     Stopwatch,
@@ -32,7 +33,7 @@ from jobs.output.record import (
 )
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking import all_candidates, write_ranked
+from jobs.ranking import all_candidates, ranked_schema, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
@@ -70,6 +71,11 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
         code, problems, held_back = outcome(config, record, document, out.has_results())
         tables = [RANKED, REJECTS, *([PER_QUERY] if document else [])]
         report = render(document, record) if document else None
+        if config.output.table and not held_back:
+            staged = out.staged
+            write_table(
+                ready.spark, staged[RANKED], staged.get(PARTITIONS), config.output, out.run_id
+            )
         files = result_files(record, document, report)
         places = publish(out, tables, files, hold_back=held_back)
     sys.stdout.write(closing_summary(record, document, places) + "\n")
@@ -80,6 +86,8 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
             f"are in {masked(out.place(''))} until another run is not published "
             "(output.publish=always publishes them all the same)\n"
         )
+    if config.output.table and not held_back:
+        sys.stdout.write(f"{'table':<10} {config.output.table}\n")
     tracked = track_run(config.mlflow, out, record)
     return code or tracked
 
@@ -101,6 +109,7 @@ def produce(
         refuse_unrelated(done.valid, ready.qrels, ready.baseline)
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
+    refuse_table(spark, config.output, ranked_schema(config.ranking, done, store.read()))
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
             spark, config.batching, config.scoring, pairs, done, spec, store

@@ -152,7 +152,7 @@ def score_batches(
             yield frame.iloc[end - size : end]
 
     with ThreadPoolExecutor(1, "encode") as pool:
-        for pairs in _windows(batches, window):
+        for pairs in _windows(batches, window, first=window // 8 if ahead else window):
             queries = pd.concat([query for query, _ in pairs], ignore_index=True)
             docs = pd.concat([doc for _, doc in pairs], ignore_index=True)
             given = (queries.notna() & docs.notna()).to_numpy()
@@ -164,10 +164,11 @@ def score_batches(
             yield from score_next()
 
 
-def _windows(batches: Iterator[Pairs], size: int) -> Iterator[list[Pairs]]:
+def _windows(batches: Iterator[Pairs], size: int, first: int) -> Iterator[list[Pairs]]:
     """Collect Arrow batches until they hold `size` pairs, so that like lengths can meet.
 
-    A window of many megabytes ends early: the longest documents of a sorted job come together.
+    A window of many megabytes ends early: the longest documents of a sorted job come together. So
+    does the first, of `first` pairs, where a GPU waits until it is encoded.
     """
     window: list[Pairs] = []
     held = characters = 0
@@ -175,9 +176,9 @@ def _windows(batches: Iterator[Pairs], size: int) -> Iterator[list[Pairs]]:
         window.append(batch)
         held += len(batch[0])
         characters += sum(len(text) for side in batch for text in side if text is not None)
-        if held >= size or characters >= _WINDOW_CHARACTERS:
+        if held >= first or characters >= _WINDOW_CHARACTERS:
             yield window
-            window, held, characters = [], 0, 0
+            window, held, characters, first = [], 0, 0, size
     if window:
         yield window
 

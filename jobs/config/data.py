@@ -108,6 +108,14 @@ class OutputConfig(Section):
     partition_by: list[str] = []
     """column, such as a date, that splits the ranked table and the rejects into folders, may be
     repeated; a run replaces only the partitions that its input has"""
+    table: str | None = None
+    """table of a catalog (Iceberg, Delta) that gets the ranked rows, too, in one commit before OUT
+    is published [catalog.schema.table]"""
+    table_mode: Literal["replace", "append", "partitions"] = "replace"
+    """replace: the whole table; append: add rows, twice if a run is killed between the commit and
+    its end and repeated; partitions: replace those of output.partition_by that the input has"""
+    table_format: str | None = None
+    """format of a new table, e.g. delta (unset: the catalog's own)"""
     publish: Literal["always", "if_passed"] = "if_passed"
     """if_passed: a run whose gate fails is not published, and one that ends with exit code 3 or
     ranks no row replaces nothing; their results are kept, until the next such run, in
@@ -115,3 +123,12 @@ class OutputConfig(Section):
     overwrite: bool = False
     """write to a folder that holds something else, results of another date, or results partitioned
     otherwise"""
+
+    @model_validator(mode="after")
+    def _partitions_of_a_table(self) -> Self:
+        if self.table_mode == "partitions" and not self.partition_by:
+            raise ValueError(
+                "output.table_mode=partitions needs output.partition_by, the columns whose "
+                "partitions are replaced"
+            )
+        return self

@@ -79,7 +79,7 @@ def read_source(
     try:
         spark.conf.set(_TYPED_FOLDERS, "false")
         if table:
-            rows = spark.table(table)
+            rows = _read_table(spark, table)
             refuse_internal_names(rows.columns)
             return rows.withColumn(READ_ERROR, nothing())
         assert path is not None, "the configuration has a path or a table"
@@ -102,6 +102,17 @@ def read_source(
         ) from None
     finally:
         spark.conf.set(_TYPED_FOLDERS, typed_folders)
+
+
+def _read_table(spark: SparkSession, name: str) -> DataFrame:
+    """Return a table; one of Iceberg as it is now, whatever is committed while the job reads it."""
+    try:
+        snapshots = spark.sql(f"SELECT snapshot_id FROM {name}.refs WHERE name = 'main'").collect()
+    except AnalysisException:  # it has none
+        return spark.table(name)
+    if not snapshots:  # nothing was ever written to it
+        return spark.table(name)
+    return spark.read.option("snapshot-id", snapshots[0][0]).table(name)
 
 
 def _resolve_format(spark: SparkSession, path: str, given: str, otherwise: str | None) -> str:

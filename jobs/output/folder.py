@@ -62,6 +62,8 @@ class OutputFolder:
         self._format = config.format
         self._partition_by = config.partition_by
         self.path = self._files.absolute(str(config.path))  # with its scheme
+        #: What was staged so far, read back, by name.
+        self.staged: dict[str, DataFrame] = {}
         self.run_id = uuid.uuid4().hex
         self._results = self.path
         self._work = self._workspace(self.run_id)
@@ -104,7 +106,8 @@ class OutputFolder:
             table = table.sortWithinPartitions(*order)
         table.write.format(kind).options(**options).partitionBy(*by).save(path)
         reader = self._spark.read.format(kind).options(**options).schema(table.schema)
-        return reader.load(literal(path)).select(*columns.values())
+        self.staged[name] = reader.load(literal(path)).select(*columns.values())
+        return self.staged[name]
 
     def stage_file(self, name: str, content: str | Mapping[str, Any]) -> None:
         """Write a small text, or a JSON object, into the workspace."""
