@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gc
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from udfs.devices import TaskSlot
 from udfs.scorers.base import PairScorer, StubScorer
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
-
-_lock: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -43,16 +39,15 @@ def get_scorer(
     on another GPU than the task's, is released first: two would share the memory of one device.
     """
     global _loaded
-    with _lock:
-        if _loaded is None or (_loaded.spec, _loaded.gpu) != (spec, slot.gpu):
-            if _loaded is not None:
-                _loaded = None
-                gc.unfreeze()
-                gc.collect()
-            start = time.perf_counter()
-            scorer = StubScorer() if spec.backend == "stub" else load(folder, spec, slot)
-            _loaded = Loaded(spec, slot.gpu, scorer, time.perf_counter() - start)
-            # pyspark's worker collects garbage after every task: a third of a second through all
-            # objects of torch and the model, unless they are frozen.
-            gc.freeze()
-        return _loaded
+    if _loaded is None or (_loaded.spec, _loaded.gpu) != (spec, slot.gpu):
+        if _loaded is not None:
+            _loaded = None
+            gc.unfreeze()
+            gc.collect()
+        start = time.perf_counter()
+        scorer = StubScorer() if spec.backend == "stub" else load(folder, spec, slot)
+        _loaded = Loaded(spec, slot.gpu, scorer, time.perf_counter() - start)
+        # pyspark's worker collects garbage after every task: a third of a second through all
+        # objects of torch and the model, unless they are frozen.
+        gc.freeze()
+    return _loaded

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from tests.conftest import TINY
 from udfs.encoding.pairs import EncodedPairs
 from udfs.forward import unpadded
 from udfs.forward.transformers import PaddedModel, load
@@ -50,14 +51,18 @@ def attention_of_a_gpu(
     return mixed
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert"])
 @pytest.mark.parametrize(
     "lengths", [[1], [64], [512], [7, 7], [90, 3, 41, 90], [33, 17] * 9, [*range(1, 501)]]
 )
 def test_the_forward_pass_of_a_gpu_computes_the_same(
-    tiny_model: Path, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+    family: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attention_of_a_gpu)
-    config = AutoConfig.from_pretrained(tiny_model, max_position_embeddings=520)
+    config = AutoConfig.for_model(
+        family, **{**TINY, "max_position_embeddings": 520}, vocab_size=60, pad_token_id=1,
+        type_vocab_size=2 if family == "bert" else 1,
+    )  # fmt: skip
     torch.manual_seed(3)
     padded = AutoModelForSequenceClassification.from_config(config).eval()
     pairs = pairs_of(lengths, config.pad_token_id, typed=config.type_vocab_size > 1)

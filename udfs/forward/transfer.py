@@ -14,9 +14,8 @@ from udfs.forward.base import BatchOutput
 def send(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     """Return an array on the device; the copy to a GPU starts, and is not waited for."""
     tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    on_cpu = device.type == "cpu"
+    return tensor if on_cpu else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def now(device: torch.device) -> torch.cuda.Event | None:
