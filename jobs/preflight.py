@@ -31,6 +31,7 @@ from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session
 from jobs.scoring.models import resolve_model
 from jobs.scoring.onnx_export import for_backend, refuse_missing_packages
+from jobs.scoring.remote import refuse_speculation, remote_model
 from jobs.scoring.stage import refuse_scoring, refuse_unscorable
 from udfs.checkpoint import Checkpoint
 
@@ -78,6 +79,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     spark = _start(errors, config, watch, can_score)
     with watch.part("preflight"):
         errors.run(refuse_scoring, spark, config.scoring)
+        errors.run(refuse_speculation, spark, config.model.backend)
         source = masked(given.path or given.run or given.table or "")
         pairs, qrels = _read(errors, spark, config, config.store.path, source)
         if pairs is not None:
@@ -97,6 +99,8 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
 def check_tune(config: Config, watch: Stopwatch) -> Tune:
     """Look at everything `jobs.tune` needs, and refuse all that cannot work."""
     errors = ErrorCollector()
+    if config.model.backend == "remote":
+        errors.add("model.backend=remote leaves nothing to tune here; name a model to run")
     checkpoint = _model(errors, config)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         errors.run(refuse_missing_packages, "onnxruntime")
@@ -170,6 +174,8 @@ def refuse_unmeasured(plan: Plan, has: Collection[str]) -> None:
 
 
 def _model(errors: ErrorCollector, config: Config) -> Checkpoint | None:
+    if config.model.backend == "remote":
+        return errors.run(remote_model, config.remote)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
     return errors.run(resolve_model, config.model, fetch)
 

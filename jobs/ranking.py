@@ -248,7 +248,8 @@ def _rejects(validated: ValidatedInput, scores: DataFrame | None, by: Sequence[s
         .when(F.col("status") == "nonfinite", "nonfinite_score")
         .otherwise(F.col("status"))
         .alias("reason"),
-        F.when(F.isnotnull("status"), F.format_string("tokens: %d", "n_tokens"))
+        F.when(F.isnotnull("n_tokens"), F.format_string("tokens: %d", "n_tokens"))
+        .when(F.isnotnull("status"), "tokens: unknown")
         .otherwise("the text was no longer there when it was read to be scored")
         .alias("detail"),
         *_passed(by),

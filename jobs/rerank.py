@@ -39,6 +39,7 @@ from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
 from jobs.scoring import stage
 from jobs.scoring.fill import distinct_keys, fill_store, scoring_stats
+from jobs.scoring.remote import remote_spec
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.store.scores import ScoreStore
 from udfs.spec import ScorerSpec
@@ -46,9 +47,9 @@ from udfs.spec import ScorerSpec
 COMMAND = Command(
     name="python -m jobs.rerank",
     about="Rerank a table of (query, candidate) pairs with a cross-encoder.",
-    require=("model.name", "input.path|input.table|input.run", "output.path"),
-    sections="input model batching scoring ranking evaluation report store output mlflow spark "
-    "dry_run",
+    require=("model.name|remote.model", "input.path|input.table|input.run", "output.path"),
+    sections="input model remote batching scoring ranking evaluation report store output mlflow "
+    "spark dry_run",
 )
 
 
@@ -123,7 +124,7 @@ def produce(
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
                       spark_version=spark.version),
         "fingerprint": spec.fingerprint(),
-        "model": {**model, "precision": spec.precision},
+        "model": {**model, "precision": None if spec.remote else spec.precision},
         **scoring_record(done.counts, stats, results, watch),
     }  # fmt: skip
     if qrels is None and not plan.rules:
@@ -140,6 +141,8 @@ def produce(
 
 def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
     """Return the scorer, its precision resolved."""
+    if config.model.backend == "remote":
+        return remote_spec(config.remote)
     gpu = stage.tasks_have_gpus(ready.spark, config.scoring)
     precision = stage.resolve_precision(config.model, gpu=gpu)
     return stage.make_spec(config.model, config.batching, ready.checkpoint, precision)
@@ -196,7 +199,8 @@ def dry_run(config: Config, ready: Rerank) -> int:
     _, missing = store.missing(keys, done.counts["distinct"], dry_run=True)
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}
     max_length, lengths = config.model.max_length, None
-    if (sample := sample_lengths(pairs, checkpoint.path, spec)) is not None:
+    sample = None if spec.remote else sample_lengths(pairs, checkpoint.path, spec)
+    if sample is not None:
         cut = sample.cut_at(max_length)
         lengths = {
             "sampled": len(sample.whole), "mean": cut.mean, "cut": cut.share,

@@ -6,13 +6,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, get_args, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 Truncation = Literal["longest_first", "passage"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Attention = Literal["auto", "sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
-Backend = Literal["torch", "onnxruntime", "tokenizer", "stub"]
+Backend = Literal["torch", "onnxruntime", "tokenizer", "stub", "remote"]
+Dialect = Literal[
+    "cohere", "voyage", "jina", "vllm", "tei", "infinity", "nim", "sglang", "mixedbread"
+]
+ScoreKind = Literal["logit", "probability"]
 
 #: Precisions of each backend.
 PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
@@ -20,6 +24,7 @@ PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
     "onnxruntime": ("fp32", "int8"),
     "tokenizer": get_args(Precision),
     "stub": get_args(Precision),
+    "remote": get_args(Precision),  # the server's own; none is asked for
 }
 #: Backends that run no model: checksums of tokens or texts stand in for logits.
 STAND_INS: Final[tuple[Backend, ...]] = ("tokenizer", "stub")
@@ -29,8 +34,36 @@ SCORING_VERSION: Final = 4
 
 # Fields that say where and how fast a pair is scored, but not what its score is.
 _NOT_SCORING: Final = (
-    "model_path", "device", "max_tokens", "max_pairs", "window", "batch_timeout"
+    "model_path", "device", "max_tokens", "max_pairs", "window", "batch_timeout", "remote"
 )  # fmt: skip
+# The same for remote models: what is asked for, and how an answer becomes a logit.
+REMOTE_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class RemoteSpec:
+    """A model that is asked over HTTP, and how. Holds no key: each process that asks reads it."""
+
+    dialect: Dialect
+    url: str
+    model: str
+    score: ScoreKind  # what the server is asked for, or is known to give
+    parameters: tuple[tuple[str, str], ...] = ()  # further keys of a request and values, as JSON
+    version: str = ""  # of a server whose model may change under its name
+    key_env: str = ""  # variable that holds the key
+    key_file: str = ""  # file that holds it
+    documents: int = 100  # most of one request
+    concurrency: int = 4  # requests in flight of one task
+    requests_per_minute: float = 0.0  # of one task; 0: no limit
+    timeout: float = 120.0  # longest wait for the server within a request [s]
+    patience: float = 300.0  # longest time without any good answer [s]
+    run: str = ""  # a server that one run gave up is asked again by the next one
+
+    def scoring(self) -> dict[str, Any]:
+        """Return everything that can change a score, by name; which host answers does not."""
+        names = ("dialect", "model", "score", "version")
+        scoring = {name: getattr(self, name) for name in names}
+        return {**scoring, "parameters": dict(self.parameters), "remote_version": REMOTE_VERSION}
 
 
 @dataclass(frozen=True)
@@ -62,12 +95,13 @@ class ScorerSpec:
     # Longest time for one batch, after which the process ends itself; only for processes that are
     # started again, such as Spark's workers. 0: no limit [s].
     batch_timeout: float = 0.0
+    remote: RemoteSpec | None = None  # of backend `remote`, which reads no other field but `window`
 
     def __post_init__(self) -> None:
         """Refuse values that no scorer could serve."""
         for name, kind in get_type_hints(type(self)).items():
             value, choices = getattr(self, name), get_args(kind)
-            if choices and value not in choices:
+            if get_origin(kind) is Literal and value not in choices:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
         if self.precision not in PRECISIONS[self.backend]:
             raise ValueError(
@@ -85,6 +119,8 @@ class ScorerSpec:
 
     def scoring(self) -> dict[str, Any]:
         """Return everything that can change a score, by name."""
+        if self.remote is not None:
+            return {"backend": self.backend, **self.remote.scoring()}
         scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
         return {**scoring, "scoring_version": SCORING_VERSION}
 

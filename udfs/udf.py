@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from itertools import tee
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,13 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 from udfs.devices import TaskSlot, find_gpu, gpus
 from udfs.limits import Peak, peak
-from udfs.scorers.base import PairScorer, Scores, new_scores
+from udfs.scorers.base import PairScorer, Scores, Usage, new_scores
 from udfs.spec import ScorerSpec
 from udfs.trial import Trial, in_fresh_process
 from udfs.worker import Loaded, get_scorer
+
+if TYPE_CHECKING:
+    from udfs.scorers.remote import RemoteScorer
 
 SCORE_SCHEMA: Final = (
     "logit float, n_tokens int, n_padded int, truncated boolean, device_ms float, status string"
@@ -50,7 +53,34 @@ class PeakParam(AccumulatorParam[Peak]):
         return Peak(*(max(pair, key=lambda part: part or 0.0) for pair in parts))
 
 
-def rerank_udf(spec: ScorerSpec, peaks: Accumulator[Peak] | None = None) -> Callable[..., Column]:
+class UsageParam(AccumulatorParam[Usage]):
+    """An accumulator that sums: what a repeated task has asked for is paid for, too."""
+
+    def zero(self, value: Usage) -> Usage:
+        """Return what nothing costs."""
+        return Usage()
+
+    def addInPlace(self, value1: Usage, value2: Usage) -> Usage:  # noqa: N802 (pyspark's name)
+        """Return the sum."""
+        return value1 + value2
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What tasks tell the driver about scoring; a session of Spark Connect has none."""
+
+    peaks: Accumulator[Peak]
+    usage: Accumulator[Usage]
+
+    def add(self, loaded: Loaded) -> None:
+        """Add what the scorer of this process needed for a task."""
+        scorer = loaded.scorer
+        self.peaks.add(replace(peak(), load_seconds=loaded.seconds, rescored=scorer.rescored))
+        if loaded.spec.remote is not None:
+            self.usage.add(cast("RemoteScorer", scorer).take_usage())
+
+
+def rerank_udf(spec: ScorerSpec, needs: Needs | None = None) -> Callable[..., Column]:
     """Return an iterator Pandas UDF that scores columns: `rerank_udf(spec)("query", "doc")`.
 
     On the driver this only wraps `spec`; each Python worker loads the model when its first batch
@@ -61,25 +91,25 @@ def rerank_udf(spec: ScorerSpec, peaks: Accumulator[Peak] | None = None) -> Call
 
     The UDF is marked nondeterministic so that Spark does not duplicate it, but Spark may still
     run it again for an action that runs again: write the result once, then read what was written.
-    What scoring needed goes to `peaks`, which a session of Spark Connect has not.
+    What scoring needed goes to `needs`.
     """
 
     def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
         loaded = _load(spec)
         yield from score_batches(loaded.scorer, batches, spec.window)
-        if peaks is not None:
-            peaks.add(_needed(loaded))
+        if needs is not None:
+            needs.add(loaded)
 
     udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
     return cast("Callable[..., Column]", udf.asNondeterministic())
 
 
 def rerank_rows(
-    spec: ScorerSpec, peaks: Accumulator[Peak]
+    spec: ScorerSpec, needs: Needs
 ) -> Callable[[Iterable[pd.DataFrame]], Iterator[pd.DataFrame]]:
     """Return the same for `DataFrame.mapInPandas`, which can have executors of its own.
 
-    Takes `pair_key`, `query` and `doc`; gives `ROWS_SCHEMA`. What scoring needed goes to `peaks`.
+    Takes `pair_key`, `query` and `doc`; gives `ROWS_SCHEMA`. What scoring needed goes to `needs`.
     """
 
     def score(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -89,7 +119,7 @@ def rerank_rows(
         scored = score_batches(loaded.scorer, texts, spec.window)
         for frame, scores in zip(kept, scored, strict=True):
             yield scores.assign(pair_key=frame["pair_key"].to_numpy())
-        peaks.add(_needed(loaded))
+        needs.add(loaded)
 
     return score
 
@@ -128,10 +158,6 @@ def _share_gpu() -> str | None:
     context = TaskContext.get()
     assert context is not None
     return gpus()[context.partitionId() % len(gpus())] if gpus() else None
-
-
-def _needed(loaded: Loaded) -> Peak:
-    return replace(peak(), load_seconds=loaded.seconds, rescored=loaded.scorer.rescored)
 
 
 def _load(spec: ScorerSpec) -> Loaded:
@@ -188,4 +214,7 @@ def _to_frame(scores: Scores, given: NDArray[np.bool_]) -> pd.DataFrame:
     whole = new_scores(len(given), NULL_TEXT)
     whole[given] = scores
     logit = pd.arrays.FloatingArray(whole.logit.copy(), ~np.isfinite(whole.logit))
-    return pd.DataFrame(whole).assign(logit=logit)
+    unknown = whole.n_tokens == 0  # a server does not tell what it gave to the model
+    n_tokens = pd.arrays.IntegerArray(whole.n_tokens.copy(), unknown)
+    truncated = pd.arrays.BooleanArray(whole.truncated.copy(), unknown)
+    return pd.DataFrame(whole).assign(logit=logit, n_tokens=n_tokens, truncated=truncated)

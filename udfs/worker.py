@@ -45,7 +45,12 @@ def get_scorer(
             gc.unfreeze()
             gc.collect()
         start = time.perf_counter()
-        scorer = StubScorer() if spec.backend == "stub" else load(folder, spec, slot)
+        if spec.remote is not None:
+            from udfs.scorers.remote import RemoteScorer  # which needs a package of its own
+
+            scorer: PairScorer = RemoteScorer(spec.remote)
+        else:
+            scorer = StubScorer() if spec.backend == "stub" else load(folder, spec, slot)
         _loaded = Loaded(spec, slot.gpu, scorer, time.perf_counter() - start)
         # pyspark's worker collects garbage after every task: a third of a second through all
         # objects of torch and the model, unless they are frozen.

@@ -17,6 +17,7 @@ from jobs.config.evaluation import MlflowConfig as MlflowConfig
 from jobs.config.evaluation import RankedConfig as RankedConfig
 from jobs.config.evaluation import RankingConfig as RankingConfig
 from jobs.config.evaluation import ReportConfig as ReportConfig
+from jobs.config.remote import RemoteConfig as RemoteConfig
 from jobs.config.scoring import BatchingConfig as BatchingConfig
 from jobs.config.scoring import ModelConfig as ModelConfig
 from jobs.config.scoring import ScoringConfig as ScoringConfig
@@ -30,6 +31,7 @@ class Config(Section):
 
     input: InputConfig = InputConfig()
     model: ModelConfig = ModelConfig()
+    remote: RemoteConfig = RemoteConfig()
     batching: BatchingConfig = BatchingConfig()
     scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
@@ -50,5 +52,13 @@ class Config(Section):
             raise ValueError(
                 f"model.max_length={self.model.max_length} exceeds "
                 f"batching.max_tokens={self.batching.max_tokens}; raise one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> Self:
+        if self.model.backend == "remote" and (missing := self.remote.missing()):
+            raise ValueError(
+                f"model.backend=remote needs {', '.join(f'remote.{key}' for key in missing)}"
             )
         return self

@@ -36,9 +36,10 @@ class ModelConfig(Section):
     fp32; onnxruntime has fp32 and int8, auto is fp32 there)"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU Spark gave the task, else the first one, else the CPU"""
-    backend: Literal["torch", "onnxruntime", "tokenizer", "stub"] = "torch"
-    """what runs the model; onnxruntime is for CPUs without bf16 instructions; tokenizer and stub,
-    which time the rest of a job, score by a checksum of tokens or texts"""
+    backend: Literal["torch", "onnxruntime", "tokenizer", "stub", "remote"] = "torch"
+    """what runs the model; onnxruntime is for CPUs without bf16 instructions; remote asks the
+    server of section remote; tokenizer and stub, which time the rest of a job, score by a checksum
+    of tokens or texts"""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """attention kernel (auto: sdpa where the model has it)"""
     query_instruction: str = ""

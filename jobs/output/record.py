@@ -66,12 +66,13 @@ def make_record(
 
 def model_record(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what the records of jobs.rerank and jobs.tune say of the model."""
+    name = config.remote.model if config.model.backend == "remote" else config.model.name
     return {
-        "name": masked(str(config.model.name), known_secrets(config)),
+        "name": masked(str(name), known_secrets(config)),
         "revision": config.model.revision,
         "digest": checkpoint.digest,
         "architecture": checkpoint.architecture,
-        "parameters": checkpoint.parameters,
+        "parameters": checkpoint.parameters or None,
     }
 
 
@@ -87,6 +88,7 @@ def scoring_record(
         "from_store": scoring.from_store, "scored": scoring.scored, **results.counts,
     }  # fmt: skip
     tokens, padding, memory = scoring.tokens, scoring.padding, scoring.memory
+    usage = scoring.usage
     changed, compared = results.written["top1_changed"], results.written["top1_compared"]
     seconds = watch.seconds["scoring"]
     return {
@@ -109,6 +111,9 @@ def scoring_record(
             "device_mb": None if memory.device_mb is None else round(memory.device_mb, 1),
         },
         "tokens": {"scored": tokens, "padding": padding},
+        # What a remote model has cost; billed units and tokens as far as its answers say.
+        "remote": usage
+        and {"requests": usage.requests, "units": usage.units, "tokens": usage.tokens},
         "reject_reasons": results.reasons,
         "start_up": {
             "session": watch.seconds.get("session"),

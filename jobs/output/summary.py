@@ -18,6 +18,8 @@ def closing_summary(
     """Return counts, rates and where the files are, in a dozen lines."""
     counts, rates, memory = record["counts"], record["rates"], record.get("memory") or {}
     max_length = record["config"]["model"]["max_length"]
+    spent = record.get("remote") or {}
+    cost = ", ".join(f"{spent[name]:,g} {name}" for name in ("units", "tokens") if spent.get(name))
     reasons = ", ".join(f"{count:,} {why}" for why, count in record["reject_reasons"].items())
     speed = f", {rates['pairs_per_s']:,.1f} pairs/s" if rates["pairs_per_s"] else ""
     on_gpu = memory.get("device_mb")
@@ -32,6 +34,7 @@ def closing_summary(
         ("distinct", counts["distinct"], "pairs"),
         ("from store", counts["from_store"], "pairs"),
         ("scored", counts["scored"], f"pairs{speed}"),
+        ("requests", spent.get("requests", 0), cost),
         ("memory", peak, f"MB, largest process that scored{device}"),
         ("truncated", counts["truncated"], f"pairs, cut at {max_length:,} tokens"),
     )

@@ -136,6 +136,8 @@ def _explain(error: Exception, config: Config) -> str:
     """Return one sentence where the cause is known, else the traceback without Java's frames."""
     if isinstance(error, errors.LockedError | errors.BookkeepingError):
         return str(error)
+    if isinstance(error, errors.InterruptedRunError):
+        return _to_go_on(str(error), error)
     said = "".join(traceback.format_exception(error))
     if sentence := _no_space(said, config) or _no_jvm():
         return _to_go_on(sentence, error)

@@ -28,6 +28,10 @@ class RefusedError(Exception):
         super().__init__("\n".join(self.messages))
 
 
+class InterruptedRunError(Exception):
+    """What is outside of this run's hands has ended it; the same command goes on. One sentence."""
+
+
 class LockedError(Exception):
     """Another run is publishing to the same folder and does not end."""
 

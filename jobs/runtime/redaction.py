@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from jobs.config import Config
+from udfs.scorers.dialects import read_key
 
 MASK: Final = "***"
 #: Name of a setting that holds a secret. Also valid in Java, for `spark.redaction.regex`, which by
@@ -58,7 +60,10 @@ def secrets_of(*settings: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def known_secrets(config: Config) -> tuple[str, ...]:
-    """Return values that the environment, Spark settings and reader options name as secrets."""
+    """Return values that the environment, Spark settings, reader options or `remote` name."""
+    with suppress(ValueError):  # there is no key
+        if key := read_key(config.remote.key_env, config.remote.key_file):
+            return (key, *secrets_of(os.environ, config.spark.settings, config.input.options))
     return secrets_of(os.environ, config.spark.settings, config.input.options)
 
 

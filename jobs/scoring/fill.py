@@ -16,12 +16,13 @@ from jobs.output.filesystem import literal
 from jobs.runtime.compat import limit_batches
 from jobs.runtime.progress import progress_bar
 from jobs.runtime.session import task_slots
+from jobs.scoring.remote import raise_if_ended, share_out
 from jobs.scoring.stage import scoring_profile, tasks_have_gpus
 from jobs.store.scores import SCHEMA, ScoreStore
 from udfs.limits import Peak
-from udfs.scorers.base import OK
+from udfs.scorers.base import OK, UNANSWERED, Usage
 from udfs.spec import ScorerSpec
-from udfs.udf import ROWS_SCHEMA, PeakParam, rerank_rows, rerank_udf
+from udfs.udf import ROWS_SCHEMA, Needs, PeakParam, UsageParam, rerank_rows, rerank_udf
 
 _PERCENTILES: Final = (0.5, 0.95, 0.99)
 # Pairs that a killed task has to score again, at most about; enough work to hide a task's start.
@@ -42,6 +43,7 @@ class ScoringStats:
     from_store: int  # pairs whose score was known
     attempt: str | None = None  # folder of the scores made now; None if there were none to make
     memory: Peak | None = None  # peak memory of scoring
+    usage: Usage | None = None  # of a remote model
     scored: int = 0  # pairs scored now
     tokens: int = 0  # given to the model, padding not counted
     padding: int = 0  # padding tokens given to the model
@@ -85,20 +87,28 @@ def fill_store(
         texts = texts.join(missing, on="pair_key", how="left_semi").dropDuplicates(["pair_key"])
     limit_batches(texts)
     slots = task_slots(spark)
-    most = _PAIRS_PER_GPU_TASK if tasks_have_gpus(spark, scoring) else _PAIRS_PER_TASK
-    texts = _spread(texts, batching.partitions or slots * _rounds(count / slots, most))
+    if spec.remote is not None:
+        spec, texts = share_out(spec, texts, count, slots)
+    else:
+        most = _PAIRS_PER_GPU_TASK if tasks_have_gpus(spark, scoring) else _PAIRS_PER_TASK
+        texts = _spread(texts, batching.partitions or slots * _rounds(count / slots, most))
     peaks = spark.sparkContext.accumulator(Peak(), PeakParam())
+    usage = spark.sparkContext.accumulator(Usage(), UsageParam())
     # The shuffle ends the stage that reads; what follows it can have executors of its own. Nothing
     # may come between scoring and the write, or Spark may score rows twice.
     profile = scoring_profile(spark, scoring)
     if profile is None:  # keys then need not travel to Python and back
-        score = rerank_udf(spec, peaks)("query", "doc").alias("score")
+        score = rerank_udf(spec, needs)("query", "doc").alias("score")
         scored = texts.select("pair_key", score).select("pair_key", "score.*")
     else:
-        scored = texts.mapInPandas(rerank_rows(spec, peaks), ROWS_SCHEMA, profile=profile)
+        scored = texts.mapInPandas(rerank_rows(spec, needs), ROWS_SCHEMA, profile=profile)
+    if spec.remote is not None:  # no filter moves before what is nondeterministic
+        scored = scored.where(F.col("status") != UNANSWERED)
     with progress_bar(spark, count, title="scoring"):
         attempt = store.append(scored)
-    return ScoringStats(distinct - count, attempt, peaks.value)
+    raise_if_ended(needs.usage.value)
+    usage = needs.usage.value if spec.remote else None
+    return ScoringStats(distinct - count, attempt, needs.peaks.value, usage)
 
 
 def scoring_stats(spark: SparkSession, filled: ScoringStats) -> ScoringStats:

@@ -98,7 +98,7 @@ def ship_model(
     spark: SparkSession, checkpoint: Checkpoint, spec: ScorerSpec, ship: str
 ) -> ScorerSpec:
     """Return the spec with the model where executors find it: shared, or sent by Spark."""
-    if ship == "path":
+    if ship == "path" or spec.remote is not None:
         return spec
     name = f"model-{checkpoint.digest[:16]}-{spec.backend}"
     folder = checkpoint.path

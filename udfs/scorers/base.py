@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -11,16 +12,18 @@ import numpy as np
 OK: Final = "ok"
 NONFINITE: Final = "nonfinite"
 OUT_OF_MEMORY: Final = "out_of_memory"
+#: Of backend `remote`: the server was given up before it has scored the pair. Never written.
+UNANSWERED: Final = "unanswered"
 
 # A row for each pair, in the order of the input.
 _COLUMNS: Final = np.dtype(
     [
         ("logit", "f4"),  # raw; NaN unless status is `ok`
-        ("n_tokens", "i4"),  # given to the model, special tokens included
+        ("n_tokens", "i4"),  # given to the model, special tokens included; 0: unknown
         ("n_padded", "i4"),  # padding tokens given to the model with the pair
         ("truncated", "?"),  # whether a token was cut
         ("device_ms", "f4"),  # the pair's share, by tokens, of its batch's time [ms]
-        ("status", "O"),  # `ok`, `nonfinite` or `out_of_memory`
+        ("status", "O"),  # `ok`, or why there is no logit
     ]
 )
 Scores = np.recarray[tuple[int], np.dtype[Any]]
@@ -31,6 +34,25 @@ def new_scores(size: int, status: str = OK) -> Scores:
     scores = np.recarray((size,), dtype=_COLUMNS)
     scores[:] = (np.nan, 0, 0, False, 0.0, status)
     return scores
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What scoring over a network has cost, and why it ended early."""
+
+    requests: int = 0
+    units: float = 0.0  # billed, where answers say so
+    tokens: int = 0  # the same
+    ended: str = ""  # why the server was given up, one sentence; empty: it was not
+    refused: bool = False  # whether something has to be changed before it is asked again
+
+    def __add__(self, other: Usage) -> Usage:
+        """Return the sum; of two ends the one that has to be mended."""
+        first = self if self.refused or (self.ended and not other.refused) else other
+        return Usage(
+            self.requests + other.requests, self.units + other.units, self.tokens + other.tokens,
+            first.ended, first.refused,
+        )  # fmt: skip
 
 
 class PairScorer(Protocol):

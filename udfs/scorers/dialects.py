@@ -1,0 +1,172 @@
+"""Remote rerank dialects as data: where a request goes, and the names of its and its answer's keys.
+
+A new dialect is an entry of `DIALECTS`, and a name in `Dialect` of `udfs.spec`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs.spec import RemoteSpec, ScoreKind
+
+Answer = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What one dialect sends and gets; its limits are those of the service, or of its default."""
+
+    path: str  # below `remote.url`
+    most: int  # documents of a request
+    results: str  # key of the list of results; empty: the answer is that list
+    score: str  # key of a result's score
+    gives: ScoreKind | None  # kind of the scores; None: the model decides
+    documents: str = "documents"
+    wrapped: bool = False  # whether each text is {"text": ...}
+    names_model: bool = True
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # further keys of every request
+    # Key that chooses the kind of the scores, and its value for logits.
+    chooses: tuple[str, bool] | None = None
+    most_bytes: int = 4_000_000  # of a request
+
+
+_LARGEST: Final = 1e38  # about that of a float32
+_BARE: Final = {"return_documents": False}
+DIALECTS: Final[Mapping[str, Keys]] = {
+    "cohere": Keys("/v2/rerank", 1000, "results", "relevance_score", "probability"),
+    "voyage": Keys("/v1/rerank", 1000, "data", "relevance_score", "probability",
+                   fixed={"truncation": True, **_BARE}),
+    "jina": Keys("/v1/rerank", 1000, "results", "relevance_score", "probability", fixed=_BARE),
+    "vllm": Keys("/v1/rerank", 1000, "results", "relevance_score", "logit",
+                 chooses=("use_activation", False)),
+    # `truncate`: else one document that is too long fails all those it came with.
+    "tei": Keys("/rerank", 32, "", "score", "logit", documents="texts", names_model=False,
+                fixed={"truncate": True}, chooses=("raw_scores", True), most_bytes=2_000_000),
+    "infinity": Keys("/rerank", 1000, "results", "relevance_score", "logit", fixed=_BARE,
+                     chooses=("raw_scores", True)),
+    "nim": Keys("/v1/ranking", 512, "rankings", "logit", "logit", documents="passages",
+                wrapped=True, fixed={"truncate": "END"}),
+    "sglang": Keys("/v1/rerank", 1000, "", "score", None, fixed=_BARE),
+    "mixedbread": Keys("/v1/reranking", 1000, "data", "score", "probability", documents="input",
+                       fixed={"return_input": False}),
+}  # fmt: skip
+# Keys of a request that are not for the user to set: what is sent, and how much comes back.
+RESERVED: Final = frozenset(
+    {"model", "query", "top_n", "top_k", "return_documents", "return_text", "return_input",
+     *(keys.documents for keys in DIALECTS.values()),
+     *(keys.chooses[0] for keys in DIALECTS.values() if keys.chooses)}
+)  # fmt: skip
+
+
+def read_key(key_env: str, key_file: str) -> str:
+    """Return the key of a server, from a file or a variable of this process; empty if neither is.
+
+    Raises:
+        ValueError: if there is none where it should be; says where, never what is there.
+    """
+    if key_file:
+        try:
+            key = Path(key_file).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            key = ""
+    else:
+        key = os.environ.get(key_env, "").strip()
+    if (key_env or key_file) and not (key and key.isascii() and key.isprintable()):
+        place = "file of remote.key_file" if key_file else "environment variable of remote.key_env"
+        raise ValueError(
+            f"the {place} is not there or holds no key on {socket.gethostname()}; set it on every "
+            "machine that scores"
+        )
+    return key
+
+
+def make_request(spec: RemoteSpec, query: str, docs: Sequence[str]) -> bytes:
+    """Return the body of a request."""
+    keys = DIALECTS[spec.dialect]
+    body: dict[str, Any] = {"model": spec.model} if keys.names_model else {}
+    body |= {"query": {"text": query} if keys.wrapped else query}
+    body |= {keys.documents: [{"text": doc} for doc in docs] if keys.wrapped else list(docs)}
+    body |= keys.fixed
+    if keys.chooses:
+        name, for_logits = keys.chooses
+        body[name] = for_logits if spec.score == "logit" else not for_logits
+    body |= {name: json.loads(value) for name, value in spec.parameters}
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+def read_answer(spec: RemoteSpec, content: Any, count: int) -> Answer:
+    """Return the scores, float64[count], in the order of the documents; NaN where there is none.
+
+    Raises:
+        ValueError: if the answer is none of the dialect's, or not to these documents.
+    """
+    keys = DIALECTS[spec.dialect]
+    scores = np.full(count, np.nan)
+    results = content.get(keys.results) if isinstance(content, dict) else content
+    if not isinstance(results, list) or isinstance(content, list) == bool(keys.results):
+        raise ValueError("no list of results")
+    seen: set[int] = set()
+    for result in results:
+        index = result.get("index") if isinstance(result, dict) else None
+        if type(index) is not int or not 0 <= index < count or index in seen:
+            raise ValueError("an index that is missing, wrong, or there twice")
+        seen.add(index)
+        score = result.get(keys.score)
+        if type(score) in (int, float) and abs(score) < _LARGEST:  # NaN is not
+            scores[index] = score
+    if spec.score == "probability" and ((scores < 0) | (scores > 1)).any():
+        raise ValueError("a score outside 0 to 1; for logits set remote.score=logit")
+    return scores
+
+
+def to_logits(spec: RemoteSpec, scores: Answer) -> Answer:
+    """Return logits whose sigmoid is the probability that the server gave; finite for 0 and 1."""
+    if spec.score == "logit":
+        return scores
+    # The smallest double that float32 logits tell from 0, the largest below 1.
+    inside = np.clip(scores, 1e-300, 1 - 2.0**-53)
+    return np.asarray(np.log(inside) - np.log1p(-inside))
+
+
+def read_usage(content: Any) -> tuple[float, int]:
+    """Return what an answer says of its cost: billed units and tokens, 0 where it is silent."""
+    units = _number(content, "meta", "billed_units", "search_units")
+    tokens = _number(content, "usage", "total_tokens")
+    return units, int(tokens or _number(content, "meta", "tokens", "input_tokens"))
+
+
+def _number(content: Any, *names: str) -> float:
+    for name in names:
+        content = content.get(name) if isinstance(content, dict) else None
+    return float(content) if type(content) in (int, float) and math.isfinite(content) else 0.0
+
+
+def plan_requests(
+    sizes: Sequence[int], rows: Sequence[int], *, most: int, most_bytes: int
+) -> list[list[int]]:
+    """Cut the rows of a query into requests, in their order.
+
+    Args:
+        sizes: int[N], of the documents [bytes].
+        rows: indices into `sizes`.
+        most, most_bytes: documents and bytes of a request; a larger document goes alone.
+    """
+    plan: list[list[int]] = []
+    held = 0
+    for row in rows:
+        if not plan or len(plan[-1]) == most or held + sizes[row] > most_bytes:
+            plan.append([])
+            held = 0
+        plan[-1].append(row)
+        held += sizes[row]
+    return plan
