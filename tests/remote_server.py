@@ -128,14 +128,14 @@ class Server:
             rows[-1] = (0, rows[-1][1])
         if fault == "fewer":
             rows = rows[:-1]
-        odd = {"nan": math.nan, "null": None, "huge": 1e39, "text": "0.5", "beyond": 7.5}
+        odd = {"nan": math.nan, "null": None, "huge": 1e39, "text": "0.5"}
+        if fault == "beyond":  # what is no probability
+            rows[-1] = (rows[-1][0], 7.5)
         if fault in odd:
             rows[-1] = (rows[-1][0], odd[fault])
         nulls = {at for at, doc in enumerate(docs) if "NULL" in doc}
         rows = [(at, None if at in nulls else score) for at, score in rows]
-        unpaid = nulls | (
-            {len(docs) - 1} if fault in ("fewer", *odd) and fault != "beyond" else set()
-        )
+        unpaid = nulls | ({len(docs) - 1} if fault in ("fewer", *odd) else set())
         self.paid.update((query, doc) for at, doc in enumerate(docs) if at not in unpaid)
         rows.sort(key=lambda row: (isinstance(row[1], float), row[1] or 0.0), reverse=True)
         return self.shape(rows, docs)

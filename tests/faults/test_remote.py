@@ -24,13 +24,15 @@ from tests.spark.test_scale import write_pairs as write_many
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SLOTS, COMMIT = 2, 20
+# Nothing is to go wrong in the workers themselves.
+WORKERS = {"spark.python.daemon.module": "pyspark.daemon"}
 ENVIRONMENT = {"RERANKER": KEY}  # no name that sounds like a secret
 
 
 def asking(server: Server, **more: object) -> dict[str, object]:
     return {
         "model.backend": "remote", "remote.dialect": server.dialect, "remote.url": server.url,
-        "remote.model": "m", "remote.key_env": "RERANKER", **more,
+        "remote.model": "m", "remote.key_env": "RERANKER", "spark.settings": WORKERS, **more,
     }  # fmt: skip
 
 
@@ -68,6 +70,7 @@ def test_neither_the_key_nor_a_text_is_in_anything_a_run_leaves(
     write_pairs(aside / "pairs.jsonl")
     events.mkdir()
     settings = {
+        **WORKERS,
         "spark.eventLog.enabled": "true", "spark.eventLog.dir": events.as_uri(),
         "spark.eventLog.compress": "false", "spark.eventLog.rolling.enabled": "false",
         "spark.local.dir": str(tmp_path / "local"),
@@ -85,6 +88,9 @@ def test_neither_the_key_nor_a_text_is_in_anything_a_run_leaves(
             input__label="label", spark__settings=settings, mlflow__enabled=True,
             mlflow__tracking_uri=database(tmp_path / "mlflow.db"),
         )  # fmt: skip
+    deadline = time.monotonic() + 60.0  # the JVM outlives its driver by its cleaning up
+    while list((tmp_path / "local").glob("blockmgr-*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
     (tmp_path / "said").write_text(ended.out + ended.err)
     assert ended.code == (DONE if how == "well" else UNEXPECTED), ended.err[-3000:]
     assert '"Event":"SparkListenerTaskEnd"' in next(events.iterdir()).read_text()
@@ -95,9 +101,11 @@ def test_neither_the_key_nor_a_text_is_in_anything_a_run_leaves(
 
 
 def options(server: Server, source: Path, out: Path, key: Path) -> dict[str, object]:
-    keys = asking(server, **{"remote.key_env": "", "remote.key_file": key})
-    return {**keys, "input.path": source, "output.path": out, "mlflow.enabled": "false",
-            "spark.master": f"local[{SLOTS}]"}  # fmt: skip
+    return {
+        **asking(server), "remote.key_env": "", "remote.key_file": key, "input.path": source,
+        "output.path": out, "mlflow.enabled": "false", "spark.master": f"local[{SLOTS}]",
+        "spark.settings": "spark.ui.enabled=false",
+    }  # fmt: skip
 
 
 def test_a_hundred_thousand_pairs(tmp_path: Path) -> None:
@@ -116,14 +124,13 @@ def test_a_hundred_thousand_pairs(tmp_path: Path) -> None:
         # A request per query, and one more where a query lies on the border of two tasks.
         assert len(server.started) <= pairs / 100 + pairs / 1000
         spent = server.started[-1] - server.started[0]
-        print(f"{pairs:,} pairs: {seconds:.0f} s, {len(server.started):,} requests in {spent:.0f} s,"
-              f" worker and driver {memory[pairs]} MB")  # fmt: skip
+        print(f"{pairs:,} pairs: {seconds:.0f} s, {len(server.started):,} requests in "
+              f"{spent:.0f} s, worker and driver {memory[pairs]} MB")  # fmt: skip
     (small, driver_small), (large, driver_large) = memory.values()
     assert large < small + 40 and driver_large < driver_small + 60
     ranked = pq.read_table(out / "ranked", columns=["query", "doc", "score"]).to_pandas()
-    exact = [
-        logit_of(query, doc) for query, doc in zip(ranked["query"], ranked["doc"], strict=True)
-    ]
+    pairs = zip(ranked["query"], ranked["doc"], strict=True)
+    exact = [logit_of(*pair) for pair in pairs]
     np.testing.assert_allclose(ranked["score"], exact, atol=1e-5)
 
 

@@ -140,4 +140,4 @@ def test_a_dry_run_asks_for_nothing(
     with serving("cohere") as server:
         assert job(tmp_path / "out", **keys(server), dry_run="true") == DONE
     assert not server.started
-    assert "to score             245 pairs" in capfd.readouterr().out
+    assert "to score            245 pairs" in capfd.readouterr().out

@@ -352,7 +352,7 @@ def test_parameters_are_sent_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -
         assert spec.remote is not None
         assert_exact(score(RemoteScorer(spec.remote)))
         monkeypatch.delenv("RERANK")
-        with pytest.raises(RefusedError, match="environment variable of remote.key_env"):
+        with pytest.raises(RefusedError, match=r"variable of remote\.key_env"):
             remote_model(config.remote)
     assert server.bodies[0]["truncate_prompt_tokens"] == 512
     assert server.bodies[0]["instruction"] == "find answers"

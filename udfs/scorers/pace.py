@@ -14,22 +14,26 @@ from typing import Final
 _REMAINING: Final = ("x-ratelimit-remaining", "x-ratelimit-remaining-requests")
 _WAITS: Final = ("retry-after", "x-ratelimit-reset", "x-ratelimit-reset-requests")
 _EPOCH: Final = 1e9  # what is beyond it are seconds since 1970
+_CREDIT: Final = 2.0  # s
 LONGEST_WAIT: Final = 60.0  # s, whatever a server says
 
 
 class Pace:
-    """When requests may start: evenly spaced, and none before the server wants it."""
+    """When requests may start: evenly spaced, and none before the server wants it.
+
+    What the time between two tasks has cost is made up for, up to `_CREDIT`.
+    """
 
     def __init__(self, per_minute: float) -> None:
         """Start at once; 0: no limit."""
         self._interval = 60.0 / per_minute if per_minute else 0.0
-        self._next = self._resume = 0.0
+        self._next = self._resume = time.monotonic()
         self._lock = threading.Lock()
 
     def wait(self, stop: threading.Event) -> None:
         """Wait for a turn, or for `stop`."""
         with self._lock:
-            at = max(time.monotonic(), self._next, self._resume)
+            at = max(time.monotonic() - _CREDIT, self._next, self._resume)
             self._next = at + self._interval
         while (left := max(at, self._resume) - time.monotonic()) > 0 and not stop.wait(left):
             pass
