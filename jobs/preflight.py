@@ -31,7 +31,7 @@ from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session
 from jobs.scoring.models import resolve_model
 from jobs.scoring.onnx_export import for_backend, refuse_missing_packages
-from jobs.scoring.remote import refuse_speculation, remote_model
+from jobs.scoring.remote import remote_model
 from jobs.scoring.stage import refuse_scoring, refuse_unscorable
 from udfs.checkpoint import Checkpoint
 
@@ -79,7 +79,6 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     spark = _start(errors, config, watch, can_score)
     with watch.part("preflight"):
         errors.run(refuse_scoring, spark, config.scoring)
-        errors.run(refuse_speculation, spark, config.model.backend)
         source = masked(given.path or given.run or given.table or "")
         pairs, qrels = _read(errors, spark, config, config.store.path, source)
         if pairs is not None:

@@ -51,7 +51,7 @@ def show(texts: Sequence[str], config: Config) -> int:
         )
     if not all(text.strip() for text in texts):
         raise RefusedError("a text is blank; leave it out")
-    if model.backend in STAND_INS:
+    if model.backend in (*STAND_INS, "remote"):
         raise RefusedError(f"model.backend={model.backend} runs no model; use torch or onnxruntime")
     original = resolve_model(model, partial(fetch_model, config.mlflow.tracking_uri))
     refuse_missing_packages(model.backend)

@@ -57,7 +57,7 @@ class RemoteSpec:
     requests_per_minute: float = 0.0  # of one task; 0: no limit
     timeout: float = 120.0  # longest wait for the server within a request [s]
     patience: float = 300.0  # longest time without any good answer [s]
-    run: str = ""  # a server that one run gave up is asked again by the next one
+    run: str = ""  # makes runs differ that are alike
 
     def scoring(self) -> dict[str, Any]:
         """Return everything that can change a score, by name; which host answers does not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from functools import cache
 from itertools import tee
 from pathlib import Path
@@ -65,22 +65,11 @@ class UsageParam(AccumulatorParam[Usage]):
         return value1 + value2
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What tasks tell the driver about scoring; a session of Spark Connect has none."""
-
-    peaks: Accumulator[Peak]
-    usage: Accumulator[Usage]
-
-    def add(self, loaded: Loaded) -> None:
-        """Add what the scorer of this process needed for a task."""
-        scorer = loaded.scorer
-        self.peaks.add(replace(peak(), load_seconds=loaded.seconds, rescored=scorer.rescored))
-        if loaded.spec.remote is not None:
-            self.usage.add(cast("RemoteScorer", scorer).take_usage())
-
-
-def rerank_udf(spec: ScorerSpec, needs: Needs | None = None) -> Callable[..., Column]:
+def rerank_udf(
+    spec: ScorerSpec,
+    peaks: Accumulator[Peak] | None = None,
+    usage: Accumulator[Usage] | None = None,
+) -> Callable[..., Column]:
     """Return an iterator Pandas UDF that scores columns: `rerank_udf(spec)("query", "doc")`.
 
     On the driver this only wraps `spec`; each Python worker loads the model when its first batch
@@ -91,25 +80,28 @@ def rerank_udf(spec: ScorerSpec, needs: Needs | None = None) -> Callable[..., Co
 
     The UDF is marked nondeterministic so that Spark does not duplicate it, but Spark may still
     run it again for an action that runs again: write the result once, then read what was written.
-    What scoring needed goes to `needs`.
+    What scoring needed goes to `peaks`, what a remote model has cost to `usage`; a session of Spark
+    Connect has neither.
     """
 
     def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
         loaded = _load(spec)
         yield from score_batches(loaded.scorer, batches, spec.window)
-        if needs is not None:
-            needs.add(loaded)
+        if peaks is not None:
+            peaks.add(_needed(loaded))
+        if usage is not None and spec.remote is not None:
+            usage.add(cast("RemoteScorer", loaded.scorer).take_usage())
 
     udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
     return cast("Callable[..., Column]", udf.asNondeterministic())
 
 
 def rerank_rows(
-    spec: ScorerSpec, needs: Needs
+    spec: ScorerSpec, peaks: Accumulator[Peak]
 ) -> Callable[[Iterable[pd.DataFrame]], Iterator[pd.DataFrame]]:
     """Return the same for `DataFrame.mapInPandas`, which can have executors of its own.
 
-    Takes `pair_key`, `query` and `doc`; gives `ROWS_SCHEMA`. What scoring needed goes to `needs`.
+    Takes `pair_key`, `query` and `doc`; gives `ROWS_SCHEMA`. What scoring needed goes to `peaks`.
     """
 
     def score(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -119,7 +111,7 @@ def rerank_rows(
         scored = score_batches(loaded.scorer, texts, spec.window)
         for frame, scores in zip(kept, scored, strict=True):
             yield scores.assign(pair_key=frame["pair_key"].to_numpy())
-        needs.add(loaded)
+        peaks.add(_needed(loaded))
 
     return score
 
@@ -158,6 +150,10 @@ def _share_gpu() -> str | None:
     context = TaskContext.get()
     assert context is not None
     return gpus()[context.partitionId() % len(gpus())] if gpus() else None
+
+
+def _needed(loaded: Loaded) -> Peak:
+    return replace(peak(), load_seconds=loaded.seconds, rescored=loaded.scorer.rescored)
 
 
 def _load(spec: ScorerSpec) -> Loaded:

@@ -26,14 +26,11 @@ class RemoteConfig(Section):
     key_file: str = ""
     """file that holds the key, on each machine that scores [path]"""
     score: ScoreKind | None = None
-    """what scores are (unset: as the dialect has it); of vllm, tei and infinity also what is asked
-    for"""
+    """what scores are; of vllm, tei and infinity also what is asked for (unset: the dialect's)"""
     parameters: dict[str, str] = {}
-    """further keys of every request, NAME=VALUE, the value as JSON or a text, may be repeated; they
-    belong to the fingerprint"""
+    """further keys of every request, part of the fingerprint, NAME=JSON_OR_TEXT, may be repeated"""
     version: str = ""
-    """a name of your own for the model's state, where it may change under its name: another one
-    scores anew"""
+    """your own word for a model that may change under its name; another one scores anew"""
     documents: PositiveInt = 100
     """documents of a request, of one query each; the dialect may allow fewer [documents]"""
     concurrency: PositiveInt = 4
@@ -45,12 +42,11 @@ class RemoteConfig(Section):
     patience: NonNegativeFloat = 300.0
     """longest time without a good answer, after which the job ends and keeps what it has [s]"""
     commit: PositiveInt = 1000
-    """pairs of a task, whose scores are kept when it ends: what a kill can cost, for each task slot
-    [pairs]"""
+    """most pairs of a task: for each task slot, what a kill can have paid for and lost [pairs]"""
 
     @model_validator(mode="after")
     def _supported(self) -> Self:
-        if taken := sorted(RESERVED.intersection(self.parameters)):
+        if taken := sorted(set(RESERVED).intersection(self.parameters)):
             raise ValueError(
                 f"remote.parameters: {', '.join(taken)} is set by the job; see remote.model, "
                 "remote.score and ranking.top_k"

@@ -88,7 +88,6 @@ def scoring_record(
         "from_store": scoring.from_store, "scored": scoring.scored, **results.counts,
     }  # fmt: skip
     tokens, padding, memory = scoring.tokens, scoring.padding, scoring.memory
-    usage = scoring.usage
     changed, compared = results.written["top1_changed"], results.written["top1_compared"]
     seconds = watch.seconds["scoring"]
     return {
@@ -112,8 +111,7 @@ def scoring_record(
         },
         "tokens": {"scored": tokens, "padding": padding},
         # What a remote model has cost; billed units and tokens as far as its answers say.
-        "remote": usage
-        and {"requests": usage.requests, "units": usage.units, "tokens": usage.tokens},
+        "remote": scoring.usage and scoring.usage.costs(),
         "reject_reasons": results.reasons,
         "start_up": {
             "session": watch.seconds.get("session"),

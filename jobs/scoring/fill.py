@@ -22,7 +22,7 @@ from jobs.store.scores import SCHEMA, ScoreStore
 from udfs.limits import Peak
 from udfs.scorers.base import OK, UNANSWERED, Usage
 from udfs.spec import ScorerSpec
-from udfs.udf import ROWS_SCHEMA, Needs, PeakParam, UsageParam, rerank_rows, rerank_udf
+from udfs.udf import ROWS_SCHEMA, PeakParam, UsageParam, rerank_rows, rerank_udf
 
 _PERCENTILES: Final = (0.5, 0.95, 0.99)
 # Pairs that a killed task has to score again, at most about; enough work to hide a task's start.
@@ -96,19 +96,18 @@ def fill_store(
     usage = spark.sparkContext.accumulator(Usage(), UsageParam())
     # The shuffle ends the stage that reads; what follows it can have executors of its own. Nothing
     # may come between scoring and the write, or Spark may score rows twice.
-    profile = scoring_profile(spark, scoring)
+    profile = None if spec.remote else scoring_profile(spark, scoring)
     if profile is None:  # keys then need not travel to Python and back
-        score = rerank_udf(spec, needs)("query", "doc").alias("score")
+        score = rerank_udf(spec, peaks, usage)("query", "doc").alias("score")
         scored = texts.select("pair_key", score).select("pair_key", "score.*")
     else:
-        scored = texts.mapInPandas(rerank_rows(spec, needs), ROWS_SCHEMA, profile=profile)
+        scored = texts.mapInPandas(rerank_rows(spec, peaks), ROWS_SCHEMA, profile=profile)
     if spec.remote is not None:  # no filter moves before what is nondeterministic
         scored = scored.where(F.col("status") != UNANSWERED)
     with progress_bar(spark, count, title="scoring"):
         attempt = store.append(scored)
-    raise_if_ended(needs.usage.value)
-    usage = needs.usage.value if spec.remote else None
-    return ScoringStats(distinct - count, attempt, needs.peaks.value, usage)
+    raise_if_ended(usage.value)
+    return ScoringStats(distinct - count, attempt, peaks.value, usage.value)
 
 
 def scoring_stats(spark: SparkSession, filled: ScoringStats) -> ScoringStats:

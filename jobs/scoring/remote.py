@@ -6,11 +6,10 @@ import json
 import math
 import uuid
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.config import RemoteConfig
@@ -26,8 +25,14 @@ _SAMPLE: Final = "spark.sql.execution.rangeExchange.sampleSizePerPartition"
 def remote_model(config: RemoteConfig) -> Checkpoint:
     """Return what stands for a model that no folder holds; refuse one that cannot be asked."""
     errors = ErrorCollector()
-    if find_spec("httpx") is None:
+    try:
+        import httpx
+
+        httpx.URL(config.url)
+    except ImportError:
         errors.add("model.backend=remote needs httpx; pip install 'spark-rerank[remote]'")
+    except httpx.InvalidURL:
+        errors.add("remote.url is no address; write http(s)://HOST[:PORT]")
     try:
         read_key(config.key_env, config.key_file)
     except ValueError as error:
@@ -39,15 +44,11 @@ def remote_model(config: RemoteConfig) -> Checkpoint:
 def remote_spec(config: RemoteConfig) -> ScorerSpec:
     """Return what executors have to know."""
     assert config.dialect is not None  # or it was refused
-    remote = RemoteSpec(
-        config.dialect, config.url, config.model,
-        config.score or DIALECTS[config.dialect].gives or "logit",
-        parameters=tuple(sorted((k, _as_json(v)) for k, v in config.parameters.items())),
-        version=config.version, key_env=config.key_env, key_file=config.key_file,
-        documents=config.documents, concurrency=config.concurrency,
-        requests_per_minute=config.requests_per_minute, timeout=config.timeout,
-        patience=config.patience, run=uuid.uuid4().hex,
-    )  # fmt: skip
+    given = config.model_dump(exclude={"score", "parameters", "commit"})
+    parameters = tuple(sorted((name, _json(value)) for name, value in config.parameters.items()))
+    score = config.score or DIALECTS[config.dialect].gives or "logit"
+    # A server that one run gave up is asked again by the next, maybe in the same process.
+    remote = RemoteSpec(**given, score=score, parameters=parameters, run=uuid.uuid4().hex)
     return ScorerSpec("", "", backend="remote", window=config.commit, remote=remote)
 
 
@@ -60,6 +61,8 @@ def share_out(
     of ranges from a sample, which holds all pairs up to its limit of a million.
     """
     assert spec.remote is not None
+    if texts.sparkSession.conf.get("spark.speculation", "false") == "true":
+        raise RefusedError("spark.speculation=true would pay for pairs twice; set it to false")
     tasks = math.ceil(count / spec.window)
     share = spec.remote.requests_per_minute / min(slots, tasks)
     order = (F.xxhash64("query"), F.xxhash64("pair_key"))
@@ -68,19 +71,13 @@ def share_out(
     return replace(spec, remote=replace(spec.remote, requests_per_minute=share)), spread
 
 
-def refuse_speculation(spark: SparkSession, backend: str) -> None:
-    """Refuse a session that starts slow tasks twice, which would be paid for twice."""
-    if backend == "remote" and spark.conf.get("spark.speculation", "false") == "true":
-        raise RefusedError("spark.speculation=true would pay for pairs twice; set it to false")
-
-
 def raise_if_ended(usage: Usage) -> None:
     """End the run with the reason why the server was given up, if it was."""
     if usage.ended:
         raise (RefusedError if usage.refused else InterruptedRunError)(usage.ended)
 
 
-def _as_json(value: str) -> str:
+def _json(value: str) -> str:
     """Return a value of the command line as JSON: `true` and `3` are what they say."""
     try:
         return json.dumps(json.loads(value))

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from udfs.spec import ScorerSpec
+from udfs.spec import RemoteSpec, ScorerSpec
 
 SPEC = ScorerSpec(model_path="/models/m", model_digest="d" * 64)
 CHANGES = {
@@ -12,7 +12,7 @@ CHANGES = {
     "truncation": "passage", "precision": "bf16", "attention": "eager",
     "backend": "onnxruntime", "runtime": "onnxruntime 1.31.1",
     "trust_remote_code": True, "device": "cpu", "max_tokens": 8192, "max_pairs": 7, "window": 9,
-    "batch_timeout": 5.0,
+    "batch_timeout": 5.0, "remote": RemoteSpec("cohere", "", "m", "probability"),
 }  # fmt: skip
 
 

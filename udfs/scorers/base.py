@@ -46,12 +46,17 @@ class Usage:
     ended: str = ""  # why the server was given up, one sentence; empty: it was not
     refused: bool = False  # whether something has to be changed before it is asked again
 
+    def costs(self) -> dict[str, float] | None:
+        """Return the numbers by name, None if nothing was asked for."""
+        costs = {"requests": self.requests, "units": self.units, "tokens": self.tokens}
+        return costs if self.requests else None
+
     def __add__(self, other: Usage) -> Usage:
         """Return the sum; of two ends the one that has to be mended."""
-        first = self if self.refused or (self.ended and not other.refused) else other
+        end = self if self.refused or (self.ended and not other.refused) else other
         return Usage(
             self.requests + other.requests, self.units + other.units, self.tokens + other.tokens,
-            first.ended, first.refused,
+            end.ended, end.refused,
         )  # fmt: skip
 
 

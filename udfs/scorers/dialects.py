@@ -6,7 +6,6 @@ A new dialect is an entry of `DIALECTS`, and a name in `Dialect` of `udfs.spec`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ Answer = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Keys:
-    """What one dialect sends and gets; its limits are those of the service, or of its default."""
+    """What one dialect sends and gets."""
 
     path: str  # below `remote.url`
     most: int  # documents of a request
@@ -35,9 +34,8 @@ class Keys:
     wrapped: bool = False  # whether each text is {"text": ...}
     names_model: bool = True
     fixed: Mapping[str, Any] = field(default_factory=dict)  # further keys of every request
-    # Key that chooses the kind of the scores, and its value for logits.
-    chooses: tuple[str, bool] | None = None
-    most_bytes: int = 4_000_000  # of a request
+    chooses: tuple[str, bool] | None = None  # key for the kind of the scores; its value for logits
+    most_bytes: int = 4_000_000  # of the documents of a request
 
 
 _LARGEST: Final = 1e38  # about that of a float32
@@ -51,7 +49,7 @@ DIALECTS: Final[Mapping[str, Keys]] = {
                  chooses=("use_activation", False)),
     # `truncate`: else one document that is too long fails all those it came with.
     "tei": Keys("/rerank", 32, "", "score", "logit", documents="texts", names_model=False,
-                fixed={"truncate": True}, chooses=("raw_scores", True), most_bytes=2_000_000),
+                fixed={"truncate": True}, chooses=("raw_scores", True), most_bytes=1_500_000),
     "infinity": Keys("/rerank", 1000, "results", "relevance_score", "logit", fixed=_BARE,
                      chooses=("raw_scores", True)),
     "nim": Keys("/v1/ranking", 512, "rankings", "logit", "logit", documents="passages",
@@ -60,27 +58,20 @@ DIALECTS: Final[Mapping[str, Keys]] = {
     "mixedbread": Keys("/v1/reranking", 1000, "data", "score", "probability", documents="input",
                        fixed={"return_input": False}),
 }  # fmt: skip
-# Keys of a request that are not for the user to set: what is sent, and how much comes back.
-RESERVED: Final = frozenset(
-    {"model", "query", "top_n", "top_k", "return_documents", "return_text", "return_input",
-     *(keys.documents for keys in DIALECTS.values()),
-     *(keys.chooses[0] for keys in DIALECTS.values() if keys.chooses)}
+# Keys that are not for the user to set: what is sent, and how much comes back.
+RESERVED: Final = (
+    "model", "query", "documents", "texts", "passages", "input", "top_n", "top_k", "raw_scores",
+    "use_activation", "return_documents", "return_text", "return_input",
 )  # fmt: skip
 
 
 def read_key(key_env: str, key_file: str) -> str:
-    """Return the key of a server, from a file or a variable of this process; empty if neither is.
-
-    Raises:
-        ValueError: if there is none where it should be; says where, never what is there.
-    """
-    if key_file:
-        try:
-            key = Path(key_file).read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            key = ""
-    else:
-        key = os.environ.get(key_env, "").strip()
+    """Return the key of a server, from a file or variable; ValueError says where it should be."""
+    try:
+        key = Path(key_file).read_text("ascii") if key_file else os.environ.get(key_env, "")
+    except (OSError, ValueError):
+        key = ""
+    key = key.strip()
     if (key_env or key_file) and not (key and key.isascii() and key.isprintable()):
         place = "file of remote.key_file" if key_file else "environment variable of remote.key_env"
         raise ValueError(
@@ -94,13 +85,12 @@ def make_request(spec: RemoteSpec, query: str, docs: Sequence[str]) -> bytes:
     """Return the body of a request."""
     keys = DIALECTS[spec.dialect]
     body: dict[str, Any] = {"model": spec.model} if keys.names_model else {}
-    body |= {"query": {"text": query} if keys.wrapped else query}
-    body |= {keys.documents: [{"text": doc} for doc in docs] if keys.wrapped else list(docs)}
-    body |= keys.fixed
+    body["query"] = {"text": query} if keys.wrapped else query
+    body[keys.documents] = [{"text": doc} for doc in docs] if keys.wrapped else list(docs)
     if keys.chooses:
         name, for_logits = keys.chooses
         body[name] = for_logits if spec.score == "logit" else not for_logits
-    body |= {name: json.loads(value) for name, value in spec.parameters}
+    body |= {**keys.fixed, **{name: json.loads(value) for name, value in spec.parameters}}
     return json.dumps(body, ensure_ascii=False).encode()
 
 
@@ -110,13 +100,12 @@ def read_answer(spec: RemoteSpec, content: Any, count: int) -> Answer:
     Raises:
         ValueError: if the answer is none of the dialect's, or not to these documents.
     """
-    keys = DIALECTS[spec.dialect]
-    scores = np.full(count, np.nan)
-    results = content.get(keys.results) if isinstance(content, dict) else content
-    if not isinstance(results, list) or isinstance(content, list) == bool(keys.results):
+    keys, scores, seen = DIALECTS[spec.dialect], np.full(count, np.nan), set[int]()
+    if keys.results:
+        content = content.get(keys.results) if isinstance(content, dict) else None
+    if not isinstance(content, list):
         raise ValueError("no list of results")
-    seen: set[int] = set()
-    for result in results:
+    for result in content:
         index = result.get("index") if isinstance(result, dict) else None
         if type(index) is not int or not 0 <= index < count or index in seen:
             raise ValueError("an index that is missing, wrong, or there twice")
@@ -129,6 +118,19 @@ def read_answer(spec: RemoteSpec, content: Any, count: int) -> Answer:
     return scores
 
 
+def read_usage(content: Any) -> tuple[float, int]:
+    """Return what an answer says of its cost: billed units and tokens, 0 where it is silent."""
+
+    def number(*names: str) -> float:
+        at = content
+        for name in names:
+            at = at.get(name) if isinstance(at, dict) else None
+        return at if type(at) in (int, float) and 0 <= at < _LARGEST else 0
+
+    tokens = number("usage", "total_tokens") or number("meta", "tokens", "input_tokens")
+    return float(number("meta", "billed_units", "search_units")), int(tokens)
+
+
 def to_logits(spec: RemoteSpec, scores: Answer) -> Answer:
     """Return logits whose sigmoid is the probability that the server gave; finite for 0 and 1."""
     if spec.score == "logit":
@@ -138,35 +140,16 @@ def to_logits(spec: RemoteSpec, scores: Answer) -> Answer:
     return np.asarray(np.log(inside) - np.log1p(-inside))
 
 
-def read_usage(content: Any) -> tuple[float, int]:
-    """Return what an answer says of its cost: billed units and tokens, 0 where it is silent."""
-    units = _number(content, "meta", "billed_units", "search_units")
-    tokens = _number(content, "usage", "total_tokens")
-    return units, int(tokens or _number(content, "meta", "tokens", "input_tokens"))
-
-
-def _number(content: Any, *names: str) -> float:
-    for name in names:
-        content = content.get(name) if isinstance(content, dict) else None
-    return float(content) if type(content) in (int, float) and math.isfinite(content) else 0.0
-
-
 def plan_requests(
-    sizes: Sequence[int], rows: Sequence[int], *, most: int, most_bytes: int
+    docs: Sequence[str], rows: Sequence[int], most: int, size: int
 ) -> list[list[int]]:
-    """Cut the rows of a query into requests, in their order.
-
-    Args:
-        sizes: int[N], of the documents [bytes].
-        rows: indices into `sizes`.
-        most, most_bytes: documents and bytes of a request; a larger document goes alone.
-    """
+    """Cut rows of one query into requests of so many documents and bytes; a larger one is alone."""
     plan: list[list[int]] = []
     held = 0
     for row in rows:
-        if not plan or len(plan[-1]) == most or held + sizes[row] > most_bytes:
+        held += (added := len(docs[row].encode()))
+        if not plan or len(plan[-1]) == most or held > size:
             plan.append([])
-            held = 0
+            held = added
         plan[-1].append(row)
-        held += sizes[row]
     return plan

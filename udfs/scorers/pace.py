@@ -14,26 +14,24 @@ from typing import Final
 _REMAINING: Final = ("x-ratelimit-remaining", "x-ratelimit-remaining-requests")
 _WAITS: Final = ("retry-after", "x-ratelimit-reset", "x-ratelimit-reset-requests")
 _EPOCH: Final = 1e9  # what is beyond it are seconds since 1970
-_CREDIT: Final = 2.0  # s
+_CREDIT: Final = 2.0  # s without requests, as between two tasks, that are made up for
 LONGEST_WAIT: Final = 60.0  # s, whatever a server says
 
 
 class Pace:
-    """When requests may start: evenly spaced, and none before the server wants it.
-
-    What the time between two tasks has cost is made up for, up to `_CREDIT`.
-    """
+    """When requests may start: evenly spaced, and none before the server wants it."""
 
     def __init__(self, per_minute: float) -> None:
         """Start at once; 0: no limit."""
         self._interval = 60.0 / per_minute if per_minute else 0.0
-        self._next = self._resume = time.monotonic()
+        self._next = self._resume = 0.0
         self._lock = threading.Lock()
 
     def wait(self, stop: threading.Event) -> None:
         """Wait for a turn, or for `stop`."""
         with self._lock:
-            at = max(time.monotonic() - _CREDIT, self._next, self._resume)
+            now = time.monotonic()
+            at = max(now - _CREDIT, self._next) if self._next else now
             self._next = at + self._interval
         while (left := max(at, self._resume) - time.monotonic()) > 0 and not stop.wait(left):
             pass
@@ -43,6 +41,11 @@ class Pace:
         with self._lock:
             self._resume = max(self._resume, time.monotonic() + seconds)
 
+    def heed(self, headers: Mapping[str, str]) -> None:
+        """Pause if a good answer says that the server takes no more requests for now."""
+        if any(headers.get(name) == "0" for name in _REMAINING):
+            self.pause(wanted_wait(headers) or 0.0)
+
 
 def wanted_wait(headers: Mapping[str, str]) -> float | None:
     """Return how long a server wants to be left alone [s], at most a minute; None if it is silent.
@@ -51,17 +54,11 @@ def wanted_wait(headers: Mapping[str, str]) -> float | None:
     """
     for name in _WAITS:
         value, seconds = headers.get(name, ""), math.nan
-        try:
+        with suppress(ValueError):
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        with suppress(ValueError):
             seconds = float(value)
             seconds -= time.time() if seconds > _EPOCH else 0.0
-        except ValueError:
-            with suppress(ValueError):
-                seconds = parsedate_to_datetime(value).timestamp() - time.time()
         if not math.isnan(seconds):
             return min(max(seconds, 0.0), LONGEST_WAIT)
     return None
-
-
-def is_exhausted(headers: Mapping[str, str]) -> bool:
-    """Return whether a server says that it takes no more requests for now."""
-    return any(headers.get(name) == "0" for name in _REMAINING)
