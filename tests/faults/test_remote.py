@@ -128,9 +128,9 @@ def test_a_hundred_thousand_pairs(tmp_path: Path) -> None:
               f"{spent:.0f} s, worker and driver {memory[pairs]} MB")  # fmt: skip
     (small, driver_small), (large, driver_large) = memory.values()
     assert large < small + 40 and driver_large < driver_small + 60
-    ranked = pq.read_table(out / "ranked", columns=["query", "doc", "score"]).to_pandas()
-    pairs = zip(ranked["query"], ranked["doc"], strict=True)
-    exact = [logit_of(*pair) for pair in pairs]
+    ranked = pq.read_table(out / "ranked", columns=["query_id", "doc_id", "score"]).to_pandas()
+    ranked = ranked.merge(pq.read_table(source).to_pandas(), on=["query_id", "doc_id"])
+    exact = [logit_of(*pair) for pair in zip(ranked["query"], ranked["doc"], strict=True)]
     np.testing.assert_allclose(ranked["score"], exact, atol=1e-5)
 
 
