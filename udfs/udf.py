@@ -66,10 +66,9 @@ class UsageParam(AccumulatorParam[Usage]):
 
 
 def rerank_udf(
-    spec: ScorerSpec,
-    peaks: Accumulator[Peak] | None = None,
+    spec: ScorerSpec, peaks: Accumulator[Peak] | None = None,
     usage: Accumulator[Usage] | None = None,
-) -> Callable[..., Column]:
+) -> Callable[..., Column]:  # fmt: skip
     """Return an iterator Pandas UDF that scores columns: `rerank_udf(spec)("query", "doc")`.
 
     On the driver this only wraps `spec`; each Python worker loads the model when its first batch

@@ -58,7 +58,5 @@ class Config(Section):
     @model_validator(mode="after")
     def _server_is_named(self) -> Self:
         if self.model.backend == "remote" and (missing := self.remote.missing()):
-            raise ValueError(
-                f"model.backend=remote needs {', '.join(f'remote.{key}' for key in missing)}"
-            )
+            raise ValueError(f"model.backend=remote needs {', '.join(missing)}")
         return self

@@ -62,4 +62,4 @@ class RemoteConfig(Section):
         """Return the keys that are needed to ask, and not set."""
         found = [key for key in ("dialect", "url", "model") if not getattr(self, key)]
         unknown = self.dialect and not self.score and DIALECTS[self.dialect].gives is None
-        return [*found, *(["score"] if unknown else [])]
+        return [f"remote.{key}" for key in (*found, *(["score"] if unknown else []))]

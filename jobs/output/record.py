@@ -19,6 +19,7 @@ from udfs.checkpoint import Checkpoint
 _PACKAGES: Final = (
     "spark-rerank", "pyspark", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "mlflow",
 )  # fmt: skip
+_COSTS: Final = ("requests", "units", "tokens")
 _MEASURED: Final = ("first_stage", "reranked", "delta", "ceiling", "first_stage_order")
 
 
@@ -111,7 +112,7 @@ def scoring_record(
         },
         "tokens": {"scored": tokens, "padding": padding},
         # What a remote model has cost; billed units and tokens as far as its answers say.
-        "remote": scoring.usage and scoring.usage.costs(),
+        "remote": scoring.usage and {name: getattr(scoring.usage, name) for name in _COSTS},
         "reject_reasons": results.reasons,
         "start_up": {
             "session": watch.seconds.get("session"),

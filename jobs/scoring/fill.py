@@ -14,9 +14,10 @@ from jobs.input.layouts import InputTable, pair_texts
 from jobs.input.validation import ValidatedInput
 from jobs.output.filesystem import literal
 from jobs.runtime.compat import limit_batches
+from jobs.runtime.errors import InterruptedRunError, RefusedError
 from jobs.runtime.progress import progress_bar
 from jobs.runtime.session import task_slots
-from jobs.scoring.remote import raise_if_ended, share_out
+from jobs.scoring.remote import share_out
 from jobs.scoring.stage import scoring_profile, tasks_have_gpus
 from jobs.store.scores import SCHEMA, ScoreStore
 from udfs.limits import Peak
@@ -106,8 +107,10 @@ def fill_store(
         scored = scored.where(F.col("status") != UNANSWERED)
     with progress_bar(spark, count, title="scoring"):
         attempt = store.append(scored)
-    raise_if_ended(usage.value)
-    return ScoringStats(distinct - count, attempt, peaks.value, usage.value)
+    spent = usage.value
+    if spent.ended:  # the server was given up
+        raise (RefusedError if spent.refused else InterruptedRunError)(spent.ended)
+    return ScoringStats(distinct - count, attempt, peaks.value, spent if spent.requests else None)
 
 
 def scoring_stats(spark: SparkSession, filled: ScoringStats) -> ScoringStats:

@@ -6,6 +6,7 @@ import json
 import math
 import uuid
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +14,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.config import RemoteConfig
-from jobs.runtime.errors import ErrorCollector, InterruptedRunError, RefusedError
+from jobs.runtime.errors import ErrorCollector, RefusedError
 from udfs.checkpoint import Checkpoint
-from udfs.scorers.base import Usage
 from udfs.scorers.dialects import DIALECTS, read_key
 from udfs.spec import RemoteSpec, ScorerSpec
 
@@ -25,14 +25,8 @@ _SAMPLE: Final = "spark.sql.execution.rangeExchange.sampleSizePerPartition"
 def remote_model(config: RemoteConfig) -> Checkpoint:
     """Return what stands for a model that no folder holds; refuse one that cannot be asked."""
     errors = ErrorCollector()
-    try:
-        import httpx
-
-        httpx.URL(config.url)
-    except ImportError:
+    if find_spec("httpx") is None:
         errors.add("model.backend=remote needs httpx; pip install 'spark-rerank[remote]'")
-    except httpx.InvalidURL:
-        errors.add("remote.url is no address; write http(s)://HOST[:PORT]")
     try:
         read_key(config.key_env, config.key_file)
     except ValueError as error:
@@ -69,12 +63,6 @@ def share_out(
     texts.sparkSession.conf.set(_SAMPLE, str(spec.window))
     spread = texts.repartitionByRange(tasks, *order).sortWithinPartitions(*order)
     return replace(spec, remote=replace(spec.remote, requests_per_minute=share)), spread
-
-
-def raise_if_ended(usage: Usage) -> None:
-    """End the run with the reason why the server was given up, if it was."""
-    if usage.ended:
-        raise (RefusedError if usage.refused else InterruptedRunError)(usage.ended)
 
 
 def _json(value: str) -> str:

@@ -46,11 +46,6 @@ class Usage:
     ended: str = ""  # why the server was given up, one sentence; empty: it was not
     refused: bool = False  # whether something has to be changed before it is asked again
 
-    def costs(self) -> dict[str, float] | None:
-        """Return the numbers by name, None if nothing was asked for."""
-        costs = {"requests": self.requests, "units": self.units, "tokens": self.tokens}
-        return costs if self.requests else None
-
     def __add__(self, other: Usage) -> Usage:
         """Return the sum; of two ends the one that has to be mended."""
         end = self if self.refused or (self.ended and not other.refused) else other
@@ -80,8 +75,8 @@ class PairScorer(Protocol):
         ...
 
 
-class StubScorer:
-    """Backend `stub`: scores by a checksum of the texts, to time everything else of a job."""
+class TextScorer:
+    """What scorers that read texts have in common: there is nothing to encode."""
 
     encodes_ahead = False
     rescored = 0.0
@@ -89,6 +84,10 @@ class StubScorer:
     def encode(self, queries: Sequence[str], docs: Sequence[str]) -> list[tuple[str, str]]:
         """Return the pairs as they are."""
         return list(zip(queries, docs, strict=True))
+
+
+class StubScorer(TextScorer):
+    """Backend `stub`: scores by a checksum of the texts, to time everything else of a job."""
 
     def score_encoded(self, pairs: Sequence[tuple[str, str]]) -> Scores:
         """Return a logit in [-8, 8) per pair; n_tokens counts words."""

@@ -1,7 +1,4 @@
-"""Remote rerank dialects as data: where a request goes, and the names of its and its answer's keys.
-
-A new dialect is an entry of `DIALECTS`, and a name in `Dialect` of `udfs.spec`.
-"""
+"""Remote rerank dialects as data: where requests go, the names of their and their answers' keys."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ class Keys:
     wrapped: bool = False  # whether each text is {"text": ...}
     names_model: bool = True
     fixed: Mapping[str, Any] = field(default_factory=dict)  # further keys of every request
-    chooses: tuple[str, bool] | None = None  # key for the kind of the scores; its value for logits
+    chooses: tuple[tuple[str, bool], ...] = ()  # keys for the kind of scores; values for logits
     most_bytes: int = 4_000_000  # of the documents of a request
 
 
@@ -46,12 +43,12 @@ DIALECTS: Final[Mapping[str, Keys]] = {
                    fixed={"truncation": True, **_BARE}),
     "jina": Keys("/v1/rerank", 1000, "results", "relevance_score", "probability", fixed=_BARE),
     "vllm": Keys("/v1/rerank", 1000, "results", "relevance_score", "logit",
-                 chooses=("use_activation", False)),
+                 chooses=(("use_activation", False),)),
     # `truncate`: else one document that is too long fails all those it came with.
     "tei": Keys("/rerank", 32, "", "score", "logit", documents="texts", names_model=False,
-                fixed={"truncate": True}, chooses=("raw_scores", True), most_bytes=1_500_000),
+                fixed={"truncate": True}, chooses=(("raw_scores", True),), most_bytes=1_500_000),
     "infinity": Keys("/rerank", 1000, "results", "relevance_score", "logit", fixed=_BARE,
-                     chooses=("raw_scores", True)),
+                     chooses=(("raw_scores", True),)),
     "nim": Keys("/v1/ranking", 512, "rankings", "logit", "logit", documents="passages",
                 wrapped=True, fixed={"truncate": "END"}),
     "sglang": Keys("/v1/rerank", 1000, "", "score", None, fixed=_BARE),
@@ -87,9 +84,7 @@ def make_request(spec: RemoteSpec, query: str, docs: Sequence[str]) -> bytes:
     body: dict[str, Any] = {"model": spec.model} if keys.names_model else {}
     body["query"] = {"text": query} if keys.wrapped else query
     body[keys.documents] = [{"text": doc} for doc in docs] if keys.wrapped else list(docs)
-    if keys.chooses:
-        name, for_logits = keys.chooses
-        body[name] = for_logits if spec.score == "logit" else not for_logits
+    body |= {name: (spec.score == "logit") == for_logits for name, for_logits in keys.chooses}
     body |= {**keys.fixed, **{name: json.loads(value) for name, value in spec.parameters}}
     return json.dumps(body, ensure_ascii=False).encode()
 
@@ -140,16 +135,14 @@ def to_logits(spec: RemoteSpec, scores: Answer) -> Answer:
     return np.asarray(np.log(inside) - np.log1p(-inside))
 
 
-def plan_requests(
-    docs: Sequence[str], rows: Sequence[int], most: int, size: int
-) -> list[list[int]]:
+def plan(docs: Sequence[str], rows: list[int], most: int, size: int) -> list[list[int]]:
     """Cut rows of one query into requests of so many documents and bytes; a larger one is alone."""
-    plan: list[list[int]] = []
+    requests: list[list[int]] = []
     held = 0
     for row in rows:
         held += (added := len(docs[row].encode()))
-        if not plan or len(plan[-1]) == most or held > size:
-            plan.append([])
+        if not requests or len(requests[-1]) == most or held > size:
+            requests.append([])
             held = added
-        plan[-1].append(row)
-    return plan
+        requests[-1].append(row)
+    return requests

@@ -10,7 +10,8 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-# Where services say how many requests they still take, and when they take more.
+# Where services say how many requests they still take, and when they take more: in seconds from now
+# or since 1970, or as a date.
 _REMAINING: Final = ("x-ratelimit-remaining", "x-ratelimit-remaining-requests")
 _WAITS: Final = ("retry-after", "x-ratelimit-reset", "x-ratelimit-reset-requests")
 _EPOCH: Final = 1e9  # what is beyond it are seconds since 1970
@@ -48,10 +49,7 @@ class Pace:
 
 
 def wanted_wait(headers: Mapping[str, str]) -> float | None:
-    """Return how long a server wants to be left alone [s], at most a minute; None if it is silent.
-
-    Retry-After is in seconds or a date; the reset of a rate limit in seconds, or since 1970.
-    """
+    """Return how long a server wants to be left alone [s], a minute at most; None: it is silent."""
     for name in _WAITS:
         value, seconds = headers.get(name, ""), math.nan
         with suppress(ValueError):

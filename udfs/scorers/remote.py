@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 
 from udfs.scorers import dialects
-from udfs.scorers.base import OK, UNANSWERED, Scores, Usage, new_scores
+from udfs.scorers.base import OK, UNANSWERED, Scores, TextScorer, Usage, new_scores
 from udfs.scorers.pace import LONGEST_WAIT, Pace, wanted_wait
 from udfs.spec import RemoteSpec
 
@@ -29,8 +29,7 @@ _NO_ANSWER: Final = 0  # in place of a status: a reset, a timeout, an answer cut
 _BUSY: Final = (429, 503, 529)  # all requests wait
 _FAILING: Final = (_NO_ANSWER, 408, 409, 500, 502, 504)  # this one waits
 _REFUSING: Final = (400, 413, 422, 424)  # some document is to blame; 424 is TEI's NaN
-_KEY_REFUSED: Final = (401, 403)
-# Failures of one request, while others are answered, until a document is to blame.
+# Failures of one request after which its documents are to blame, if the server is well.
 _TRIES: Final = 6
 # Documents rejected before any is scored, after which it is no document that is to blame.
 _REJECTS: Final = 20
@@ -41,20 +40,15 @@ class _RejectedError(Exception):
     """Why the server does not score the documents of a request: their status, what it does."""
 
 
-class RemoteScorer:
+class RemoteScorer(TextScorer):
     """Asks for the scores of the documents of a query together, several requests at a time."""
-
-    encodes_ahead = False
-    rescored = 0.0
 
     def __init__(self, spec: RemoteSpec) -> None:
         """Read the key; connect to nothing yet."""
         self._spec, self._keys = spec, dialects.DIALECTS[spec.dialect]
         self._pace, self._stop = Pace(spec.requests_per_minute), threading.Event()
         self._lock = threading.Lock()  # of what follows
-        self._usage = Usage()
-        self._scored = self._rejected = 0
-        self._answered = 0.0  # when the last good answer came
+        self._usage, self._scored, self._rejected = Usage(), 0, 0
         self._failing: float | None = None  # since when there was none
         headers = {"content-type": "application/json"}
         try:
@@ -67,10 +61,6 @@ class RemoteScorer:
             base_url=spec.url, headers=headers, timeout=spec.timeout, limits=limits
         )
 
-    def encode(self, queries: Sequence[str], docs: Sequence[str]) -> list[tuple[str, str]]:
-        """Return the pairs as they are."""
-        return list(zip(queries, docs, strict=True))
-
     def score_encoded(self, pairs: Sequence[tuple[str, str]]) -> Scores:
         """Ask for N pairs; a row says `ok`, why it was rejected, or that it was not answered."""
         scores, docs = new_scores(len(pairs), UNANSWERED), [doc for _, doc in pairs]
@@ -82,7 +72,7 @@ class RemoteScorer:
             asked = [
                 pool.submit(self._fill, scores, docs, query, part)
                 for query, rows in rows_of.items()
-                for part in dialects.plan_requests(docs, rows, most, self._keys.most_bytes)
+                for part in dialects.plan(docs, rows, most, self._keys.most_bytes)
             ]
             for request in asked:
                 request.result()
@@ -97,10 +87,7 @@ class RemoteScorer:
     def _fill(
         self, scores: Scores, docs: Sequence[str], query: str, rows: list[int], again: bool = False
     ) -> None:
-        """Write the scores of some documents of a query; halve what the server rejects.
-
-        What an answer leaves out is asked for once more (`again`), by itself.
-        """
+        """Write scores; halve what is rejected, ask once more (`again`) for what is left out."""
         start = time.perf_counter()
         try:
             answer = self._ask(query, [docs[row] for row in rows])
@@ -127,7 +114,7 @@ class RemoteScorer:
         Raises:
             _RejectedError: if these documents need not be asked for again, all together.
         """
-        body, started = dialects.make_request(self._spec, query, docs), time.monotonic()
+        body = dialects.make_request(self._spec, query, docs)
         tries = failures = malformed = 0
         while True:
             self._pace.wait(self._stop)
@@ -149,11 +136,12 @@ class RemoteScorer:
                 raise _RejectedError(_REFUSED, f"answers HTTP {status}")
             elif status in _BUSY or status in _FAILING:
                 failures += status in _FAILING
-                if failures >= _TRIES and self._answered > started:
+                if failures >= _TRIES and self._is_well():
+                    self._failing = None
                     raise _RejectedError(_REFUSED, "fails")
                 self._wait(answer, tries)
             else:
-                why = "refuses the key" if status in _KEY_REFUSED else "does not take requests"
+                why = "refuses the key" if status in (401, 403) else "does not take requests"
                 check = "check the key, remote.url, remote.dialect and remote.model"
                 self._give_up(f"remote.url {why} (HTTP {status}); {check}", refused=True)
 
@@ -165,6 +153,11 @@ class RemoteScorer:
         except httpx.RequestError:
             return httpx.Response(_NO_ANSWER)
 
+    def _is_well(self) -> bool:
+        """Return whether the server answers to a document of our own, which is paid for."""
+        probe = dialects.make_request(self._spec, "a", ["a"])
+        return self._post(probe).status_code == httpx.codes.OK
+
     def _accept(self, answer: httpx.Response, count: int) -> dialects.Answer:
         """Read an answer; ValueError if it is none of the dialect's."""
         content = json.loads(answer.content)
@@ -172,7 +165,7 @@ class RemoteScorer:
         scores = dialects.read_answer(self._spec, content, count)
         with self._lock:
             self._scored += int(np.isfinite(scores).sum())
-            self._answered, self._failing = time.monotonic(), None
+            self._failing = None
         self._pace.heed(answer.headers)
         return scores
 
