@@ -24,6 +24,7 @@ from jobs.config.scoring import ScoringConfig as ScoringConfig
 from jobs.config.scoring import SparkConfig as SparkConfig
 from jobs.config.scoring import TuneConfig as TuneConfig
 from jobs.config.section import Section
+from jobs.config.training import DistillConfig as DistillConfig
 
 
 class Config(Section):
@@ -43,6 +44,7 @@ class Config(Section):
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()
     tune: TuneConfig = TuneConfig()
+    distill: DistillConfig = DistillConfig()
     dry_run: bool = False
     """read and check the input, print its size and lengths, score nothing"""
 

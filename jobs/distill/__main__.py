@@ -1,0 +1,128 @@
+"""Train a smaller cross-encoder on lists of documents with a teacher's scores, or labels.
+
+python -m jobs.distill --distill.lists LISTS --model.name DIR --output.path OUT
+
+Without Spark: on one machine, on its GPU if it has one. Writes OUT/model. The same command goes on
+from the last checkpoint if it was stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+
+from jobs.config import Config, DistillConfig
+from jobs.output.tracking.client import fetch_model, resolve_uri
+from jobs.runtime.command import Command
+from jobs.runtime.errors import DONE, RefusedError
+from jobs.scoring.models import resolve_model
+
+COMMAND: Final = Command(
+    name="python -m jobs.distill",
+    about="Train a smaller cross-encoder on lists with a teacher's scores, or labels.",
+    require=("distill.lists", "model.name", "output.path"),
+    sections="distill model output mlflow",
+)
+_PACKAGES: Final = ("sentence_transformers", "datasets", "accelerate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is one of `jobs.runtime.errors`."""
+    return COMMAND.run(argv, run)
+
+
+def run(config: Config) -> int:
+    """Refuse all that can be refused, then train, save and say what came of it."""
+    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise RefusedError(
+            f"jobs.distill needs {', '.join(missing)}; pip install 'spark-rerank[train]'"
+        )
+    from jobs.distill import training
+
+    options, out = config.distill, Path(str(config.output.path)).absolute()
+    lists = read_lists(options)
+    model = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
+    if unknown := [n for n in options.layers if n >= training.count_layers(model.path)]:
+        raise RefusedError(f"distill.layers={unknown[0]}: {config.model.name} has fewer layers")
+    if config.mlflow.enabled:  # read by the callback of transformers
+        os.environ["MLFLOW_TRACKING_URI"] = resolve_uri(config.mlflow.tracking_uri)
+        os.environ["MLFLOW_EXPERIMENT_NAME"] = config.mlflow.experiment
+    settings = training.Settings(
+        losses={**options.losses}, scale=options.score_scale, lists=options.batch,
+        max_length=config.model.max_length, rate=options.rate, epochs=options.epochs,
+        evaluations=options.evaluations, patience=options.patience, workers=options.workers,
+        seed=options.seed, report_to=("mlflow",) if config.mlflow.enabled else (),
+    )  # fmt: skip
+    start = training.shorten(model.path, options.layers, out) if options.layers else model.path
+    try:
+        student, curve = training.train(start, lists, out / "checkpoints", settings)
+    except training.OtherRunError as error:
+        raise RefusedError(f"output.path={out}: {error}") from None
+    training.save(student, out / "model", options.weights)
+    card = model_card(str(config.model.name), model.digest, lists, options, curve)
+    (out / "model" / "README.md").write_text(card, encoding="utf-8")
+    best = max(curve, key=lambda point: point["ndcg@10"])
+    sys.stdout.write(
+        f"held-out nDCG@10 {best['ndcg@10']:.4f} at step {best['step']:.0f} "
+        f"({curve[0]['ndcg@10']:.4f} at the first measurement)\n{out / 'model'}\n"
+    )
+    return DONE
+
+
+def read_lists(options: DistillConfig) -> pd.DataFrame:
+    """Read and check the lists."""
+    name = f"distill.lists={options.lists}"
+    try:
+        lists = pd.read_parquet(str(options.lists))
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{name} cannot be read ({type(error).__name__})") from None
+    values = [column for column in ("scores", "labels") if column in lists]
+    missing = [column for column in ("query", "docs", "split") if column not in lists]
+    if missing or not values:
+        raise RefusedError(f"{name} lacks {', '.join(missing) or 'scores and labels'}")
+    for column in values:
+        odd = [
+            v is not None and len(v) != len(d)
+            for v, d in zip(lists[column], lists["docs"], strict=True)
+        ]
+        if any(odd):
+            raise RefusedError(f"{name}: {sum(odd)} rows have not as many {column} as docs")
+    is_train = lists["split"] == "train"
+    if not is_train.any() or "labels" not in lists or lists["labels"][~is_train].isna().all():
+        raise RefusedError(f"{name} needs rows of the split train, and others with labels")
+    for loss in options.losses:
+        column = "scores" if loss in ("listwise_kl", "margin_mse") else "labels"
+        if column not in values:
+            raise RefusedError(f"distill.losses={loss} needs {column}, which {name} lacks")
+    return lists
+
+
+def model_card(
+    start: str,
+    digest: str,
+    lists: pd.DataFrame,
+    options: DistillConfig,
+    curve: list[dict[str, float]],
+) -> str:
+    """Describe the model: what it came from, what it saw, how it did."""
+    counts = lists["split"].value_counts().to_dict()
+    rows = "\n".join(f"| {p['step']:.0f} | {p['ndcg@10']:.4f} |" for p in curve)
+    return (
+        f"# A distilled reranker\n\nA cross-encoder trained by jobs.distill from `{start}` "
+        f"({digest[:12]}). It returns one logit a pair; rank by it.\n\n"
+        f"Lists by split: {json.dumps(counts)}; pairs: {lists['docs'].map(len).sum()}.\n\n"
+        f"```\n{options.model_dump_json(indent=1)}\n```\n\n"
+        f"| step | nDCG@10, held out |\n| --- | --- |\n{rows}\n"
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

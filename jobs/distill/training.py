@@ -1,0 +1,223 @@
+"""Train a cross-encoder on lists of documents with scores and labels.
+
+Needs sentence-transformers and datasets (the extra `train`), no Spark and no configuration: it runs
+wherever the lists and a model folder are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.cross_encoder import (
+    CrossEncoder,
+    CrossEncoderTrainer,
+    CrossEncoderTrainingArguments,
+)
+from transformers import AutoConfig, EarlyStoppingCallback
+
+from jobs.distill.evaluator import METRIC, ListEvaluator
+from jobs.distill.losses import MixedLoss
+
+_BUCKETS: Final = 40  # batches that are sorted by length together
+
+
+class OtherRunError(Exception):
+    """The checkpoints found are of other settings or lists."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train."""
+
+    losses: Mapping[str, float] = field(default_factory=lambda: {"listwise_kl": 1.0})
+    scale: float = 1.0  # of the teacher's scores
+    max_length: int = 256  # tokens of a pair
+    lists: int = 16  # of a batch
+    rate: float = 5e-5
+    weight_decay: float = 0.01
+    epochs: float = 1.0
+    evaluations: int = 10
+    patience: int = 0  # evaluations without progress until it ends; 0: never
+    workers: int = 0  # processes that tokenise
+    seed: int = 7
+    report_to: tuple[str, ...] = ()
+
+
+def make_dataset(lists: pd.DataFrame) -> Dataset:
+    """Return query, docs, scores, labels (NaN where unknown) and the longest document's length."""
+    columns: dict[str, Any] = {
+        "query": list(lists["query"]),
+        "docs": list(map(list, lists["docs"])),
+    }
+    for name in ("scores", "labels"):
+        values = lists[name] if name in lists else [None] * len(lists)
+        columns[name] = [
+            [math.nan] * len(docs) if row is None else [float(value) for value in row]
+            for row, docs in zip(values, columns["docs"], strict=True)
+        ]
+    columns["length"] = [max(map(len, docs)) for docs in columns["docs"]]
+    return Dataset.from_dict(columns)
+
+
+class ListCollator:
+    """Makes a batch of lists: tokens of all pairs, and targets float32[2, lists, documents]."""
+
+    valid_label_columns = ("label",)
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        """Cut pairs at `max_length` tokens."""
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return `tokens`, with a mask of the documents that are there, and `label`."""
+        width = max(len(row["docs"]) for row in rows)
+        there = torch.zeros(len(rows), width, dtype=torch.bool)
+        targets = torch.full((2, len(rows), width), torch.nan)
+        for at, row in enumerate(rows):
+            there[at, : len(row["docs"])] = True
+            for kind, name in enumerate(("scores", "labels")):
+                targets[kind, at, : len(row["docs"])] = torch.tensor(row[name])
+        queries = [row["query"] for row in rows for _ in row["docs"]]
+        docs = [doc for row in rows for doc in row["docs"]]
+        tokens = self.tokenizer(
+            queries, docs, padding=True, truncation="longest_first", max_length=self.max_length,
+            return_tensors="pt",
+        )  # fmt: skip
+        return {"tokens": {**tokens, "there": there}, "label": targets}
+
+
+class LengthSampler(DefaultBatchSampler):
+    """Batches of lists of like length, so that little is padded; in random order."""
+
+    def __init__(self, dataset: Dataset, *args: Any, **kwargs: Any) -> None:
+        """Take what CrossEncoderTrainer gives."""
+        super().__init__(dataset, *args, **kwargs)
+        self.lengths = np.array(dataset["length"])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the same batches for the same seed and epoch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths))
+        batches: list[list[int]] = []
+        for start in range(0, len(order), _BUCKETS * self.batch_size):
+            part = order[start : start + _BUCKETS * self.batch_size]
+            part = part[np.argsort(self.lengths[part], kind="stable")]
+            ends = range(0, len(part), self.batch_size)
+            batches += [part[end : end + self.batch_size].tolist() for end in ends]
+        yield from (batches[i] for i in rng.permutation(len(batches)))
+
+
+def train(
+    start: Path,
+    lists: pd.DataFrame,
+    work: Path,
+    settings: Settings,
+    adapt: Callable[[Any], None] = lambda model: None,
+    callbacks: Sequence[Any] = (),
+) -> tuple[CrossEncoder, list[dict[str, float]]]:
+    """Train on the rows whose `split` is train; keep what has the best nDCG@10 on the others.
+
+    `lists` has query, docs, split and scores, labels or both, a value a document or None. `work`
+    keeps checkpoints: a call with the same arguments goes on from the last. `adapt` may freeze
+    parts of the model. Returns the model and nDCG@10 by step.
+
+    Raises:
+        OtherRunError: if `work` has checkpoints of other settings.
+    """
+    checkpoint = last_checkpoint(work, settings, lists)
+    model = CrossEncoder(str(start), model_kwargs={"dtype": torch.float32})
+    adapt(model.model)
+    is_train = lists["split"] == "train"
+    dataset = make_dataset(lists[is_train])
+    collator: Any = ListCollator(model.tokenizer, settings.max_length)
+    steps = math.ceil(len(dataset) / settings.lists * settings.epochs)
+    trainer = CrossEncoderTrainer(
+        model=model, args=_arguments(work, settings, steps), train_dataset=dataset,
+        evaluator=ListEvaluator(lists[~is_train], settings.max_length),
+        loss=MixedLoss(model, settings.losses, settings.scale),
+        data_collator=collator,
+        callbacks=[
+            *([EarlyStoppingCallback(settings.patience)] if settings.patience else []), *callbacks
+        ],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=checkpoint)
+    history = [row for row in trainer.state.log_history if f"eval_{METRIC}" in row]
+    return model, [{"step": row["step"], METRIC: row[f"eval_{METRIC}"]} for row in history]
+
+
+def _arguments(work: Path, settings: Settings, steps: int) -> CrossEncoderTrainingArguments:
+    every = max(1, steps // settings.evaluations)
+    return CrossEncoderTrainingArguments(
+        output_dir=str(work), max_steps=steps, per_device_train_batch_size=settings.lists,
+        learning_rate=settings.rate, warmup_steps=max(1, steps // 15), lr_scheduler_type="cosine",
+        weight_decay=settings.weight_decay, bf16=torch.cuda.is_available(),
+        batch_sampler=LengthSampler, dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
+        eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every,
+        save_total_limit=2, load_best_model_at_end=True, metric_for_best_model=f"eval_{METRIC}",
+        greater_is_better=True, logging_steps=max(1, steps // 50), logging_nan_inf_filter=False,
+        seed=settings.seed, report_to=list(settings.report_to) or "none", disable_tqdm=True,
+    )  # fmt: skip
+
+
+def last_checkpoint(work: Path, settings: Settings, lists: pd.DataFrame) -> str | None:
+    """Return the last complete checkpoint, None if there is none; note what the run is of."""
+    note, sizes = work / "settings.json", [len(lists), int(lists["docs"].map(len).sum())]
+    ours = json.loads(json.dumps({**asdict(settings), "sizes": sizes}))
+    if note.exists() and json.loads(note.read_text()) != ours:
+        raise OtherRunError("has checkpoints of other settings or lists; choose another folder")
+    work.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(ours))
+    # The state is written last; a folder without it is what a killed run has left.
+    done = [state.parent for state in work.glob("checkpoint-*/trainer_state.json")]
+    return str(max(done, key=lambda path: int(path.name.split("-")[1]))) if done else None
+
+
+def count_layers(folder: Path) -> int:
+    """Return how many layers a model has."""
+    return int(AutoConfig.from_pretrained(folder).num_hidden_layers)
+
+
+def shorten(folder: Path, layers: Sequence[int], out: Path) -> Path:
+    """Write a copy of a model with some of its layers to OUT/start; return the folder."""
+    encoder = CrossEncoder(str(folder), model_kwargs={"dtype": torch.float32})
+    body = encoder.model.base_model
+    body.encoder.layer = torch.nn.ModuleList(body.encoder.layer[at] for at in layers)
+    encoder.model.config.num_hidden_layers = len(layers)
+    save(encoder, out / "start", "fp32")
+    return out / "start"
+
+
+def save(encoder: CrossEncoder, folder: Path, weights: str) -> None:
+    """Write model and tokenizer; matrices of the layers and embeddings as `weights` says.
+
+    transformers turns each into the precision that is asked for as it loads. Vectors, and for
+    float8 the head, stay as they are.
+    """
+    model: Any = encoder.model
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.tokenizer.save_pretrained(folder)
+    model.config.dtype = "float32"
+    model.save_pretrained(folder)
+    to = {"fp32": torch.float32, "fp16": torch.float16, "float8": torch.float8_e4m3fn}[weights]
+    tensors = {}
+    for name, value in model.state_dict().items():
+        is_large = value.dim() == 2 and any(part in name for part in ("encoder.", "word_emb"))
+        dtype = (
+            to if is_large else torch.float16 if weights != "fp32" and value.dim() == 2 else None
+        )
+        tensors[name] = value.to("cpu", dtype).contiguous() if dtype else value.cpu().contiguous()
+        if not torch.isfinite(tensors[name].float()).all():
+            raise ValueError(f"{name} does not fit into {weights}; choose another")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,1 +1,0 @@
-"""How the embedded cross-encoder was made; see `__main__`."""

@@ -1,0 +1,124 @@
+"""A cross-encoder is trained on lists, measured on others, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+pytest.importorskip("datasets")
+
+from jobs.distill import losses
+from jobs.distill.__main__ import main
+from jobs.distill.evaluator import ndcg
+from jobs.runtime.errors import DONE, REFUSED
+from tests.conftest import ROOT, SENTENCES
+from udfs.checkpoint import inspect_checkpoint
+
+
+def make_lists(path: Path, count: int = 48) -> Path:
+    """Queries whose relevant document is the one of the same sentence."""
+    rng, rows = np.random.default_rng(7), []
+    for number in range(count):
+        chosen = rng.permutation(len(SENTENCES))[:4]
+        relevant = [1, 0, 0, 0]
+        rows.append({
+            "query": SENTENCES[chosen[0]].split("?")[0][:30],
+            "docs": [SENTENCES[i] for i in chosen],
+            "scores": [3.0 * label for label in relevant] if number % 3 else None,
+            "labels": relevant,
+            "split": "dev" if number % 6 == 0 else "train",
+        })  # fmt: skip
+    pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+def options(lists: Path, model: Path, out: Path, **more: object) -> list[str]:
+    keys = {
+        "distill.lists": lists, "model.name": model, "output.path": out, "model.max_length": 64,
+        "mlflow.enabled": "false", "distill.batch": 4, "distill.epochs": 4, "distill.rate": 2e-3,
+        "distill.evaluations": 4, "distill.patience": 0, **more,
+    }  # fmt: skip
+    return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+
+
+def curve(out: Path) -> list[float]:
+    states = sorted(out.glob("checkpoints/*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
+    history = json.loads(states[-1].read_text())["log_history"]
+    return [row["eval_ndcg@10"] for row in history if "eval_ndcg@10" in row]
+
+
+def test_a_shorter_model_learns_the_lists(tiny_bert: Path, tmp_path: Path) -> None:
+    lists, out = make_lists(tmp_path / "lists.parquet"), tmp_path / "out"
+    words = options(lists, tiny_bert, out, **{"distill.layers": 1, "distill.weights": "float8"})
+    words += ["--distill.losses", "listwise_kl=0.6", "--distill.losses", "contrastive=0.4"]
+    words += ["--distill.losses", "lambda=0.1", "--distill.losses", "pointwise=0.1"]
+    assert main(words) == DONE
+    assert max(curve(out)) > 0.8  # 0.64 by chance
+    inspect_checkpoint(out / "model")
+    assert json.loads((out / "model" / "config.json").read_text())["num_hidden_layers"] == 1
+    assert "nDCG@10" in (out / "model" / "README.md").read_text()
+
+
+def test_what_cannot_be_trained_on_is_refused(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = make_lists(tmp_path / "lists.parquet", 12)
+    frame = pd.read_parquet(lists)
+    for broken, said in (
+        (frame.drop(columns="split"), "lacks split"),
+        (frame.drop(columns=["scores", "labels"]), "lacks scores and labels"),
+        (frame[frame["split"] == "train"], "others with labels"),
+        (frame.drop(columns="scores"), "distill.losses=listwise_kl needs scores"),
+        (frame.assign(labels=[[1]] * len(frame)), "12 rows have not as many labels as docs"),
+    ):
+        broken.to_parquet(lists)
+        assert main(options(lists, tiny_bert, tmp_path / "out")) == REFUSED
+        assert said in capsys.readouterr().err
+    frame.to_parquet(lists)
+    assert main(options(lists, tiny_bert, tmp_path / "out", **{"distill.layers": 2})) == REFUSED
+    assert "has fewer layers" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_curve(tiny_bert: Path, tmp_path: Path) -> None:
+    lists = make_lists(tmp_path / "lists.parquet")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(options(lists, tiny_bert, whole)) == DONE
+    words = options(lists, tiny_bert, killed)
+    process = subprocess.Popen([sys.executable, "-m", "jobs.distill", *words], cwd=ROOT)
+    while process.poll() is None and not list(killed.glob("checkpoints/*/trainer_state.json")):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model").exists()
+    assert main(words) == DONE
+    np.testing.assert_allclose(curve(killed), curve(whole), atol=1e-6)
+    assert main(options(lists, tiny_bert, killed, **{"distill.rate": 1e-3})) == REFUSED
+
+
+def test_losses_are_least_where_the_targets_are_met() -> None:
+    nan = torch.nan
+    scores = torch.tensor([[2.0, 0.0, -1.0], [1.0, 3.0, nan]])
+    assert losses.listwise_kl(scores.nan_to_num(9.0) + 5, scores).abs() < 1e-6
+    assert losses.margin_mse(scores.nan_to_num(9.0) + 5, scores).abs() < 1e-6
+    flat = torch.zeros_like(scores)
+    margins = [(2 - 0, 2 + 1, 0 + 1), (1 - 3,)]
+    expected = np.mean([2 * sum(m**2 for m in margins[0]) / 9, 2 * margins[1][0] ** 2 / 4])
+    assert losses.margin_mse(flat, scores).item() == pytest.approx(expected)
+    labels = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, nan]])
+    for name, loss in losses.FROM_LABELS.items():
+        assert loss(4 * scores - 4, labels) < loss(flat, labels), name
+
+
+def test_ndcg_takes_labels_below_zero_for_irrelevant() -> None:
+    assert ndcg([3.0, 2.0, 1.0], [-1, 1, 0]) == pytest.approx(1 / np.log2(3))
