@@ -56,7 +56,8 @@ def run(config: Config) -> int:
         os.environ["MLFLOW_TRACKING_URI"] = resolve_uri(config.mlflow.tracking_uri)
         os.environ["MLFLOW_EXPERIMENT_NAME"] = config.mlflow.experiment
     settings = training.Settings(
-        losses={**options.losses}, scale=options.score_scale, lists=options.batch,
+        losses={str(name): weight for name, weight in options.losses.items()},
+        scale=options.score_scale, lists=options.batch,
         max_length=config.model.max_length, rate=options.rate, epochs=options.epochs,
         evaluations=options.evaluations, patience=options.patience, workers=options.workers,
         seed=options.seed, report_to=("mlflow",) if config.mlflow.enabled else (),

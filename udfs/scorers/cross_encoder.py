@@ -145,14 +145,18 @@ class Scorer:
         """Start one batch; halve it for as long as the device runs out of memory."""
         batch = pairs.take(rows)
         start = time.perf_counter()
-        with limited(self._spec.batch_timeout):
-            output = catch_oom(lambda: model.forward(batch))
+        output = self._forward(model, batch)
         if output is not None or len(rows) == 1:
             yield _Batch(rows, batch.lengths, output, (time.perf_counter() - start) * 1000.0)
             return
         self.halvings += 1
         for half in np.array_split(rows, 2):
             yield from self._start(model, pairs, half)
+
+    def _forward(self, model: LogitModel, batch: EncodedPairs) -> BatchOutput | None:
+        """Start to compute one batch; None when memory ran out."""
+        with limited(self._spec.batch_timeout):
+            return catch_oom(lambda: model.forward(batch))
 
     def _finish(self, batch: _Batch, scores: Scores) -> None:
         """Wait for a batch that was started, and write what came out."""
