@@ -19,7 +19,8 @@ def closing_summary(
     counts, rates, memory = record["counts"], record["rates"], record.get("memory") or {}
     max_length = record["config"]["model"]["max_length"]
     spent = record.get("remote") or {}
-    cost = ", ".join(f"{spent[name]:,g} {name}" for name in ("units", "tokens") if spent.get(name))
+    known = [name for name in ("units", "tokens") if spent.get(name)]
+    cost = ", ".join(f"{spent[name]:,.0f} {name}" for name in known)
     reasons = ", ".join(f"{count:,} {why}" for why, count in record["reject_reasons"].items())
     speed = f", {rates['pairs_per_s']:,.1f} pairs/s" if rates["pairs_per_s"] else ""
     on_gpu = memory.get("device_mb")
