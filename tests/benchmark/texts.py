@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 #: Folder of the model that comes with the package, found by path: a machine for GPU work has no
 #: packages for `jobs`, whose `embedded_model` also finds it in a zip.
 EMBEDDED: Final = Path(__file__).parents[2] / "jobs" / "demo" / "model"
 CANDIDATES: Final = 100  # documents per query
 _QUERY: Final = 6  # tokens
-_SPECIAL: Final = 3  # tokens of a pair that are no text, of the embedded tokenizer
+_SPACE: Final = "\u2581"  # begins a piece that begins a word
+_SPECIAL: Final = 9  # tokens of a pair that are no text, of the embedded tokenizer
 # Median length of a pair [tokens], and its spread: the standard deviation of the logarithm.
 _MIXES: Final = {"short": (40, 0.40), "web": (100, 0.45), "long": (430, 0.449)}
 _LONG_SHARE: Final = 0.1  # of the skewed mix
@@ -59,9 +60,11 @@ def made_up(
 
 def one_token_words() -> NDArray[np.str_]:
     """Return the words of the embedded vocabulary, each of which is one token of it."""
-    content = json.loads((EMBEDDED / "tokenizer.json").read_text(encoding="utf-8"))
-    words = (word for word in content["model"]["vocab"] if word.isascii() and word.isalpha())
-    return np.array(sorted(word for word in words if len(word) > 2))
+    tokenizer = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+    pieces = (piece.removeprefix(_SPACE) for piece in tokenizer.get_vocab() if piece[0] == _SPACE)
+    words = sorted(word for word in pieces if word.isascii() and word.isalpha() and len(word) > 2)
+    found = tokenizer.encode_batch([f"{word} {word}" for word in words], add_special_tokens=False)
+    return np.array([w for w, ids in zip(words, found, strict=True) if len(ids.ids) == 2])
 
 
 def job_order(queries: Sequence[str], docs: Sequence[str]) -> NDArray[np.int64]:

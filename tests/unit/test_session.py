@@ -75,9 +75,10 @@ def test_auto_precision_is_decided_once_on_the_driver(
     ("pairs", "rounds"), [(1, 1), (1023, 1), (2150, 2), (4000, 3), (8192, 3), (100_000, 13)]
 )
 def test_a_slot_gets_a_few_tasks_of_a_size_that_may_be_lost(pairs: int, rounds: int) -> None:
-    from jobs.scoring.fill import _rounds
+    from jobs.scoring.fill import _PAIRS_PER_GPU_TASK, _PAIRS_PER_TASK, _rounds
 
-    assert _rounds(pairs) == rounds
+    assert _rounds(pairs, _PAIRS_PER_TASK) == rounds
+    assert _rounds(10 * _PAIRS_PER_GPU_TASK, _PAIRS_PER_GPU_TASK) == 10
 
 
 def test_int16_is_refused_with_what_replaces_it() -> None:
