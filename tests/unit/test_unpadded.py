@@ -86,3 +86,24 @@ def test_other_architectures_are_not_touched(tiny_bert: Path) -> None:
     model.config.is_decoder = True
     assert not unpadded.supports(model, CPU)
     assert not unpadded.supports(torch.nn.Sequential(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("chip", "dtype", "heads", "known"),
+    [
+        ((9, 0), torch.float16, 2, True),
+        ((8, 0), torch.bfloat16, 2, True),
+        ((7, 5), torch.float16, 2, False),
+        ((9, 0), torch.float32, 2, False),
+        ((9, 0), torch.float16, 8, False),  # of four dimensions
+    ],
+)
+def test_a_gpu_computes_what_its_attention_takes(
+    monkeypatch: pytest.MonkeyPatch, chip: tuple[int, int], dtype: torch.dtype, heads: int,
+    known: bool,
+) -> None:  # fmt: skip
+    """The embedded model has heads of 34 dimensions, and is padded there."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: chip)
+    config = AutoConfig.for_model("bert", **{**TINY, "num_attention_heads": heads}, vocab_size=60)
+    model = AutoModelForSequenceClassification.from_config(config).to(dtype)
+    assert unpadded.supports(model, torch.device("cuda")) is known

@@ -36,7 +36,7 @@ _ROWS: Final = 64  # tokens
 def supports(model: Any, device: torch.device) -> bool:
     """Return whether `UnpaddedModel` can compute a model of transformers there.
 
-    On a GPU in half precision only, from Ampere on: its attention is made for that.
+    On a GPU in half precision only, from Ampere on, heads of whole eights: as its kernel has it.
     """
     config: Any = getattr(model, "config", None)
     if type(model).__name__ not in _ARCHITECTURES or getattr(config, "is_decoder", False):
@@ -48,7 +48,8 @@ def supports(model: Any, device: torch.device) -> bool:
     if device.type == "cpu":
         return True
     recent = not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
-    return recent and model.base_model.dtype != torch.float32
+    even = config.hidden_size // config.num_attention_heads % 8 == 0
+    return recent and even and model.base_model.dtype != torch.float32
 
 
 class _Ragged:
