@@ -1,4 +1,4 @@
-"""Texts as their owners publish them, read into pools. `shared/data` has their terms."""
+"""Texts as their owners publish them, read into pools; the model card has their terms."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ from udfs.forward.base import BatchOutput
 def send(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     """Return an array on the device; the copy to a GPU starts, and is not waited for."""
     tensor = torch.from_numpy(array)
-    on_cpu = device.type == "cpu"
-    return tensor if on_cpu else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def now(device: torch.device) -> torch.cuda.Event | None:

@@ -70,10 +70,7 @@ class _Ragged:
 
 
 class _Rectangle:
-    """Attention on a CPU: W tokens for each pair.
-
-    W is a multiple of `_WIDTH`, filled up with tokens of the same pair that a bias hides.
-    """
+    """Attention on a CPU: W tokens for each pair, filled up with its own that a bias hides."""
 
     def __init__(self, lengths: Counts, pair: Counts, columns: Counts) -> None:
         """Take each pair's length [B], and each token's pair and place in it [S]."""
