@@ -26,7 +26,7 @@ class Shape:
 
 SHAPES: Final = {
     # For tests; the smallest vocabulary that holds every id of the embedded tokenizer.
-    "tiny": Shape("xlm-roberta", 2, 64, 4, 256, 14_080, 514),
+    "tiny": Shape("xlm-roberta", 2, 64, 4, 256, 24_064, 514),
     "minilm-l6": Shape("bert", 6, 384, 12, 1536, 30_522, 512),
     "bge-reranker-base": Shape("xlm-roberta", 12, 768, 12, 3072, 250_002, 514),
     "bge-reranker-v2-m3": Shape("xlm-roberta", 24, 1024, 16, 4096, 250_002, 8194),
@@ -67,7 +67,7 @@ def random_model(name: str, folder: Path, device: str = "cpu", dtype: str = "flo
         intermediate_size=shape.feed_forward,
         max_position_embeddings=shape.positions,
         type_vocab_size=2 if shape.family == "bert" else 1,
-        pad_token_id=0,
+        pad_token_id=1,  # as in the embedded tokenizer
         num_labels=1,
         # Large enough to tell pairs apart: at BERT's 0.02, logits differ by less than fp16 rounds.
         initializer_range=shape.width**-0.5,
