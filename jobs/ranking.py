@@ -23,6 +23,7 @@ from jobs.input.validation import REJECTED, ValidatedInput, content_hash
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PARTITIONS, RANKED, REJECTS
 from jobs.runtime.errors import BookkeepingError, RefusedError
+from jobs.store.scores import SCHEMA
 from udfs.scorers.base import OK
 
 COLUMNS: Final = (
@@ -98,11 +99,10 @@ def write_ranked(
     return Results(ranked, group, scored, counts, reasons, written)
 
 
-def ranked_schema(
-    ranking: RankingConfig, validated: ValidatedInput, scores: DataFrame
-) -> StructType:
+def ranked_schema(ranking: RankingConfig, validated: ValidatedInput) -> StructType:
     """Return the columns of the ranked table, without starting a job."""
-    return rank_candidates(_with_scores(validated, scores), validated, ranking).schema
+    none = validated.valid.sparkSession.createDataFrame([], SCHEMA)
+    return rank_candidates(_with_scores(validated, none), validated, ranking).schema
 
 
 def _with_scores(validated: ValidatedInput, scores: DataFrame) -> DataFrame:

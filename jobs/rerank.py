@@ -110,7 +110,8 @@ def produce(
         refuse_unrelated(done.valid, ready.qrels, ready.baseline)
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
-    refuse_table(spark, config.output, ranked_schema(config.ranking, done, store.read()))
+    if config.output.table:
+        refuse_table(spark, config.output, ranked_schema(config.ranking, done))
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
             spark, config.batching, config.scoring, pairs, done, spec, store
@@ -192,6 +193,8 @@ def dry_run(config: Config, ready: Rerank) -> int:
     """Check the input's rows, and say what a run would cost."""
     spark, pairs, checkpoint = ready.spark, ready.pairs, ready.checkpoint
     done = validate(pairs)
+    if config.output.table:
+        refuse_table(spark, config.output, ranked_schema(config.ranking, done))
     spec = spec_of(config, ready)
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())

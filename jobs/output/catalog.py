@@ -13,8 +13,10 @@ from pyspark.sql.types import StructType
 
 from jobs.config import OutputConfig
 from jobs.runtime.compat import condition_of
-from jobs.runtime.errors import RefusedError
+from jobs.runtime.errors import InterruptedRunError, RefusedError
 
+_CATALOGS: Final = "spark.sql.catalog."
+_OWN: Final = "spark_catalog"
 # Iceberg keeps it in the snapshot's summary; other formats ignore it.
 _RUN_ID: Final = "snapshot-property.spark-rerank.run-id"
 
@@ -23,10 +25,19 @@ def refuse_table(spark: SparkSession, config: OutputConfig, schema: StructType) 
     """Refuse a table that cannot take rows of this schema, before anything is scored.
 
     Raises:
-        RefusedError: naming the columns that do not fit.
+        RefusedError: naming the catalog, or the columns, that do not fit.
     """
-    name = config.table
-    if name is None or not _exists(spark, name) or config.table_mode == "replace":
+    name = str(config.table)
+    catalog = name.partition(".")[0] if "." in name else ""
+    if spark.conf.get(f"{_CATALOGS}{catalog}", None) is None:
+        catalog = spark.catalog.currentCatalog()
+    exists = _exists(spark, name)
+    if catalog == _OWN and spark.conf.get(f"{_CATALOGS}{_OWN}", None) is None:
+        raise RefusedError(
+            f"output.table={name} would be in Spark's own catalog, which replaces nothing in one "
+            f"commit; name a table of a catalog of Iceberg or Delta ({_CATALOGS}NAME)"
+        )
+    if not exists or config.table_mode == "replace":
         return
     there = {field.name: field.dataType.simpleString() for field in spark.table(name).schema}
     here = {field.name: field.dataType.simpleString() for field in schema}
@@ -58,7 +69,26 @@ def write_table(
             nothing is left of one (which `overwritePartitions` would keep).
         config: names the table.
         run_id: goes into the snapshot's properties, where the format has them.
+
+    Raises:
+        InterruptedRunError: if the catalog does not take it, for lack of a right or a schema, say.
     """
+    try:
+        _write(spark, ranked, processed, config, run_id)
+    except AnalysisException as error:
+        raise InterruptedRunError(
+            f"output.table={config.table} could not be written ({condition_of(error)}), so nothing "
+            "was published; mend it, and start the same command again"
+        ) from error
+
+
+def _write(
+    spark: SparkSession,
+    ranked: DataFrame,
+    processed: DataFrame | None,
+    config: OutputConfig,
+    run_id: str,
+) -> None:
     name, by = str(config.table), [_column(name) for name in config.partition_by]
     writer = ranked.writeTo(name).option(_RUN_ID, run_id)
     new = config.table_mode == "replace" or not _exists(spark, name)

@@ -316,3 +316,23 @@ def test_an_architecture_that_cannot_score_is_refused_before_the_input_is_read(
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "none such"}))
     assert job(tmp_path / "out", model__name=folder) == REFUSED
     assert "cannot score a pair (KeyError: 'none such')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("ranked", "would be in Spark's own catalog"),
+        ("lake.search.ranked", "cannot be looked up (REQUIRES_SINGLE_PART_NAMESPACE)"),
+        ("no name.at all", "cannot be looked up (PARSE_SYNTAX_ERROR)"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_scored(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    table: str, said: str, dry_run: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("jobs.rerank.fill_store", None)
+    out = tmp_path / "out"
+    assert job(out, output__table=table, model__backend="stub", dry_run=dry_run) == REFUSED
+    assert said in capsys.readouterr().err
+    assert not (out / "run.json").exists()
