@@ -28,7 +28,7 @@ from udfs.udf import ROWS_SCHEMA, PeakParam, UsageParam, rerank_rows, rerank_udf
 _PERCENTILES: Final = (0.5, 0.95, 0.99)
 # Pairs that a killed task has to score again, at most about; enough work to hide a task's start.
 _PAIRS_PER_TASK: Final = 8192
-# A GPU that scores 8,000 pairs/s takes 8 s for them, of which a task's start takes a tenth of one.
+# A GPU that scores 8,000 pairs/s takes 8 s for them, and a task's start tenths of a second.
 _PAIRS_PER_GPU_TASK: Final = 65_536
 # Below it, tasks get smaller only to end at about the same time on slots of unlike speed.
 _FEW_PAIRS: Final = 1024
