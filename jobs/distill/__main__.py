@@ -89,6 +89,9 @@ def read_lists(options: DistillConfig) -> pd.DataFrame:
     missing = [column for column in ("query", "docs", "split") if column not in lists]
     if missing or not values:
         raise RefusedError(f"{name} lacks {', '.join(missing) or 'scores and labels'}")
+    lacking = lists["query"].map(_no_text) | lists["docs"].map(_no_texts)
+    if lacking.any():
+        raise RefusedError(f"{name}: {lacking.sum()} rows have no query, or a doc that is no text")
     for column in values:
         odd = [
             v is not None and len(v) != len(d)
@@ -104,6 +107,14 @@ def read_lists(options: DistillConfig) -> pd.DataFrame:
         if column not in values:
             raise RefusedError(f"distill.losses={loss} needs {column}, which {name} lacks")
     return lists
+
+
+def _no_text(value: object) -> bool:
+    return not (isinstance(value, str) and value.strip())
+
+
+def _no_texts(docs: Sequence[object] | None) -> bool:
+    return docs is None or not len(docs) or any(map(_no_text, docs))
 
 
 def model_card(

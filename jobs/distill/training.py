@@ -6,6 +6,7 @@ wherever the lists and a model folder are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from transformers import AutoConfig, EarlyStoppingCallback
 
 from jobs.distill.evaluator import METRIC, ListEvaluator
 from jobs.distill.losses import MixedLoss
+from udfs.checkpoint import digest_of
 
 _BUCKETS: Final = 40  # batches that are sorted by length together
 
@@ -135,7 +137,7 @@ def train(
     Raises:
         OtherRunError: if `work` has checkpoints of other settings.
     """
-    checkpoint = last_checkpoint(work, settings, lists)
+    checkpoint = last_checkpoint(start, work, settings, lists)
     model = CrossEncoder(str(start), model_kwargs={"dtype": torch.float32})
     adapt(model.model)
     is_train = lists["split"] == "train"
@@ -171,12 +173,15 @@ def _arguments(work: Path, settings: Settings, steps: int) -> CrossEncoderTraini
     )  # fmt: skip
 
 
-def last_checkpoint(work: Path, settings: Settings, lists: pd.DataFrame) -> str | None:
+def last_checkpoint(start: Path, work: Path, settings: Settings, lists: pd.DataFrame) -> str | None:
     """Return the last complete checkpoint, None if there is none; note what the run is of."""
-    note, sizes = work / "settings.json", [len(lists), int(lists["docs"].map(len).sum())]
-    ours = json.loads(json.dumps({**asdict(settings), "sizes": sizes}))
+    note, content = work / "settings.json", hashlib.sha256(lists.to_json().encode()).hexdigest()
+    made_of = {"model": digest_of(start), "lists": content}
+    ours = json.loads(json.dumps({**asdict(settings), **made_of}))
     if note.exists() and json.loads(note.read_text()) != ours:
-        raise OtherRunError("has checkpoints of other settings or lists; choose another folder")
+        raise OtherRunError(
+            "has checkpoints of another model, other settings or lists; choose another folder"
+        )
     work.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(ours))
     # The state is written last; a folder without it is what a killed run has left.

@@ -88,16 +88,18 @@ def fill_store(
         texts = texts.join(missing, on="pair_key", how="left_semi").dropDuplicates(["pair_key"])
     limit_batches(texts)
     slots = task_slots(spark)
+    on_gpu = spec.backend == "torch" and spec.device != "cpu" and tasks_have_gpus(spark, scoring)
     if spec.remote is not None:
         spec, texts = share_out(spec, texts, count, slots)
     else:
-        most = _PAIRS_PER_GPU_TASK if tasks_have_gpus(spark, scoring) else _PAIRS_PER_TASK
+        most = _PAIRS_PER_GPU_TASK if on_gpu else _PAIRS_PER_TASK
         texts = _spread(texts, batching.partitions or slots * _rounds(count / slots, most))
     peaks = spark.sparkContext.accumulator(Peak(), PeakParam())
     usage = spark.sparkContext.accumulator(Usage(), UsageParam())
     # The shuffle ends the stage that reads; what follows it can have executors of its own. Nothing
     # may come between scoring and the write, or Spark may score rows twice.
-    profile = None if spec.remote else scoring_profile(spark, scoring)
+    wanted = spec.remote is None and (on_gpu or scoring.gpus)
+    profile = scoring_profile(spark, scoring) if wanted else None
     if profile is None:  # keys then need not travel to Python and back
         score = rerank_udf(spec, peaks, usage)("query", "doc").alias("score")
         scored = texts.select("pair_key", score).select("pair_key", "score.*")

@@ -89,9 +89,8 @@ def tasks_have_gpus(spark: SparkSession, scoring: ScoringConfig) -> bool:
     """
     if is_local(str(spark.sparkContext.master)):
         return devices.has_gpu()
-    settings = spark.sparkContext.getConf()
-    given = any(float(settings.get(name, "0")) > 0 for name in (_TASK_GPUS, _EXECUTOR_GPUS))
-    return bool(scoring.gpus) or given
+    given = float(spark.sparkContext.getConf().get(_TASK_GPUS, "0")) > 0
+    return given or bool(scoring.gpus or _executor_gpus(spark))
 
 
 def ship_model(

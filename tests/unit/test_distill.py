@@ -79,6 +79,9 @@ def test_what_cannot_be_trained_on_is_refused(
         (frame.drop(columns=["scores", "labels"]), "lacks scores and labels"),
         (frame[frame["split"] == "train"], "others with labels"),
         (frame.drop(columns="scores"), "distill.losses=listwise_kl needs scores"),
+        (frame.assign(query=["q", None] * 6), "6 rows have no query, or a doc that is no text"),
+        (frame.assign(docs=[["a", None, "b", "c"]] * 12), "12 rows have no query, or a doc"),
+        (frame.assign(docs=[None, *frame["docs"][1:]]), "1 rows have no query, or a doc"),
         (frame.assign(labels=[[1]] * len(frame)), "12 rows have not as many labels as docs"),
     ):
         broken.to_parquet(lists)
@@ -104,6 +107,9 @@ def test_a_killed_training_goes_on_to_the_same_curve(tiny_bert: Path, tmp_path: 
     assert main(words) == DONE
     np.testing.assert_allclose(curve(killed), curve(whole), atol=1e-6)
     assert main(options(lists, tiny_bert, killed, **{"distill.rate": 1e-3})) == REFUSED
+    frame = pd.read_parquet(lists)
+    frame.assign(query=frame["query"][::-1].to_numpy()).to_parquet(lists)
+    assert main(words) == REFUSED
 
 
 def test_losses_are_least_where_the_targets_are_met() -> None:
