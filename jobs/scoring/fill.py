@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pyspark.resource import ResourceProfile
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -94,12 +95,24 @@ def fill_store(
     else:
         most = _PAIRS_PER_GPU_TASK if on_gpu else _PAIRS_PER_TASK
         texts = _spread(texts, batching.partitions or slots * _rounds(count / slots, most))
-    peaks = spark.sparkContext.accumulator(Peak(), PeakParam())
-    usage = spark.sparkContext.accumulator(Usage(), UsageParam())
-    # The shuffle ends the stage that reads; what follows it can have executors of its own. Nothing
-    # may come between scoring and the write, or Spark may score rows twice.
     wanted = spec.remote is None and (on_gpu or scoring.gpus)
     profile = scoring_profile(spark, scoring) if wanted else None
+    with progress_bar(spark, count, title="scoring"):
+        attempt, memory, spent = _append_scores(texts, spec, profile, store)
+    if spent.ended:  # the server was given up
+        raise (RefusedError if spent.refused else InterruptedRunError)(spent.ended)
+    return ScoringStats(distinct - count, attempt, memory, spent if spent.requests else None)
+
+
+def _append_scores(
+    texts: DataFrame, spec: ScorerSpec, profile: ResourceProfile | None, store: ScoreStore
+) -> tuple[str, Peak, Usage]:
+    """Score `texts` and append the scores; return their folder, and what it took and cost."""
+    context = texts.sparkSession.sparkContext
+    peaks = context.accumulator(Peak(), PeakParam())
+    usage = context.accumulator(Usage(), UsageParam())
+    # The shuffle ends the stage that reads; what follows it can have executors of its own. Nothing
+    # may come between scoring and the write, or Spark may score rows twice.
     if profile is None:  # keys then need not travel to Python and back
         score = rerank_udf(spec, peaks, usage)("query", "doc").alias("score")
         scored = texts.select("pair_key", score).select("pair_key", "score.*")
@@ -107,12 +120,7 @@ def fill_store(
         scored = texts.mapInPandas(rerank_rows(spec, peaks), ROWS_SCHEMA, profile=profile)
     if spec.remote is not None:  # no filter moves before what is nondeterministic
         scored = scored.where(F.col("status") != UNANSWERED)
-    with progress_bar(spark, count, title="scoring"):
-        attempt = store.append(scored)
-    spent = usage.value
-    if spent.ended:  # the server was given up
-        raise (RefusedError if spent.refused else InterruptedRunError)(spent.ended)
-    return ScoringStats(distinct - count, attempt, peaks.value, spent if spent.requests else None)
+    return store.append(scored), peaks.value, usage.value
 
 
 def scoring_stats(spark: SparkSession, filled: ScoringStats) -> ScoringStats:
