@@ -56,7 +56,7 @@ def test_the_sample_from_json_to_a_ranked_table(
     alone = Scorer.load(tiny_bert, spec, TaskSlot(1)).score(pairs["query"].tolist(), docs)
     both = pairs[["query_id", "doc_id"]].assign(alone=alone.logit, cut=alone.truncated)
     both = both.merge(ranked, on=["query_id", "doc_id"])
-    np.testing.assert_allclose(both["score"], both["alone"], atol=1e-4)
+    np.testing.assert_allclose(both["score"], both["alone"], rtol=1e-4, atol=1e-4)
     assert (both["truncated"] == both["cut"]).all()
     assert 0 < both["cut"].sum() < len(both)
 
@@ -159,7 +159,7 @@ def test_the_ranked_table_does_not_depend_on(
         tables.append(read(out).sort_values(["query_id", "rank"], ignore_index=True))
     for table in tables[1:]:
         both = tables[0].merge(table, on=["query_id", "doc_id"], suffixes=("", "_other"))
-        np.testing.assert_allclose(both["score"], both["score_other"], atol=1e-4)
+        np.testing.assert_allclose(both["score"], both["score_other"], rtol=1e-4, atol=1e-4)
         # In one table's order the other's scores never rise by more than the tolerance.
         for query, rows in both.sort_values("rank").groupby("query_id"):
             assert np.diff(rows["score_other"]).max() <= 1e-4, query
@@ -482,5 +482,5 @@ def test_the_job_with_onnxruntime_scores_as_with_torch(
     torch, onnx = (read(tmp_path / name) for name in ("torch", "onnx"))
     both = torch.merge(onnx, on=["query_id", "doc_id"], suffixes=("", "_onnx"))
     assert len(both) == 245
-    np.testing.assert_allclose(both["score_onnx"], both["score"], atol=1e-4)
+    np.testing.assert_allclose(both["score_onnx"], both["score"], rtol=1e-4, atol=1e-4)
     assert record(tmp_path / "torch")["fingerprint"] != record(tmp_path / "onnx")["fingerprint"]
