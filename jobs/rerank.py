@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pyspark.sql import DataFrame
 
 from jobs.config import Config
 from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
+from jobs.input.layouts import pair_texts
 from jobs.input.validation import validate
 from jobs.output.catalog import refuse_table, write_table
 from jobs.output.folder import OutputFolder
@@ -39,7 +41,8 @@ from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
 from jobs.scoring import stage
 from jobs.scoring.fill import distinct_keys, fill_store, scoring_stats
-from jobs.scoring.remote import remote_spec
+from jobs.scoring.models import embedded_model
+from jobs.scoring.remote import estimate_units, remote_spec
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.store.scores import ScoreStore
 from udfs.spec import ScorerSpec
@@ -126,7 +129,7 @@ def produce(
                       spark_version=spark.version),
         "fingerprint": spec.fingerprint(),
         "model": {**model, "precision": None if spec.remote else spec.precision},
-        **scoring_record(done.counts, stats, results, watch),
+        **scoring_record(config, done.counts, stats, results, watch),
     }  # fmt: skip
     if qrels is None and not plan.rules:
         return {**record, "timings": watch.timings()}, None
@@ -191,7 +194,7 @@ def counting_kept(store: ScoreStore) -> Iterator[None]:
 
 def dry_run(config: Config, ready: Rerank) -> int:
     """Check the input's rows, and say what a run would cost."""
-    spark, pairs, checkpoint = ready.spark, ready.pairs, ready.checkpoint
+    spark, pairs = ready.spark, ready.pairs
     done = validate(pairs)
     if config.output.table:
         refuse_table(spark, config.output, ranked_schema(config.ranking, done))
@@ -199,18 +202,34 @@ def dry_run(config: Config, ready: Rerank) -> int:
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())
     keys = distinct_keys(done.rows)
-    _, missing = store.missing(keys, done.counts["distinct"], dry_run=True)
+    left, missing = store.missing(keys, done.counts["distinct"], dry_run=True)
     counts = {**done.counts, "from_store": done.counts["distinct"] - missing}
-    max_length, lengths = config.model.max_length, None
-    sample = None if spec.remote else sample_lengths(pairs, checkpoint.path, spec)
-    if sample is not None:
-        cut = sample.cut_at(max_length)
-        lengths = {
-            "sampled": len(sample.whole), "mean": cut.mean, "cut": cut.share,
-            "percentiles": {p: sample.percentile(p) for p in (50, 95, 99)},
-        }  # fmt: skip
-    sys.stdout.write(dry_run_summary(counts, lengths, max_length, spec.fingerprint()) + "\n")
+    summary = dry_run_summary(
+        counts, spec.fingerprint(), *_sizes(config, ready, spec, left),
+        max_length=config.model.max_length,
+    )  # fmt: skip
+    sys.stdout.write(summary + "\n")
     return DONE
+
+
+def _sizes(
+    config: Config, ready: Rerank, spec: ScorerSpec, left: DataFrame
+) -> tuple[dict[str, Any] | None, tuple[float, str] | None]:
+    """Return the lengths of a sample, or what the pairs `left` will cost of a remote model."""
+    folder = embedded_model() if spec.remote else ready.checkpoint.path
+    sample = sample_lengths(ready.pairs, folder, spec)
+    if sample is None:
+        return None, None
+    if spec.remote is not None:
+        texts = pair_texts(ready.pairs).join(left, on="pair_key", how="left_semi")
+        units, unit = estimate_units(spec.remote, texts.dropDuplicates(["pair_key"]), sample)
+        price = config.remote.price_per_unit
+        return None, (units, f"{unit}s{f', for about {units * price:,.2f}' if price else ''}")
+    cut = sample.cut_at(config.model.max_length)
+    return {
+        "sampled": len(sample.whole), "mean": cut.mean, "cut": cut.share,
+        "percentiles": {p: sample.percentile(p) for p in (50, 95, 99)},
+    }, None  # fmt: skip
 
 
 if __name__ == "__main__":

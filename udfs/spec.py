@@ -57,6 +57,8 @@ class RemoteSpec:
     requests_per_minute: float = 0.0  # of one task; 0: no limit
     timeout: float = 120.0  # longest wait for the server within a request [s]
     patience: float = 300.0  # longest time without any good answer [s]
+    max_units: float = 0.0  # billed units of the whole job; 0: no limit
+    planned: float = 0.0  # work of the whole job, as `udfs.scorers.dialects.work` measures it
     run: str = ""  # makes runs differ that are alike
 
     def scoring(self) -> dict[str, Any]:

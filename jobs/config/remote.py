@@ -43,6 +43,10 @@ class RemoteConfig(Section):
     """longest time without a good answer, after which the job ends and keeps what it has [s]"""
     commit: PositiveInt = 1000
     """most pairs of a task: for each task slot, what a kill can have paid for and lost [pairs]"""
+    max_units: NonNegativeFloat = 0.0
+    """most that a run may use, then it ends and keeps what it has (0: no limit) [billed units]"""
+    price_per_unit: NonNegativeFloat = 0.0
+    """of a search unit (cohere), token (voyage, jina, mixedbread) or else request [currency]"""
 
     @model_validator(mode="after")
     def _supported(self) -> Self:

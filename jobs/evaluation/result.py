@@ -140,6 +140,9 @@ def evaluate(
         if not run.values["n_judged"].any():
             refuse_unrelated(judged.candidates, qrels)
         document = _compared(plan, run, others, baseline, measure)
+        records = {table.name: table.record for table in (judged, *others)}
+        for row in document["systems"]:
+            row |= _price(records.get(row["name"]))
     document |= describe(run, setting_of(judged.record, "model", "max_length"))
     document |= {"operations": _operations(judged.record), "examples": []}
     if judged.texts is not None and plan.examples and qrels is not None:
@@ -170,6 +173,12 @@ def _compared(
     return document
 
 
+def _price(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a system's run took: mean time per pair [ms] and price; None where unknown."""
+    times, remote = ((record or {}).get(name) or {} for name in ("device_ms", "remote"))
+    return {"ms_per_pair": times.get("mean"), "cost": remote.get("cost")}
+
+
 def _operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Speed, shares and counts of a rerank run; None where nothing is known of it."""
     if not record or "rates" not in record:
@@ -178,6 +187,7 @@ def _operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "counts": record.get("counts", {}),
         "ms_per_pair": record.get("device_ms"),
         "memory": record.get("memory"),
+        "remote": record.get("remote"),
         **{name: rate for name, rate in record["rates"].items() if name != "top1_change_rate"},
         **{name: record.get(name, {}) for name in ("reject_reasons", "timings", "model")},
     }

@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
 
-from jobs.config import Config
+from jobs.config import Config, RemoteConfig
 from jobs.output.tracking.client import resolve_uri
 from jobs.runtime.redaction import known_secrets, masked, masked_tree
 from udfs.checkpoint import Checkpoint
+from udfs.scorers.base import Usage
+from udfs.scorers.dialects import billed
 
 _PACKAGES: Final = (
     "spark-rerank", "pyspark", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "mlflow",
@@ -78,7 +80,7 @@ def model_record(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def scoring_record(
-    rows: Mapping[str, int], scoring: Any, results: Any, watch: Stopwatch
+    config: Config, rows: Mapping[str, int], scoring: Any, results: Any, watch: Stopwatch
 ) -> dict[str, Any]:
     """Return what jobs.rerank adds: counts, rates, times and memory.
 
@@ -112,13 +114,21 @@ def scoring_record(
         },
         "tokens": {"scored": tokens, "padding": padding},
         # What a remote model has cost; billed units and tokens as far as its answers say.
-        "remote": scoring.usage and {name: getattr(scoring.usage, name) for name in _COSTS},
+        "remote": scoring.usage and _costs(config.remote, scoring.usage),
         "reject_reasons": results.reasons,
         "start_up": {
             "session": watch.seconds.get("session"),
             "model_load": memory and round(memory.load_seconds, 3),
         },
     }  # fmt: skip
+
+
+def _costs(config: RemoteConfig, usage: Usage) -> dict[str, float | None]:
+    """Return what was asked for and used, and its price, None where `remote` has none."""
+    spent = {name: getattr(usage, name) for name in _COSTS}
+    units = billed(str(config.dialect), **spent)
+    price = config.price_per_unit
+    return {**spent, "billed": units, "cost": round(units * price, 6) if price else None}
 
 
 def evaluation_record(document: Mapping[str, Any] | None) -> dict[str, Any]:

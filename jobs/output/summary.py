@@ -8,6 +8,7 @@ from typing import Any, Final
 from jobs.runtime.redaction import masked
 
 _SIGNIFICANT: Final = 0.05  # of p after Holm's correction
+_PRICES: Final = (("ms per pair", "ms_per_pair"), ("cost", "cost"))
 _OVERFLOW: Final = 0.01  # share of pairs, from which on half precision does not pay
 _ALWAYS: Final = ("input", "ranked", "distinct", "from store", "scored", "to score", "tokens")
 
@@ -21,6 +22,8 @@ def closing_summary(
     spent = record.get("remote") or {}
     known = [name for name in ("units", "tokens") if spent.get(name)]
     cost = ", ".join(f"{spent[name]:,.0f} {name}" for name in known)
+    if spent.get("cost"):
+        cost += f", for {spent['cost']:,.2f}"
     reasons = ", ".join(f"{count:,} {why}" for why, count in record["reject_reasons"].items())
     speed = f", {rates['pairs_per_s']:,.1f} pairs/s" if rates["pairs_per_s"] else ""
     on_gpu = memory.get("device_mb")
@@ -64,16 +67,18 @@ def evaluation_summary(document: Mapping[str, Any], places: Mapping[str, str]) -
 
 
 def dry_run_summary(
-    counts: Mapping[str, int], lengths: Mapping[str, Any] | None, max_length: int, fingerprint: str
-) -> str:
+    counts: Mapping[str, int], fingerprint: str, lengths: Mapping[str, Any] | None = None,
+    cost: tuple[float, str] | None = None, *, max_length: int = 0,
+) -> str:  # fmt: skip
     """Return what a run would do.
 
     Args:
         counts: `input`, `collapsed`, `rejected`, `distinct` and `from_store`.
+        fingerprint: of the scores.
         lengths: of `sampled` pairs: `percentiles` [tokens], the `mean` after the cut [tokens] and
             the share `cut`.
-        max_length: where they are cut [tokens].
-        fingerprint: of the scores.
+        cost: of a remote model: about how many units, and what they are.
+        max_length: where pairs are cut [tokens].
     """
     missing = counts["distinct"] - counts["from_store"]
     share = counts["from_store"] / counts["distinct"] if counts["distinct"] else 0.0
@@ -85,6 +90,8 @@ def dry_run_summary(
         ("from store", counts["from_store"], f"pairs ({share:.1%})"),
         ("to score", missing, "pairs"),
     )
+    if cost is not None:
+        lines += _counted(("to pay", round(cost[0]), f"{cost[1]}, estimated"))
     if lengths is not None:
         lines += _counted(("tokens", round(lengths["mean"] * missing), "to score, estimated"))
         percentiles = "   ".join(f"p{p} {n:,.0f}" for p, n in lengths["percentiles"].items())
@@ -143,13 +150,16 @@ def _systems(document: Mapping[str, Any]) -> list[str]:
     if len(systems) < 3:
         return []
     width = max(len(row["name"]) for row in systems)
-    lines = ["", " " * width + "".join(f"  {name:>14}" for name in names)]
+    further = [(title, key) for title, key in _PRICES if any(row.get(key) for row in systems)]
+    titles = [*names, *(title for title, _ in further)]
+    lines = ["", " " * width + "".join(f"  {name:>14}" for name in titles)]
     for row in systems:
         cells = []
         for name in names:
             versus = (row["versus"] or {}).get(name)
             star = "*" if versus and versus["p_holm"] < _SIGNIFICANT else " "
             cells.append(f"  {_four(row['values'].get(name)) + star:>14}")
+        cells += ["  " + _two(row.get(key)).rjust(13) + " " for _, key in further]
         mark = "" if row["versus"] is not None else "  (baseline)"
         lines.append(f"{row['name']:<{width}}{''.join(cells)}{mark}")
     return [*lines, f"* differs from the baseline, p < {_SIGNIFICANT} after Holm"]
@@ -170,6 +180,10 @@ def _gate(document: Mapping[str, Any]) -> list[str]:
 
 def _four(value: float | None, otherwise: str = "-") -> str:
     return otherwise if value is None else f"{value:.4f}"
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f}"
 
 
 def _files(places: Mapping[str, str]) -> list[str]:

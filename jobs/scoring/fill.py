@@ -99,8 +99,12 @@ def fill_store(
     profile = scoring_profile(spark, scoring) if wanted else None
     with progress_bar(spark, count, title="scoring"):
         attempt, memory, spent = _append_scores(texts, spec, profile, store)
-    if spent.ended:  # the server was given up
-        raise (RefusedError if spent.refused else InterruptedRunError)(spent.ended)
+    if spent.refused:
+        raise RefusedError(spent.ended)
+    if spent.ended:  # the server was given up, or has cost enough
+        left = count - spark.read.schema(SCHEMA).parquet(literal(attempt)).count()
+        raise InterruptedRunError(f"{spent.ended}; {spent.said()}; {left:,} of {count:,} pairs are "
+                                  "left, which the same command asks for")  # fmt: skip
     return ScoringStats(distinct - count, attempt, memory, spent if spent.requests else None)
 
 

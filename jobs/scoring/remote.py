@@ -10,16 +10,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from pyspark.sql import DataFrame
+import numpy as np
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.config import RemoteConfig
 from jobs.runtime.errors import ErrorCollector, RefusedError
+from jobs.scoring.token_lengths import SampledLengths
 from udfs.checkpoint import Checkpoint
-from udfs.scorers.dialects import DIALECTS, read_key
+from udfs.scorers.dialects import DIALECTS, Unit, read_key, request_size
 from udfs.spec import RemoteSpec, ScorerSpec
 
 _SAMPLE: Final = "spark.sql.execution.rangeExchange.sampleSizePerPartition"
+# Of Cohere: tokens of a document that count as one, and such documents of a search unit.
+_CHUNK: Final = 500
+_UNIT: Final = 100
 
 
 def remote_model(config: RemoteConfig) -> Checkpoint:
@@ -38,7 +43,7 @@ def remote_model(config: RemoteConfig) -> Checkpoint:
 def remote_spec(config: RemoteConfig) -> ScorerSpec:
     """Return what executors have to know."""
     assert config.dialect is not None  # or it was refused
-    given = config.model_dump(exclude={"score", "parameters", "commit"})
+    given = config.model_dump(exclude={"score", "parameters", "commit", "price_per_unit"})
     parameters = tuple(sorted((name, _json(value)) for name, value in config.parameters.items()))
     score = config.score or DIALECTS[config.dialect].gives or "logit"
     # A server that one run gave up is asked again by the next, maybe in the same process.
@@ -62,7 +67,39 @@ def share_out(
     order = (F.xxhash64("query"), F.xxhash64("pair_key"))
     texts.sparkSession.conf.set(_SAMPLE, str(spec.window))
     spread = texts.repartitionByRange(tasks, *order).sortWithinPartitions(*order)
-    return replace(spec, remote=replace(spec.remote, requests_per_minute=share)), spread
+    planned = _work(spec.remote, spread, F.spark_partition_id()) if spec.remote.max_units else 0.0
+    return replace(
+        spec, remote=replace(spec.remote, requests_per_minute=share, planned=planned)
+    ), spread
+
+
+def estimate_units(
+    spec: RemoteSpec, texts: DataFrame, lengths: SampledLengths
+) -> tuple[float, Unit]:
+    """Return about how many billed units `texts` will need, and of what, asking for nothing.
+
+    Tokens are those of the embedded model's tokenizer. A search unit is a query with 100 documents;
+    every 500 tokens of a longer one count as a document.
+    """
+    unit = DIALECTS[spec.dialect].bills
+    if unit == "token":
+        return float((lengths.queries + lengths.docs).mean()) * texts.count(), unit
+    if unit == "request":
+        return _work(spec, texts), unit
+    parts = float(np.ceil((lengths.queries + lengths.docs) / _CHUNK).clip(1).mean())
+    docs = texts.groupBy("query").agg((F.count(F.lit(1)) * parts).alias("docs"))
+    most = min(_UNIT, request_size(spec))
+    return float(docs.agg(F.sum(F.ceil(F.col("docs") / most))).collect()[0][0] or 0), unit
+
+
+def _work(spec: RemoteSpec, texts: DataFrame, *parts: Column) -> float:
+    """Return the sum of `udfs.scorers.dialects.work` over parts of `texts`."""
+    if DIALECTS[spec.dialect].bills == "token":
+        size = F.sum(F.octet_length("query") + F.octet_length("doc"))
+        return float(texts.agg(size).collect()[0][0] or 0)
+    lists = texts.groupBy(*parts, "query").agg(F.count(F.lit(1)).alias("docs"))
+    requests = F.sum(F.ceil(F.col("docs") / request_size(spec)))
+    return float(lists.agg(requests).collect()[0][0] or 0)
 
 
 def _json(value: str) -> str:

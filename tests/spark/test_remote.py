@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from jobs.runtime.errors import DONE, REFUSED, UNEXPECTED
 from tests.remote_server import KEY, Server, logit_of, serving
 from tests.spark.conftest import Job
+from udfs.scorers.dialects import DIALECTS
 
 PAIRS, SLOTS = 245, 2
 Keys = Callable[[Server], dict[str, object]]
@@ -46,12 +48,16 @@ def kept(folder: Path) -> int:
 
 def test_a_pair_is_paid_for_once(job: Job, keys: Keys, tmp_path: Path) -> None:
     with serving("cohere") as server:
-        assert job(tmp_path / "out", **keys(server)) == DONE
+        price = {"remote__price_per_unit": 0.25}
+        assert job(tmp_path / "out", **keys(server), **price) == DONE
         assert len(server.paid) == PAIRS and set(server.paid.values()) == {1}
         record = record_of(tmp_path / "out")
         assert record["counts"]["scored"] == record["counts"]["ranked"] == PAIRS
         requests = len(server.started)
-        assert record["remote"] == {"requests": requests, "units": requests, "tokens": 0}
+        assert record["remote"] == {
+            "requests": requests, "units": requests, "tokens": 0, "billed": requests,
+            "cost": requests * 0.25,
+        }  # fmt: skip
         assert record["model"]["name"] == "m" and record["model"]["architecture"] == "cohere"
     by_text = {round(logit_of(*pair), 4) for pair in server.paid}
     ranked = pq.read_table(tmp_path / "out" / "ranked").to_pandas()
@@ -134,10 +140,43 @@ def test_a_document_that_the_server_refuses_is_a_reject(
     assert set(details) == {"tokens: unknown"}
 
 
-def test_a_dry_run_asks_for_nothing(
+@pytest.mark.parametrize("dialect", ["cohere", "mixedbread", "tei"])
+def test_a_dry_run_prices_the_job_and_asks_for_nothing(
+    dialect: str, job: Job, keys: Keys, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serving(dialect) as server:
+        options = {**keys(server), "remote__price_per_unit": 0.5}
+        assert job(tmp_path / "out", **options, dry_run="true") == DONE
+        assert not server.started
+        said = capfd.readouterr().out
+        assert job(tmp_path / "out", **options) == DONE
+    assert "to score            245 pairs" in said
+    found = re.search(r"to pay +([\d,]+) (.+)s, for about ([\d,.]+), estimated", said)
+    assert found
+    units = int(found[1].replace(",", ""))
+    assert float(found[3].replace(",", "")) == pytest.approx(units * 0.5, abs=1)
+    assert found[2] == DIALECTS[dialect].bills
+    if dialect == "mixedbread":  # the server here counts characters
+        assert 245 * 20 < units < server_characters(server)
+    else:  # borders of tasks cut queries once more
+        assert units <= record_of(tmp_path / "out")["remote"]["billed"] <= units + 5
+
+
+def server_characters(server: Server) -> int:
+    return sum(len(query) + len(doc) for query, doc in server.paid)
+
+
+def test_a_run_ends_before_it_is_dearer_than_allowed(
     job: Job, keys: Keys, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with serving("cohere") as server:
-        assert job(tmp_path / "out", **keys(server), dry_run="true") == DONE
-    assert not server.started
-    assert "to score            245 pairs" in capfd.readouterr().out
+        for _ in range(3):
+            before = len(server.started)
+            assert job(tmp_path / "out", **keys(server), remote__max_units=20) == UNEXPECTED
+            assert 16 <= len(server.started) - before <= 20
+            said = capfd.readouterr().err
+            assert "remote.max_units=20 is used up" in said and "search units" in said
+            left = PAIRS - len(server.paid)
+            assert re.search(rf"{left} of [\d]+ pairs are left", said)
+        assert job(tmp_path / "out", **keys(server), remote__max_units=500) == DONE
+    assert len(server.paid) == PAIRS and set(server.paid.values()) == {1}

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.remote_server import APIS, KEY, Server, logit_of, serving
 from udfs.scorers import remote
 from udfs.scorers.base import OK, UNANSWERED, Scores, Usage
-from udfs.scorers.dialects import DIALECTS, plan
+from udfs.scorers.dialects import DIALECTS, billed, plan, work
 from udfs.scorers.pace import Pace, wanted_wait
 from udfs.scorers.remote import RemoteScorer
 from udfs.spec import RemoteSpec, ScorerSpec
@@ -238,6 +238,41 @@ def test_requests_in_flight_and_their_rate_are_held() -> None:
     spent = server.started[-1] - server.started[0]
     # A busy machine may be late; many requests are held within 5% by `faults/test_remote.py`.
     assert 1000 < 59 / spent * 60 < 1200 * 1.05
+
+
+@pytest.mark.parametrize("dialect", ["cohere", "voyage", "tei"])
+@pytest.mark.parametrize("share", [0.3, 1.0, 3.0])
+def test_no_more_units_are_used_than_allowed(dialect: str, share: float) -> None:
+    """What an earlier window of a process has left over, a later one may use."""
+    size = len(PAIRS) // 3
+    windows = [PAIRS[at : at + size] for at in range(0, len(PAIRS), size)]
+    with serving(dialect) as server:
+        spec = spec_of(server, documents=4, concurrency=3)
+        planned = sum(work(spec, window) for window in windows)
+        tokens = sum(len(doc) for _, doc in PAIRS)
+        needed = tokens if dialect == "voyage" else planned
+        most = needed * share
+        scorer = RemoteScorer(replace(spec, max_units=most, planned=planned))
+        found = [score(scorer, window) for window in windows]
+    usage = scorer.take_usage()
+    used = billed(dialect, usage.requests, usage.units, usage.tokens)
+    done = sum(int((scores.status == OK).sum()) for scores in found)
+    assert done == len(server.paid) and set(server.paid.values()) == {1}
+    if share < 1:
+        assert used <= most and f"remote.max_units={most:g} is used up" in usage.ended
+        assert done > len(PAIRS) * share / 2
+    elif dialect == "voyage" and share == 1:  # the dearest tokens of a byte are reserved
+        assert 0.9 * most < used <= most
+    else:
+        assert used == needed and done == len(PAIRS) and not usage.ended
+
+
+def test_a_request_whose_answer_is_lost_may_have_cost_what_others_do() -> None:
+    with serving("cohere", lambda number, _: "reset" if number <= 2 else None) as server:
+        spec = spec_of(server, concurrency=1, max_units=4.0, planned=4.0)
+        scores = score(RemoteScorer(spec))
+    assert len(server.started) == 4  # and not 6
+    assert (scores.status == OK).sum() == 45
 
 
 def test_bytes_and_documents_of_a_request_are_limited() -> None:

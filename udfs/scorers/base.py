@@ -54,6 +54,11 @@ class Usage:
             end.ended, end.refused,
         )  # fmt: skip
 
+    def said(self) -> str:
+        """Return the costs in words, as far as they are known."""
+        known = ((self.requests, "requests"), (self.units, "search units"), (self.tokens, "tokens"))
+        return ", ".join(f"{count:,.0f} {what}" for count, what in known if count)
+
 
 class PairScorer(Protocol):
     """Scores pairs of texts in two stages, so that one can run while the other waits."""

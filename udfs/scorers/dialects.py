@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from udfs.spec import RemoteSpec, ScoreKind
 
 Answer = NDArray[np.float64]
+Unit = Literal["search unit", "token", "request"]
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,18 @@ class Keys:
     fixed: Mapping[str, Any] = field(default_factory=dict)  # further keys of every request
     chooses: tuple[tuple[str, bool], ...] = ()  # keys for the kind of scores; values for logits
     most_bytes: int = 4_000_000  # of the documents of a request
+    bills: Unit = "request"  # what is paid for
 
 
 _LARGEST: Final = 1e38  # about that of a float32
 _BARE: Final = {"return_documents": False}
 DIALECTS: Final[Mapping[str, Keys]] = {
-    "cohere": Keys("/v2/rerank", 1000, "results", "relevance_score", "probability"),
+    "cohere": Keys("/v2/rerank", 1000, "results", "relevance_score", "probability",
+                   bills="search unit"),
     "voyage": Keys("/v1/rerank", 1000, "data", "relevance_score", "probability",
-                   fixed={"truncation": True, **_BARE}),
-    "jina": Keys("/v1/rerank", 1000, "results", "relevance_score", "probability", fixed=_BARE),
+                   fixed={"truncation": True, **_BARE}, bills="token"),
+    "jina": Keys("/v1/rerank", 1000, "results", "relevance_score", "probability", fixed=_BARE,
+                 bills="token"),
     "vllm": Keys("/v1/rerank", 1000, "results", "relevance_score", "logit",
                  chooses=(("use_activation", False),)),
     # `truncate`: else one document that is too long fails all those it came with.
@@ -53,7 +58,7 @@ DIALECTS: Final[Mapping[str, Keys]] = {
                 wrapped=True, fixed={"truncate": "END"}),
     "sglang": Keys("/v1/rerank", 1000, "", "score", None, fixed=_BARE),
     "mixedbread": Keys("/v1/reranking", 1000, "data", "score", "probability", documents="input",
-                       fixed={"return_input": False}),
+                       fixed={"return_input": False}, bills="token"),
 }  # fmt: skip
 # Keys that are not for the user to set: what is sent, and how much comes back.
 RESERVED: Final = (
@@ -124,6 +129,25 @@ def read_usage(content: Any) -> tuple[float, int]:
 
     tokens = number("usage", "total_tokens") or number("meta", "tokens", "input_tokens")
     return float(number("meta", "billed_units", "search_units")), int(tokens)
+
+
+def billed(dialect: str, requests: float, units: float, tokens: float) -> float:
+    """Return how many of the dialect's unit were used; requests where answers do not say."""
+    known = {"search unit": units, "token": tokens}
+    return known.get(DIALECTS[dialect].bills, requests) or requests
+
+
+def work(spec: RemoteSpec, pairs: Sequence[tuple[str, str]]) -> float:
+    """Return what pairs cost by their size, to share a job's units out: bytes, or requests."""
+    if DIALECTS[spec.dialect].bills == "token":
+        return float(sum(len(query.encode()) + len(doc.encode()) for query, doc in pairs))
+    docs = Counter(query for query, _ in pairs)
+    return float(sum(-(-count // request_size(spec)) for count in docs.values()))
+
+
+def request_size(spec: RemoteSpec) -> int:
+    """Return the most documents of a request."""
+    return min(spec.documents, DIALECTS[spec.dialect].most)
 
 
 def to_logits(spec: RemoteSpec, scores: Answer) -> Answer:

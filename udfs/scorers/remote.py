@@ -20,7 +20,7 @@ import numpy as np
 
 from udfs.scorers import dialects
 from udfs.scorers.base import OK, UNANSWERED, Scores, TextScorer, Usage, new_scores
-from udfs.scorers.pace import LONGEST_WAIT, Pace, wanted_wait
+from udfs.scorers.pace import LONGEST_WAIT, Allowance, Pace, wanted_wait
 from udfs.spec import RemoteSpec
 
 _REFUSED: Final = "remote_refused"
@@ -47,6 +47,9 @@ class RemoteScorer(TextScorer):
         """Read the key; connect to nothing yet."""
         self._spec, self._keys = spec, dialects.DIALECTS[spec.dialect]
         self._pace, self._stop = Pace(spec.requests_per_minute), threading.Event()
+        # A request costs a unit at least; what tokens one has, an answer tells.
+        self._by_size = self._keys.bills == "token"
+        self._allowance = Allowance(None if self._by_size else 1.0)
         self._lock = threading.Lock()  # of what follows
         self._usage, self._scored, self._rejected = Usage(), 0, 0
         self._failing: float | None = None  # since when there was none
@@ -67,7 +70,10 @@ class RemoteScorer(TextScorer):
         rows_of: dict[str, list[int]] = {}
         for row, (query, _) in enumerate(pairs):
             rows_of.setdefault(query, []).append(row)
-        most = min(self._spec.documents, self._keys.most)
+        most = dialects.request_size(self._spec)
+        if self._spec.max_units:
+            share = dialects.work(self._spec, pairs) / self._spec.planned
+            self._allowance.grant(self._spec.max_units * share)
         with ThreadPoolExecutor(self._spec.concurrency, "remote") as pool:
             asked = [
                 pool.submit(self._fill, scores, docs, query, part)
@@ -121,6 +127,9 @@ class RemoteScorer(TextScorer):
             if self._stop.is_set():
                 return None
             answer = self._post(body)
+            if answer is None:
+                self._count(Usage(ended=f"remote.max_units={self._spec.max_units:g} is used up"))
+                return None
             status, tries = answer.status_code, tries + 1
             if status == httpx.codes.OK:
                 try:
@@ -145,24 +154,37 @@ class RemoteScorer(TextScorer):
                 check = "check the key, remote.url, remote.dialect and remote.model"
                 self._give_up(f"remote.url {why} (HTTP {status}); {check}", refused=True)
 
-    def _post(self, body: bytes) -> httpx.Response:
-        """Return the answer of the server; one with the status `_NO_ANSWER` if there is none."""
+    def _post(self, body: bytes) -> httpx.Response | None:
+        """Return the answer of the server; one with the status `_NO_ANSWER` if there is none.
+
+        None: the units that are left may not be enough.
+        """
+        size = len(body) if self._by_size else 1
+        if self._spec.max_units and not self._allowance.reserve(size):
+            return None
         self._count(Usage(requests=1))
+        cost = None  # unknown where no answer came: it may have to be paid for
         try:
-            return self._client.post(self._keys.path, content=body)
+            answer = self._client.post(self._keys.path, content=body)
+            used = _usage_of(answer)
+            self._count(used)
+            cost = dialects.billed(self._spec.dialect, 1, used.units, used.tokens)
         except httpx.RequestError:
-            return httpx.Response(_NO_ANSWER)
+            answer = httpx.Response(_NO_ANSWER)
+        finally:
+            if self._spec.max_units:
+                self._allowance.settle(size, cost)
+        return answer
 
     def _is_well(self) -> bool:
         """Return whether the server answers to a document of our own, which is paid for."""
         probe = dialects.make_request(self._spec, "a", ["a"])
-        return self._post(probe).status_code == httpx.codes.OK
+        answer = self._post(probe)
+        return answer is not None and answer.status_code == httpx.codes.OK
 
     def _accept(self, answer: httpx.Response, count: int) -> dialects.Answer:
         """Read an answer; ValueError if it is none of the dialect's."""
-        content = json.loads(answer.content)
-        self._count(Usage(0, *dialects.read_usage(content)))
-        scores = dialects.read_answer(self._spec, content, count)
+        scores = dialects.read_answer(self._spec, json.loads(answer.content), count)
         with self._lock:
             self._scored += int(np.isfinite(scores).sum())
             self._failing = None
@@ -205,3 +227,11 @@ class RemoteScorer(TextScorer):
     def _count(self, usage: Usage) -> None:
         with self._lock:
             self._usage += usage
+
+
+def _usage_of(answer: httpx.Response) -> Usage:
+    """Return what an answer says of its cost; nothing where it is none."""
+    try:
+        return Usage(0, *dialects.read_usage(json.loads(answer.content)))
+    except (ValueError, RecursionError):
+        return Usage()
