@@ -156,7 +156,8 @@ def test_real_pairs_score_as_in_both_libraries(
     folder = FOLDER / "model"
     if model != "embedded":
         folder = request.getfixturevalue("xlmr_with_the_real_tokenizer")
-    queries, docs = real_pairs()
+    # The embedded model takes a second for a long pair.
+    queries, docs = (side[:: 4 if model == "embedded" else 1] for side in real_pairs())
     pairs = list(zip(queries, docs, strict=True))
     if peer == "FlagEmbedding":
         policy = "passage"
@@ -168,6 +169,6 @@ def test_real_pairs_score_as_in_both_libraries(
         expected = encoder.predict(pairs, activation_fn=torch.nn.Identity())
     spec = ScorerSpec(str(folder), "", max_length=512, truncation=policy)  # type: ignore[arg-type]
     scores = Scorer.load(folder, spec, TaskSlot(cpus=2)).score(queries, docs)
-    assert scores.truncated.sum() > 10
+    assert scores.truncated.sum() > len(docs) / 8
     # float32 itself is up to 1e-4 away from float64 here, in either library: logits reach 7.
     np.testing.assert_allclose(scores.logit, expected, rtol=1e-4, atol=1e-4)
