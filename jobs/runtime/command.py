@@ -70,8 +70,9 @@ class Command:
             known = known_secrets(config)
             return _run_stoppable(partial(action, config))
         except RefusedError as error:
-            said = [f"  - {message}" for message in error.messages]
-            said, code = ["refused, nothing was written:", *said], errors.REFUSED
+            # Scores that were made before, and are kept, are a note.
+            said = [f"  - {line}" for line in (*error.messages, *getattr(error, "__notes__", ()))]
+            said, code = ["refused, nothing was published:", *said], errors.REFUSED
         except _StoppedError as error:
             number = signal.Signals(error.args[0])
             said, code = [_to_go_on(f"stopped by {number.name}", error.__cause__)], 128 + number

@@ -274,7 +274,7 @@ def test_a_refusal_is_the_last_thing_said(tiny_bert: Path, tmp_path: Path) -> No
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=250,
     )  # fmt: skip
     assert ended.returncode == REFUSED, ended.stderr
-    _, said = ended.stderr.split("refused, nothing was written:\n")
+    _, said = ended.stderr.split("refused, nothing was published:\n")
     assert said.startswith("  - ")
     assert "question" in said.splitlines()[0]
     assert all(line.startswith("  - ") for line in said.splitlines()), said

@@ -96,6 +96,7 @@ def test_a_refusal_ends_the_job_at_once_in_one_sentence(
     assert len(server.started) <= 20 + SLOTS * 4
     said = capfd.readouterr().err
     assert f"HTTP {fault}" in said and "Traceback" not in said and KEY not in said
+    assert f"{paid} scored pairs are kept" in said
     with serving("voyage") as server:
         assert job(tmp_path / "out", **keys(server)) == DONE
     assert len(server.paid) == PAIRS - paid
