@@ -15,7 +15,7 @@ from jobs.evaluation.document import Baseline, assemble, mean_judged, refuse_apa
 from jobs.evaluation.examples import examples
 from jobs.evaluation.gate import REGISTERED, Plan, judge
 from jobs.evaluation.measures import AFTER, BEFORE, JUDGED
-from jobs.evaluation.ranked import Table, read_ranked, setting_of
+from jobs.evaluation.ranked import Table, is_fused, read_ranked, refuse_other_lists, setting_of
 from jobs.evaluation.run import RunEvaluation, evaluate_run
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY
@@ -24,6 +24,7 @@ from jobs.runtime.redaction import masked
 
 _TIED: Final = 0.5  # share of tied candidates beyond which a warning says so
 _JUDGED_FALL: Final = 0.01  # fall of Judged@10 beyond which a warning says so
+_OF_LOGITS: Final = ("reliability", "ece")
 _QRELS: Final = "query_id string, doc_id string, relevance int"
 
 
@@ -123,10 +124,7 @@ def evaluate(
     known = out.stage("qrels", known.select("query_id", "doc_id", "relevance"), "parquet")
 
     def measure(table: Table) -> RunEvaluation:
-        if table.group != judged.group:
-            lists = [f"({', '.join((*each.group, 'query_id'))})" for each in (table, judged)]
-            raise RefusedError(f"a list of {table.name} is {lists[0]}, of {judged.name} "
-                               f"{lists[1]}; set input.group")  # fmt: skip
+        refuse_other_lists(table, judged)
         number, slices = next(numbers), plan.config.slices if table is judged else ()
         return evaluate_run(
             table, known, plan.measures,
@@ -141,6 +139,8 @@ def evaluate(
             refuse_unrelated(judged.candidates, qrels)
         document = _compared(plan, run, others, baseline, measure)
     document |= describe(run, setting_of(judged.record, "model", "max_length"))
+    if is_fused(judged.record):  # whose sigmoid is no probability
+        document["scores"] = {k: v for k, v in document["scores"].items() if k not in _OF_LOGITS}
     document |= {"operations": _operations(judged.record), "examples": []}
     if judged.texts is not None and plan.examples and qrels is not None:
         document["examples"] = examples(run.rows, judged.texts, document, plan.examples)

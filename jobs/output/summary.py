@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jobs.runtime.redaction import masked
@@ -61,6 +61,17 @@ def evaluation_summary(document: Mapping[str, Any], places: Mapping[str, str]) -
     lines = [line for part in parts for line in part(document)]
     warnings = [f"warning: {sentence}" for sentence in document.get("warnings") or []]
     return "\n".join([*lines, *warnings, *_files(places)])
+
+
+def fuse_summary(counts: Mapping[str, int], names: Sequence[str], places: Mapping[str, str]) -> str:
+    """Return what `jobs.fuse` shows: counts, and where the files are."""
+    lines = _counted(
+        ("input", counts["input"], f"rows of {', '.join(names)}"),
+        ("merged", counts["merged"], "rows, with another of the same document"),
+        ("cut", counts["cut"], "rows, by top_k or min_score"),
+        ("ranked", counts["ranked"], f"rows of {counts['queries']:,} queries"),
+    )
+    return "\n".join([*lines, *_files(places)])
 
 
 def dry_run_summary(
