@@ -104,6 +104,8 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     errors = ErrorCollector()
     if config.model.backend == "remote":
         errors.add("model.backend=remote leaves nothing to tune here; name a model to run")
+    if config.passages.size:
+        errors.add("jobs.tune measures documents that are cut; leave passages.size out")
     checkpoint = _model(errors, config)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         errors.run(refuse_missing_packages, "onnxruntime")

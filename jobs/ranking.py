@@ -24,7 +24,7 @@ from jobs.input.validation import REJECTED, ValidatedInput, content_hash
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PARTITIONS, RANKED, REJECTS
 from jobs.runtime.errors import BookkeepingError, RefusedError
-from jobs.store.scores import SCHEMA
+from jobs.store.scores import PASSAGES, SCHEMA
 from udfs.scorers.base import OK
 
 COLUMNS: Final = (
@@ -100,9 +100,12 @@ def write_ranked(
     return Results(ranked, group, scored, counts, reasons, written)
 
 
-def ranked_schema(ranking: RankingConfig, validated: ValidatedInput) -> StructType:
+def ranked_schema(
+    ranking: RankingConfig, validated: ValidatedInput, *, passages: bool
+) -> StructType:
     """Return the columns of the ranked table, without starting a job."""
-    none = validated.valid.sparkSession.createDataFrame([], SCHEMA)
+    fields = [*SCHEMA.fields, *(PASSAGES.fields if passages else [])]
+    none = validated.valid.sparkSession.createDataFrame([], StructType(fields))
     return rank_candidates(_with_scores(validated, none), validated, ranking).schema
 
 
@@ -134,10 +137,10 @@ def rank_candidates(rows: DataFrame, validated: ValidatedInput, config: RankingC
     `rows` are `validated.valid` with `logit`, `n_tokens` and `truncated`.
 
     Returns:
-        `COLUMNS`, with fused_score where scores are fused, label if given, then the columns passed
-        through; `input_NAME` where a passed column has the name of a column here. Partitions that
-        hold whole lists keep them one after the other, each in the order of its ranks: the sort
-        that ranking needs leaves them so.
+        `COLUMNS`, with fused_score, n_passages and best_passage where there are any, label if
+        given, then the columns passed through; `input_NAME` where a passed column has the name of a
+        column here. Partitions that hold whole lists keep them one after the other, each in the
+        order of its ranks: the sort that ranking needs leaves them so.
     """
     tie = [F.asc("doc_id") if config.tie_break == "doc_id_asc" else F.desc("doc_id")]
     if validated.repeated:
@@ -168,21 +171,27 @@ def rank_candidates(rows: DataFrame, validated: ValidatedInput, config: RankingC
         "probability": probability,
         "rank_change": F.col("retrieval_rank") - F.col("rank"),
     }
+    if "n_passages" in rows.columns:
+        start, end = F.col("passage_start").alias("start"), F.col("passage_end").alias("end")
+        made["best_passage"] = F.struct(start, end)
     return rows.withColumns(made).select(
-        *_columns(config),
+        *_columns(config, rows.columns),
         *(["label"] if "label" in validated.table.has else []),
         *(quoted(name).alias(new) for name, new in output_names(rows.columns, config).items()),
     )
 
 
-def _columns(config: RankingConfig) -> tuple[str, ...]:
+def _columns(config: RankingConfig, columns: Sequence[str]) -> list[str]:
+    """Return the columns of the ranked table that are made of scores with these `columns`."""
+    fused = [FUSED] if config.fusion != "none" else []
+    passages = ["n_passages", "best_passage"] if "n_passages" in columns else []
     at = COLUMNS.index("probability")
-    return COLUMNS if config.fusion == "none" else (*COLUMNS[:at], FUSED, *COLUMNS[at:])
+    return [*COLUMNS[:at], *fused, *COLUMNS[at:], *passages]
 
 
 def output_names(columns: Sequence[str], config: RankingConfig) -> dict[str, str]:
     """Return the name in the ranked table of every column passed through, by `in.NAME`."""
-    taken, names = {*_columns(config), "label"}, {}
+    taken, names = {*_columns(config, columns), "label"}, {}
     for column in columns:
         if column.startswith(PASS_THROUGH):
             name = column.removeprefix(PASS_THROUGH)

@@ -138,7 +138,10 @@ def evaluate(
         if not run.values["n_judged"].any():
             refuse_unrelated(judged.candidates, qrels)
         document = _compared(plan, run, others, baseline, measure)
-    document |= describe(run, setting_of(judged.record, "model", "max_length"))
+    # With passages, a pair that is longer is not cut.
+    whole = setting_of(judged.record, "passages", "size")
+    max_length = None if whole else setting_of(judged.record, "model", "max_length")
+    document |= describe(run, max_length)
     if is_fused(judged.record):  # whose sigmoid is no probability
         document["scores"] = {k: v for k, v in document["scores"].items() if k not in _OF_LOGITS}
     document |= {"operations": _operations(judged.record), "examples": []}
@@ -178,6 +181,7 @@ def _operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "counts": record.get("counts", {}),
         "ms_per_pair": record.get("device_ms"),
         "memory": record.get("memory"),
+        "passages": record.get("passages"),
         **{name: rate for name, rate in record["rates"].items() if name != "top1_change_rate"},
         **{name: record.get(name, {}) for name in ("reject_reasons", "timings", "model")},
     }

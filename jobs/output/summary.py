@@ -18,7 +18,7 @@ def closing_summary(
     """Return counts, rates and where the files are, in a dozen lines."""
     counts, rates, memory = record["counts"], record["rates"], record.get("memory") or {}
     max_length = record["config"]["model"]["max_length"]
-    spent = record.get("remote") or {}
+    spent, long = record.get("remote") or {}, record.get("passages") or {}
     known = [name for name in ("units", "tokens") if spent.get(name)]
     cost = ", ".join(f"{spent[name]:,.0f} {name}" for name in known)
     reasons = ", ".join(f"{count:,} {why}" for why, count in record["reject_reasons"].items())
@@ -37,6 +37,12 @@ def closing_summary(
         ("scored", counts["scored"], f"pairs{speed}"),
         ("requests", spent.get("requests", 0), cost),
         ("memory", peak, f"MB, largest process that scored{device}"),
+        (
+            "long",
+            long.get("long", 0),
+            f"documents of several passages; {long.get('top1_changed', 0):,} queries "
+            "have another first document by it",
+        ),
         ("truncated", counts["truncated"], f"pairs, cut at {max_length:,} tokens"),
     )
     if rates["top1_change_rate"] is not None:
