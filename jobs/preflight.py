@@ -19,13 +19,14 @@ from jobs.config import Config, OutputConfig
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.gate import Plan, make_plan
 from jobs.evaluation.qrels import from_labels, read_qrels
-from jobs.evaluation.ranked import Table, named, read_ranked
+from jobs.evaluation.ranked import Table, named, read_ranked, refuse_other_lists
 from jobs.evaluation.result import find_baseline
+from jobs.fuse.fusion import fusion_of, weights_of
 from jobs.input.layouts import InputTable, read_input
 from jobs.output.locations import refuse_locations, table_folders
 from jobs.output.record import Stopwatch
 from jobs.output.tracking.client import fetch_baseline, fetch_model, refuse_tracking
-from jobs.ranking import COLUMNS, refuse_slices
+from jobs.ranking import COLUMNS, output_names, refuse_slices
 from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session
@@ -84,6 +85,9 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         if pairs is not None:
             errors.run(_refuse_columns, pairs, config.output)
             errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
+            if config.ranking.fusion != "none":
+                names = output_names(pairs.rows.columns, config.ranking)
+                errors.run(fusion_of, pairs, names, config.ranking)
             if plan is not None:
                 errors.run(refuse_unmeasured, plan, pairs.has)
         baseline = _baseline(errors, spark, config, plan, {})
@@ -100,6 +104,8 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     errors = ErrorCollector()
     if config.model.backend == "remote":
         errors.add("model.backend=remote leaves nothing to tune here; name a model to run")
+    if config.passages.size:
+        errors.add("jobs.tune measures documents that are cut; leave passages.size out")
     checkpoint = _model(errors, config)
     if any(name.startswith("onnxruntime:") for name in config.tune.precisions):
         errors.run(refuse_missing_packages, "onnxruntime")
@@ -147,6 +153,39 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
     assert plan is not None  # or it was refused
     texts = None if pairs is None else pairs.rows
     return Evaluate(spark, plan, paths, tables, qrels, texts, baseline)
+
+
+def check_fuse(config: Config, watch: Stopwatch) -> tuple[Config, SparkSession, list[Table]]:
+    """Look at everything `jobs.fuse` needs, and refuse all that cannot work.
+
+    Returns the configuration with the fusion and the columns of a list resolved, and the tables.
+    """
+    errors, given, ranking = ErrorCollector(), config.input, config.ranking
+    paths = errors.run(named, config.ranked.path) or {}
+    if len(paths) == 1:
+        errors.add(f"ranked.path={config.ranked.path[0]} is one table; give two or more to fuse")
+    weights = errors.run(weights_of, ranking, list(paths), list(paths)) or {}
+    if unused := [name for name in paths if weights and name not in weights]:
+        errors.add(f"ranking.fusion_scores has no weight of {', '.join(unused)}; give it one")
+    spark = _start(errors, config, watch)
+    with watch.part("reading"):
+        errors.run(refuse_locations, spark, config.output, list(paths.values()))
+        read = partial(read_ranked, spark, group=given.group)
+        found = [errors.run(read, name, path) for name, path in paths.items()]
+        tables = [table for table in found if table]
+        for table in tables[1:]:
+            errors.run(refuse_other_lists, table, tables[0])
+        group = tables[0].group if tables else ()
+        if missing := [name for name in config.output.partition_by if name not in group]:
+            errors.add(
+                f"output.partition_by: a fused table is not partitioned by {', '.join(missing)}; "
+                f"use columns of input.group, which are {', '.join(group) or 'none'}"
+            )
+    errors.raise_if_any()
+    if ranking.fusion == "none":
+        ranking = ranking.model_copy(update={"fusion": "rrf"})
+    given = given.model_copy(update={"group": list(group)})
+    return config.model_copy(update={"ranking": ranking, "input": given}), spark, tables
 
 
 def judgements_of(

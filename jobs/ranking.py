@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from jobs.config import OutputConfig, RankingConfig
+from jobs.fuse.fusion import FUSED, fusion_of, with_fused_score
 from jobs.input.columns import quoted
 from jobs.input.layouts import PASS_THROUGH
 from jobs.input.readers import INTERNAL_PREFIX
@@ -23,7 +24,7 @@ from jobs.input.validation import REJECTED, ValidatedInput, content_hash
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PARTITIONS, RANKED, REJECTS
 from jobs.runtime.errors import BookkeepingError, RefusedError
-from jobs.store.scores import SCHEMA
+from jobs.store.scores import PASSAGES, SCHEMA
 from udfs.scorers.base import OK
 
 COLUMNS: Final = (
@@ -78,7 +79,7 @@ def write_ranked(
     # Spread by list before ranking: the windows need that anyway, and it names the files.
     spread = scored.repartition(output.partitions or _files(valid), *table.list_columns)
     ranked = out.stage(RANKED, rank_candidates(spread, validated, ranking))
-    names = output_names(scored.columns)
+    names = output_names(scored.columns, ranking)
     group = tuple(names[PASS_THROUGH + name] for name in table.config.group)
     written = count_ranked(ranked, group)
     cut = count_cut(scored, validated, ranking)
@@ -99,9 +100,12 @@ def write_ranked(
     return Results(ranked, group, scored, counts, reasons, written)
 
 
-def ranked_schema(ranking: RankingConfig, validated: ValidatedInput) -> StructType:
+def ranked_schema(
+    ranking: RankingConfig, validated: ValidatedInput, *, passages: bool
+) -> StructType:
     """Return the columns of the ranked table, without starting a job."""
-    none = validated.valid.sparkSession.createDataFrame([], SCHEMA)
+    fields = [*SCHEMA.fields, *(PASSAGES.fields if passages else [])]
+    none = validated.valid.sparkSession.createDataFrame([], StructType(fields))
     return rank_candidates(_with_scores(validated, none), validated, ranking).schema
 
 
@@ -111,15 +115,18 @@ def _with_scores(validated: ValidatedInput, scores: DataFrame) -> DataFrame:
 
 
 def all_candidates(config: RankingConfig, validated: ValidatedInput, results: Results) -> DataFrame:
-    """Return every scored candidate as a ranked table, before top_k and min_score cut any."""
-    if not results.counts["cut"]:
-        return results.ranked
-    whole = RankingConfig(tie_break=config.tie_break)
-    return rank_candidates(results.scored, validated, whole)
+    """Return every scored candidate as a ranked table, before top_k and min_score cut any.
+
+    Its `score` is what ranks it.
+    """
+    ranked, whole = results.ranked, config.model_copy(update={"top_k": None, "min_score": None})
+    if results.counts["cut"]:
+        ranked = rank_candidates(results.scored, validated, whole)
+    return ranked if config.fusion == "none" else ranked.withColumn("score", F.col(FUSED))
 
 
 def rank_candidates(rows: DataFrame, validated: ValidatedInput, config: RankingConfig) -> DataFrame:
-    """Order the candidates of every list by their raw float32 logits.
+    """Order the candidates of every list by their raw float32 logits, or by `fused_score`.
 
     The order is total: score descending, then doc_id (bytes, descending as in trec_eval unless set
     otherwise), then, for impressions of one pair, first-stage rank ascending, first-stage score
@@ -130,9 +137,10 @@ def rank_candidates(rows: DataFrame, validated: ValidatedInput, config: RankingC
     `rows` are `validated.valid` with `logit`, `n_tokens` and `truncated`.
 
     Returns:
-        `COLUMNS`, label if given, then the columns passed through; `input_NAME` where a passed
-        column has the name of a column here. Partitions that hold whole lists keep them one after
-        the other, each in the order of its ranks: the sort that ranking needs leaves them so.
+        `COLUMNS`, with fused_score, n_passages and best_passage where there are any, label if
+        given, then the columns passed through; `input_NAME` where a passed column has the name of a
+        column here. Partitions that hold whole lists keep them one after the other, each in the
+        order of its ranks: the sort that ranking needs leaves them so.
     """
     tie = [F.asc("doc_id") if config.tie_break == "doc_id_asc" else F.desc("doc_id")]
     if validated.repeated:
@@ -144,13 +152,23 @@ def rank_candidates(rows: DataFrame, validated: ValidatedInput, config: RankingC
         first_stage = F.row_number().over(candidate_list.orderBy(F.desc("retrieval_score"), *tie))
         derived = F.when(F.isnotnull("retrieval_score"), first_stage)
         rows = rows.withColumn("retrieval_rank", F.coalesce("retrieval_rank", derived))
+    fused = config.fusion != "none"
+    if fused:
+        table = validated.table
+        scores, weights = fusion_of(table, output_names(rows.columns, config), config)
+        rows = with_fused_score(rows, scores, weights, config, table.list_columns, tie)
+    if config.min_score is not None:
+        rows = rows.where(F.col("logit") >= config.min_score)
     # Last, as what is sorted last stays sorted.
-    by_score = candidate_list.orderBy(F.desc("logit"), *tie)
+    by_score = candidate_list.orderBy(F.desc(FUSED if fused else "logit"), *tie)
     rows = rows.withColumn("rank", F.row_number().over(by_score))
     if config.top_k is not None:
         rows = rows.where(F.col("rank") <= config.top_k)
-    if config.min_score is not None:
-        rows = rows.where(F.col("logit") >= config.min_score)
+    return _ranked_columns(rows, validated, config)
+
+
+def _ranked_columns(rows: DataFrame, validated: ValidatedInput, config: RankingConfig) -> DataFrame:
+    """Return the columns of the ranked table, those that follow from others computed."""
     # In double precision: in half precision a sigmoid is 1.0 from a logit of 9 on.
     probability = F.lit(1.0) / (F.lit(1.0) + F.exp(-F.col("logit").cast("double")))
     made = {
@@ -158,16 +176,27 @@ def rank_candidates(rows: DataFrame, validated: ValidatedInput, config: RankingC
         "probability": probability,
         "rank_change": F.col("retrieval_rank") - F.col("rank"),
     }
+    if "n_passages" in rows.columns:
+        start, end = F.col("passage_start").alias("start"), F.col("passage_end").alias("end")
+        made["best_passage"] = F.struct(start, end)
     return rows.withColumns(made).select(
-        *COLUMNS,
+        *_columns(config, rows.columns),
         *(["label"] if "label" in validated.table.has else []),
-        *(quoted(name).alias(new) for name, new in output_names(rows.columns).items()),
+        *(quoted(name).alias(new) for name, new in output_names(rows.columns, config).items()),
     )
 
 
-def output_names(columns: Sequence[str]) -> dict[str, str]:
+def _columns(config: RankingConfig, columns: Sequence[str]) -> list[str]:
+    """Return the columns of the ranked table that are made of scores with these `columns`."""
+    fused = [FUSED] if config.fusion != "none" else []
+    passages = ["n_passages", "best_passage"] if "n_passages" in columns else []
+    at = COLUMNS.index("probability")
+    return [*COLUMNS[:at], *fused, *COLUMNS[at:], *passages]
+
+
+def output_names(columns: Sequence[str], config: RankingConfig) -> dict[str, str]:
     """Return the name in the ranked table of every column passed through, by `in.NAME`."""
-    taken, names = {*COLUMNS, "label"}, {}
+    taken, names = {*_columns(config, columns), "label"}, {}
     for column in columns:
         if column.startswith(PASS_THROUGH):
             name = column.removeprefix(PASS_THROUGH)

@@ -40,7 +40,7 @@ from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
 from jobs.scoring import stage
-from jobs.scoring.fill import distinct_keys, fill_store, scoring_stats
+from jobs.scoring.fill import count_passages, distinct_keys, fill_store, scoring_stats
 from jobs.scoring.models import embedded_model
 from jobs.scoring.remote import estimate_units, remote_spec
 from jobs.scoring.token_lengths import sample_lengths
@@ -51,8 +51,8 @@ COMMAND = Command(
     name="python -m jobs.rerank",
     about="Rerank a table of (query, candidate) pairs with a cross-encoder.",
     require=("model.name|remote.model", "input.path|input.table|input.run", "output.path"),
-    sections="input model remote batching scoring ranking evaluation report store output mlflow "
-    "spark dry_run",
+    sections="input model remote passages batching scoring ranking evaluation report store output "
+    "mlflow spark dry_run",
 )
 
 
@@ -105,7 +105,8 @@ def produce(
     """
     spark, plan, pairs = ready.spark, ready.plan, ready.pairs
     spec = stage.ship_model(spark, ready.checkpoint, spec_of(config, ready), config.model.ship)
-    store = ScoreStore(spark, config.store.path or f"{out.path}/{SCORES}", spec.fingerprint())
+    place, passages = config.store.path or f"{out.path}/{SCORES}", spec.passages is not None
+    store = ScoreStore(spark, place, spec.fingerprint(), passages=passages)
     with watch.part("checking"):
         done = validate(pairs, out)
         labelled = done.valid if "label" in pairs.has else None
@@ -114,7 +115,8 @@ def produce(
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
     if config.output.table:
-        refuse_table(spark, config.output, ranked_schema(config.ranking, done))
+        schema = ranked_schema(config.ranking, done, passages=passages)
+        refuse_table(spark, config.output, schema)
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
             spark, config.batching, config.scoring, pairs, done, spec, store
@@ -123,6 +125,7 @@ def produce(
     with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
         measuring = beside.submit(scoring_stats, spark, filled)
         results = write_ranked(out, config.ranking, config.output, done, store.read())
+        long = count_passages(results.scored, pairs.list_columns) if passages else None
         stats = measuring.result()
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
@@ -130,6 +133,7 @@ def produce(
         "fingerprint": spec.fingerprint(),
         "model": {**model, "precision": None if spec.remote else spec.precision},
         **scoring_record(config, done.counts, stats, results, watch),
+        **({"passages": long} if long else {}),
     }  # fmt: skip
     if qrels is None and not plan.rules:
         return {**record, "timings": watch.timings()}, None
@@ -149,7 +153,8 @@ def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
         return remote_spec(config.remote)
     gpu = stage.tasks_have_gpus(ready.spark, config.scoring)
     precision = stage.resolve_precision(config.model, gpu=gpu)
-    return stage.make_spec(config.model, config.batching, ready.checkpoint, precision)
+    passages = config.passages.spec()
+    return stage.make_spec(config.model, config.batching, ready.checkpoint, precision, passages)
 
 
 def outcome(
@@ -197,7 +202,8 @@ def dry_run(config: Config, ready: Rerank) -> int:
     spark, pairs = ready.spark, ready.pairs
     done = validate(pairs)
     if config.output.table:
-        refuse_table(spark, config.output, ranked_schema(config.ranking, done))
+        schema = ranked_schema(config.ranking, done, passages=bool(config.passages.size))
+        refuse_table(spark, config.output, schema)
     spec = spec_of(config, ready)
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())
@@ -217,7 +223,7 @@ def _sizes(
 ) -> tuple[dict[str, Any] | None, tuple[float, str] | None]:
     """Return the lengths of a sample, or what the pairs `left` will cost of a remote model."""
     folder = embedded_model() if spec.remote else ready.checkpoint.path
-    sample = sample_lengths(ready.pairs, folder, spec)
+    sample = None if spec.passages else sample_lengths(ready.pairs, folder, spec)
     if sample is None:
         return None, None
     if spec.remote is not None:

@@ -64,8 +64,13 @@ def make_full(**changes: Any) -> dict[str, Any]:
     systems = [
         {"name": "first stage", "values": BEFORE, "versus": versus(-0.046, 0.01)},
         {"name": "bge-reranker-base", "values": values, "versus": None, "ms_per_pair": 7.25},
-        {"name": "reranked", "values": AFTER, "versus": versus(0.021, 0.03),
-         "ms_per_pair": 9.5, "cost": 12.345},
+        {
+            "name": "reranked",
+            "values": AFTER,
+            "versus": versus(0.021, 0.03),
+            "ms_per_pair": 9.5,
+            "cost": 12.345,
+        },
         {"name": "MiniLM", "values": dict.fromkeys(AFTER, 0.51), "versus": versus(0.017, 0.4)},
     ]
     warnings = ["All scores are equal: the order is that of the document ids."]

@@ -17,6 +17,7 @@ Dialect = Literal[
     "cohere", "voyage", "jina", "vllm", "tei", "infinity", "nim", "sglang", "mixedbread"
 ]
 ScoreKind = Literal["logit", "probability"]
+Aggregate = Literal["first", "max", "mean_top_k", "sum_of_top_k"]
 
 #: Precisions of each backend.
 PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
@@ -69,6 +70,16 @@ class RemoteSpec:
 
 
 @dataclass(frozen=True)
+class PassageSpec:
+    """Windows over the tokens of a document, and how their logits make its own."""
+
+    size: int  # of a window [tokens]
+    stride: int  # from the start of one to that of the next [tokens]
+    aggregate: Aggregate = "max"
+    k: int = 1  # highest logits of `mean_top_k` and `sum_of_top_k`; 1 for the others
+
+
+@dataclass(frozen=True)
 class ScorerSpec:
     """How rendered pairs are scored. Templates and instructions are part of the rendered texts.
 
@@ -98,6 +109,7 @@ class ScorerSpec:
     # started again, such as Spark's workers. 0: no limit [s].
     batch_timeout: float = 0.0
     remote: RemoteSpec | None = None  # of backend `remote`, which reads no other field but `window`
+    passages: PassageSpec | None = None  # None: a document is scored as one text, and cut
 
     def __post_init__(self) -> None:
         """Refuse values that no scorer could serve."""
@@ -124,6 +136,8 @@ class ScorerSpec:
         if self.remote is not None:
             return {"backend": self.backend, **self.remote.scoring()}
         scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
+        if self.passages is None:  # older than this field, and still the same scores
+            del scoring["passages"]
         return {**scoring, "scoring_version": SCORING_VERSION}
 
     def fingerprint(self) -> str:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 SCORE_SCHEMA: Final = (
     "logit float, n_tokens int, n_padded int, truncated boolean, device_ms float, status string"
 )
-ROWS_SCHEMA: Final = f"pair_key string, {SCORE_SCHEMA}"
+PASSAGE_SCHEMA: Final = "n_passages int, passage_start int, passage_end int, first_logit float"
+_OF_PASSAGES: Final = [column.split()[0] for column in PASSAGE_SCHEMA.split(", ")]
 NULL_TEXT: Final = "null_text"
 _ARCHIVE: Final = "archive:"
 _WINDOW_CHARACTERS: Final = 2**25
@@ -65,6 +66,11 @@ class UsageParam(AccumulatorParam[Usage]):
         return value1 + value2
 
 
+def score_schema(spec: ScorerSpec) -> str:
+    """Return the columns of scores: `SCORE_SCHEMA`, with passages also `PASSAGE_SCHEMA`."""
+    return f"{SCORE_SCHEMA}, {PASSAGE_SCHEMA}" if spec.passages else SCORE_SCHEMA
+
+
 def rerank_udf(
     spec: ScorerSpec, peaks: Accumulator[Peak] | None = None,
     usage: Accumulator[Usage] | None = None,
@@ -72,7 +78,7 @@ def rerank_udf(
     """Return an iterator Pandas UDF that scores columns: `rerank_udf(spec)("query", "doc")`.
 
     On the driver this only wraps `spec`; each Python worker loads the model when its first batch
-    arrives, and keeps it for later tasks. The result is a struct column, `SCORE_SCHEMA`: the raw
+    arrives, and keeps it for later tasks. The result is a struct column, `score_schema`: the raw
     float32 logit (null unless status is `ok`), tokens given to the model, whether the pair was
     cut, the pair's share of device time [ms], and a status (`ok`, `nonfinite`, `out_of_memory`,
     `null_text` where a side is null). A probability is the logit's sigmoid.
@@ -91,7 +97,7 @@ def rerank_udf(
         if usage is not None and spec.remote is not None:
             usage.add(cast("RemoteScorer", loaded.scorer).take_usage())
 
-    udf = pandas_udf(SCORE_SCHEMA)(score)  # type: ignore[call-overload]
+    udf = pandas_udf(score_schema(spec))(score)  # type: ignore[call-overload]
     return cast("Callable[..., Column]", udf.asNondeterministic())
 
 
@@ -100,7 +106,8 @@ def rerank_rows(
 ) -> Callable[[Iterable[pd.DataFrame]], Iterator[pd.DataFrame]]:
     """Return the same for `DataFrame.mapInPandas`, which can have executors of its own.
 
-    Takes `pair_key`, `query` and `doc`; gives `ROWS_SCHEMA`. What scoring needed goes to `peaks`.
+    Takes `pair_key`, `query` and `doc`; gives `pair_key` and `score_schema`. What scoring needed
+    goes to `peaks`.
     """
 
     def score(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -206,10 +213,14 @@ def _windows(batches: Iterator[Pairs], size: int, first: int) -> Iterator[list[P
 
 def _to_frame(scores: Scores, given: NDArray[np.bool_]) -> pd.DataFrame:
     """Return scores of the given rows, with `null_text` for the others."""
-    whole = new_scores(len(given), NULL_TEXT)
+    whole = new_scores(len(given), NULL_TEXT, scores.dtype)
     whole[given] = scores
-    logit = pd.arrays.FloatingArray(whole.logit.copy(), ~np.isfinite(whole.logit))
-    unknown = whole.n_tokens == 0  # a server does not tell what it gave to the model
+    lost, unknown = ~np.isfinite(whole.logit), whole.n_tokens == 0  # a server does not tell
+    logit = pd.arrays.FloatingArray(whole.logit.copy(), lost)
     n_tokens = pd.arrays.IntegerArray(whole.n_tokens.copy(), unknown)
     truncated = pd.arrays.BooleanArray(whole.truncated.copy(), unknown)
-    return pd.DataFrame(whole).assign(logit=logit, n_tokens=n_tokens, truncated=truncated)
+    frame = pd.DataFrame(whole).assign(logit=logit, n_tokens=n_tokens, truncated=truncated)
+    for name in frame.columns.intersection(_OF_PASSAGES):
+        kind = pd.arrays.FloatingArray if name == "first_logit" else pd.arrays.IntegerArray
+        frame[name] = kind(whole[name].copy(), lost)
+    return frame

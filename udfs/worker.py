@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from udfs.devices import TaskSlot
 from udfs.scorers.base import PairScorer, StubScorer
@@ -51,6 +52,10 @@ def get_scorer(
             scorer: PairScorer = RemoteScorer(spec.remote)
         else:
             scorer = StubScorer() if spec.backend == "stub" else load(folder, spec, slot)
+        if spec.passages is not None:
+            from udfs.scorers.passages import PassageScorer
+
+            scorer = PassageScorer(cast(Scorer, scorer), spec.passages)
         _loaded = Loaded(spec, slot.gpu, scorer, time.perf_counter() - start)
         # pyspark's worker collects garbage after every task: a third of a second through all
         # objects of torch and the model, unless they are frozen.

@@ -20,6 +20,7 @@ from jobs.config.evaluation import ReportConfig as ReportConfig
 from jobs.config.remote import RemoteConfig as RemoteConfig
 from jobs.config.scoring import BatchingConfig as BatchingConfig
 from jobs.config.scoring import ModelConfig as ModelConfig
+from jobs.config.scoring import PassagesConfig as PassagesConfig
 from jobs.config.scoring import ScoringConfig as ScoringConfig
 from jobs.config.scoring import SparkConfig as SparkConfig
 from jobs.config.scoring import TuneConfig as TuneConfig
@@ -33,6 +34,7 @@ class Config(Section):
     input: InputConfig = InputConfig()
     model: ModelConfig = ModelConfig()
     remote: RemoteConfig = RemoteConfig()
+    passages: PassagesConfig = PassagesConfig()
     batching: BatchingConfig = BatchingConfig()
     scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
@@ -55,6 +57,23 @@ class Config(Section):
                 f"model.max_length={self.model.max_length} exceeds "
                 f"batching.max_tokens={self.batching.max_tokens}; raise one or lower the other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_score_passages(self) -> Self:
+        size, backend = self.passages.size, self.model.backend
+        if size and size >= self.model.max_length:
+            raise ValueError(
+                f"passages.size={size} leaves no room for a query in "
+                f"model.max_length={self.model.max_length}; lower one or raise the other"
+            )
+        if size and backend in ("stub", "remote"):
+            raise ValueError(
+                f"passages.size={size} needs a tokenizer, which model.backend={backend} has not; "
+                "leave passages out"
+            )
+        if size and self.output.format == "csv":
+            raise ValueError("output.format=csv cannot hold best_passage; choose parquet")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jobs.config.section import Section, Share
 
@@ -13,17 +13,29 @@ class RankingConfig(Section):
     top_k: PositiveInt | None = None
     """ranks kept per query (unset: all) [rows]"""
     min_score: float | None = None
-    """lowest logit kept (unset: all) [logit]"""
+    """lowest logit kept, by jobs.fuse the lowest fused score (unset: all) [logit]"""
     tie_break: Literal["doc_id_desc", "doc_id_asc"] = "doc_id_desc"
     """order of equal scores; doc_id_desc is trec_eval's"""
+    fusion: Literal["none", "rrf", "weighted"] = "none"
+    """what ranks: the score alone (none; for jobs.fuse rrf), or fusion_scores by reciprocal ranks
+    or a weighted sum"""
+    fusion_scores: dict[str, FiniteFloat] = {}
+    """weights of what is fused, NAME=WEIGHT, may be repeated: score, retrieval_score,
+    retrieval_rank, a column passed through; for jobs.fuse the names of tables (empty: score and the
+    first stage's, or all tables, 1 each)"""
+    fusion_normalise: Literal["minmax", "zscore", "rank", "none"] = "minmax"
+    """what is made of scores, list by list, before a weighted sum: 0 to 1; mean 0 and deviation 1;
+    1 - (rank - 1) / number of scores; or nothing"""
+    fusion_k: PositiveFloat = 60.0
+    """rrf adds up weight / (fusion_k + rank)"""
 
 
 class RankedConfig(Section):
-    """The ranked tables that jobs.evaluate reads."""
+    """The ranked tables that jobs.evaluate and jobs.fuse read."""
 
     path: list[str] = []
     """ranked table, PATH or NAME=PATH, may be repeated: the first is judged, the others are
-    compared with it [path or URI]"""
+    compared with it; jobs.fuse fuses all of them [path or URI]"""
 
 
 class EvaluationConfig(Section):

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from jobs.config.section import Section, Share, refuse_int16
-from udfs.spec import PRECISIONS
+from udfs.spec import PRECISIONS, Aggregate, PassageSpec
 
 #: Values of `tune.precisions`: of torch, or BACKEND:PRECISION.
 ENGINES = ("fp32", "fp16", "bf16", "onnxruntime:fp32", "onnxruntime:int8")
@@ -76,6 +76,36 @@ class ModelConfig(Section):
                 "use model.backend=torch"
             )
         return self
+
+
+class PassagesConfig(Section):
+    """Long documents: scored window by window instead of being cut."""
+
+    size: PositiveInt | None = None
+    """tokens of a document that are scored at once (unset: a document is cut) [tokens]"""
+    stride: PositiveInt | None = None
+    """from the start of a window to that of the next (unset: size, so no overlap) [tokens]"""
+    aggregate: Aggregate = "max"
+    """what a document's logit is: that of its first window, the highest, or the mean or sum of the
+    k highest"""
+    k: PositiveInt = 3
+    """windows of mean_top_k and sum_of_top_k, or all where there are fewer"""
+
+    @model_validator(mode="after")
+    def _covers_the_document(self) -> Self:
+        if self.stride and self.stride > (self.size or 0):
+            raise ValueError(
+                f"passages.stride={self.stride} exceeds passages.size={self.size}, so tokens would "
+                "be left out; lower it"
+            )
+        return self
+
+    def spec(self) -> PassageSpec | None:
+        """Return what executors have to know, None where documents are cut."""
+        if self.size is None:
+            return None
+        k = self.k if self.aggregate in ("mean_top_k", "sum_of_top_k") else 1
+        return PassageSpec(self.size, self.stride or self.size, self.aggregate, k)
 
 
 class BatchingConfig(Section):

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.fuse.fusion import FUSED
 from jobs.input.columns import id_text, quoted
 from jobs.input.readers import READ_ERROR, read_source
 from jobs.output.filesystem import Files
@@ -28,8 +29,9 @@ class Table:
     """Candidates under a name.
 
     Attributes:
-        candidates: query_id and doc_id (string), score (float), retrieval_score, retrieval_rank,
-            n_tokens, truncated (null where unknown), label if there is one, `group`, slices.
+        candidates: query_id and doc_id (string), score (float, what ranks), retrieval_score,
+            retrieval_rank, n_tokens, truncated (null where unknown), label if there is one,
+            `group`, slices.
         group: columns that make a list together with query_id.
         record: `run.json` of the run that scored them, None if unknown.
         texts: query_id, doc_id, query, doc; None if no example is to be shown.
@@ -80,11 +82,12 @@ def read_ranked(
         RefusedError: naming missing and present columns.
     """
     beside = published_record(Files(spark), path.rstrip("/").rpartition("/")[0] or ".")
-    record = beside if beside and beside["kind"] == "rerank" else None
+    record = beside if beside and beside["kind"] in ("rerank", "fuse") else None
     group = tuple(group or setting_of(record, "input", "group") or ())
     table = read_source(spark, path=path, otherwise="parquet")
     present = [column for column in table.columns if column != READ_ERROR]
     needed = ("query_id", "doc_id", "score", *group, *slices)
+    fused = FUSED in present and (record is None or is_fused(record))
     if missing := [column for column in needed if column not in present]:
         raise RefusedError(
             f"ranked table {path} lacks {', '.join(missing)}; the columns present are "
@@ -92,12 +95,27 @@ def read_ranked(
         )
     columns = {column: id_text(table, column) for column in ("query_id", "doc_id")}
     for column, kind in _COLUMNS.items():
-        columns[column] = (quoted(column) if column in present else F.lit(None)).cast(kind)
+        source = FUSED if fused and column == "score" else column
+        columns[column] = (quoted(source) if source in present else F.lit(None)).cast(kind)
     for column in ("label", *group, *slices):
         if column in present:
             columns.setdefault(column, quoted(column))
     rows = table.select(*(value.alias(column) for column, value in columns.items()))
     return Table(name, rows, group, record)
+
+
+def refuse_other_lists(table: Table, other: Table) -> None:
+    """Refuse a table whose lists are made by other columns than another one's."""
+    if table.group != other.group:
+        lists = [f"({', '.join((*each.group, 'query_id'))})" for each in (table, other)]
+        raise RefusedError(
+            f"a list of {table.name} is {lists[0]}, of {other.name} {lists[1]}; set input.group"
+        )
+
+
+def is_fused(record: Mapping[str, Any] | None) -> bool:
+    """Return whether what a run ranked by are fused scores, and not logits."""
+    return setting_of(record, "ranking", "fusion") not in (None, "none")
 
 
 def setting_of(record: Mapping[str, Any] | None, section: str, key: str) -> Any:

@@ -15,7 +15,7 @@ from jobs.evaluation.document import Baseline, assemble, mean_judged, refuse_apa
 from jobs.evaluation.examples import examples
 from jobs.evaluation.gate import REGISTERED, Plan, judge
 from jobs.evaluation.measures import AFTER, BEFORE, JUDGED
-from jobs.evaluation.ranked import Table, read_ranked, setting_of
+from jobs.evaluation.ranked import Table, is_fused, read_ranked, refuse_other_lists, setting_of
 from jobs.evaluation.run import RunEvaluation, evaluate_run
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PER_QUERY
@@ -24,6 +24,7 @@ from jobs.runtime.redaction import masked
 
 _TIED: Final = 0.5  # share of tied candidates beyond which a warning says so
 _JUDGED_FALL: Final = 0.01  # fall of Judged@10 beyond which a warning says so
+_OF_LOGITS: Final = ("reliability", "ece")
 _QRELS: Final = "query_id string, doc_id string, relevance int"
 
 
@@ -123,10 +124,7 @@ def evaluate(
     known = out.stage("qrels", known.select("query_id", "doc_id", "relevance"), "parquet")
 
     def measure(table: Table) -> RunEvaluation:
-        if table.group != judged.group:
-            lists = [f"({', '.join((*each.group, 'query_id'))})" for each in (table, judged)]
-            raise RefusedError(f"a list of {table.name} is {lists[0]}, of {judged.name} "
-                               f"{lists[1]}; set input.group")  # fmt: skip
+        refuse_other_lists(table, judged)
         number, slices = next(numbers), plan.config.slices if table is judged else ()
         return evaluate_run(
             table, known, plan.measures,
@@ -140,10 +138,13 @@ def evaluate(
         if not run.values["n_judged"].any():
             refuse_unrelated(judged.candidates, qrels)
         document = _compared(plan, run, others, baseline, measure)
-        records = {table.name: table.record for table in (judged, *others)}
-        for row in document["systems"]:
-            row |= _price(records.get(row["name"]))
-    document |= describe(run, setting_of(judged.record, "model", "max_length"))
+        _add_prices(document["systems"], (judged, *others))
+    # With passages, a pair that is longer is not cut.
+    whole = setting_of(judged.record, "passages", "size")
+    max_length = None if whole else setting_of(judged.record, "model", "max_length")
+    document |= describe(run, max_length)
+    if is_fused(judged.record):  # whose sigmoid is no probability
+        document["scores"] = {k: v for k, v in document["scores"].items() if k not in _OF_LOGITS}
     document |= {"operations": _operations(judged.record), "examples": []}
     if judged.texts is not None and plan.examples and qrels is not None:
         document["examples"] = examples(run.rows, judged.texts, document, plan.examples)
@@ -173,10 +174,13 @@ def _compared(
     return document
 
 
-def _price(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a system's run took: mean time per pair [ms] and price; None where unknown."""
-    times, remote = ((record or {}).get(name) or {} for name in ("device_ms", "remote"))
-    return {"ms_per_pair": times.get("mean"), "cost": remote.get("cost")}
+def _add_prices(systems: Sequence[dict[str, Any]], tables: Sequence[Table]) -> None:
+    """Add what a system's run took: mean time per pair [ms] and cost; None where unknown."""
+    records = {table.name: table.record or {} for table in tables}
+    for row in systems:
+        record = records.get(row["name"], {})
+        times, remote = (record.get(name) or {} for name in ("device_ms", "remote"))
+        row |= {"ms_per_pair": times.get("mean"), "cost": remote.get("cost")}
 
 
 def _operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -188,6 +192,7 @@ def _operations(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "ms_per_pair": record.get("device_ms"),
         "memory": record.get("memory"),
         "remote": record.get("remote"),
+        "passages": record.get("passages"),
         **{name: rate for name, rate in record["rates"].items() if name != "top1_change_rate"},
         **{name: record.get(name, {}) for name in ("reject_reasons", "timings", "model")},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jobs.runtime.redaction import masked
@@ -19,7 +19,7 @@ def closing_summary(
     """Return counts, rates and where the files are, in a dozen lines."""
     counts, rates, memory = record["counts"], record["rates"], record.get("memory") or {}
     max_length = record["config"]["model"]["max_length"]
-    spent = record.get("remote") or {}
+    spent, long = record.get("remote") or {}, record.get("passages") or {}
     known = [name for name in ("units", "tokens") if spent.get(name)]
     cost = ", ".join(f"{spent[name]:,.0f} {name}" for name in known)
     if spent.get("cost"):
@@ -40,6 +40,12 @@ def closing_summary(
         ("scored", counts["scored"], f"pairs{speed}"),
         ("requests", spent.get("requests", 0), cost),
         ("memory", peak, f"MB, largest process that scored{device}"),
+        (
+            "long",
+            long.get("long", 0),
+            f"documents of several passages; {long.get('top1_changed', 0):,} queries "
+            "have another first document by it",
+        ),
         ("truncated", counts["truncated"], f"pairs, cut at {max_length:,} tokens"),
     )
     if rates["top1_change_rate"] is not None:
@@ -64,6 +70,17 @@ def evaluation_summary(document: Mapping[str, Any], places: Mapping[str, str]) -
     lines = [line for part in parts for line in part(document)]
     warnings = [f"warning: {sentence}" for sentence in document.get("warnings") or []]
     return "\n".join([*lines, *warnings, *_files(places)])
+
+
+def fuse_summary(counts: Mapping[str, int], names: Sequence[str], places: Mapping[str, str]) -> str:
+    """Return what `jobs.fuse` shows: counts, and where the files are."""
+    lines = _counted(
+        ("input", counts["input"], f"rows of {', '.join(names)}"),
+        ("merged", counts["merged"], "rows, with another of the same document"),
+        ("cut", counts["cut"], "rows, by top_k or min_score"),
+        ("ranked", counts["ranked"], f"rows of {counts['queries']:,} queries"),
+    )
+    return "\n".join([*lines, *_files(places)])
 
 
 def dry_run_summary(

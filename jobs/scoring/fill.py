@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,7 +25,7 @@ from jobs.store.scores import SCHEMA, ScoreStore
 from udfs.limits import Peak
 from udfs.scorers.base import OK, UNANSWERED, Usage
 from udfs.spec import ScorerSpec
-from udfs.udf import ROWS_SCHEMA, PeakParam, UsageParam, rerank_rows, rerank_udf
+from udfs.udf import PeakParam, UsageParam, rerank_rows, rerank_udf, score_schema
 
 _PERCENTILES: Final = (0.5, 0.95, 0.99)
 # Pairs that a killed task has to score again, at most about; enough work to hide a task's start.
@@ -121,7 +122,8 @@ def _append_scores(
         score = rerank_udf(spec, peaks, usage)("query", "doc").alias("score")
         scored = texts.select("pair_key", score).select("pair_key", "score.*")
     else:
-        scored = texts.mapInPandas(rerank_rows(spec, peaks), ROWS_SCHEMA, profile=profile)
+        schema = f"pair_key string, {score_schema(spec)}"
+        scored = texts.mapInPandas(rerank_rows(spec, peaks), schema, profile=profile)
     if spec.remote is not None:  # no filter moves before what is nondeterministic
         scored = scored.where(F.col("status") != UNANSWERED)
     return store.append(scored), peaks.value, usage.value
@@ -151,6 +153,20 @@ def scoring_stats(spark: SparkSession, filled: ScoringStats) -> ScoringStats:
         named = zip(_PERCENTILES, percentiles, strict=True)
         row["device_ms"] = {"mean": mean, **{f"p{share * 100:g}": value for share, value in named}}
     return replace(filled, **row)
+
+
+def count_passages(scored: DataFrame, lists: Sequence[Column]) -> dict[str, int]:
+    """Count candidates of several passages, and lists whose first document is not the one that
+    their first passages would have put there. `scored`: candidates with their scores.
+    """
+    first, top = (
+        F.max_by("doc_id", F.struct(name, "doc_id")) for name in ("first_logit", "logit")
+    )  # fmt: skip
+    found = scored.groupBy(*lists).agg(
+        F.count_if(F.col("n_passages") > 1).alias("long"), (first != top).alias("changed")
+    )
+    row = found.agg(F.sum("long"), F.count_if("changed")).collect()[0]
+    return {"long": int(row[0] or 0), "top1_changed": int(row[1])}
 
 
 def _spread(texts: DataFrame, tasks: int) -> DataFrame:

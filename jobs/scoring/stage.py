@@ -26,7 +26,7 @@ from jobs.scoring.onnx_export import copied_files
 from udfs import devices
 from udfs.checkpoint import Checkpoint, scoring_files
 from udfs.forward.base import ModelError
-from udfs.spec import Precision, ScorerSpec
+from udfs.spec import PassageSpec, Precision, ScorerSpec
 
 _DYNAMIC: Final = "spark.dynamicAllocation.enabled"
 _EXECUTOR_GPUS: Final = "spark.executor.resource.gpu.amount"
@@ -35,15 +35,16 @@ _TASKS_PER_GPU: Final = 2
 
 
 def make_spec(
-    model: ModelConfig, batching: BatchingConfig, checkpoint: Checkpoint, precision: Precision
-) -> ScorerSpec:
+    model: ModelConfig, batching: BatchingConfig, checkpoint: Checkpoint, precision: Precision,
+    passages: PassageSpec | None = None,
+) -> ScorerSpec:  # fmt: skip
     """Return what executors have to know."""
     return ScorerSpec(
         str(checkpoint.path), checkpoint.digest, precision=precision, runtime=checkpoint.runtime,
         max_length=model.max_length, truncation=model.truncation, attention=model.attention,
         backend=model.backend, trust_remote_code=model.trust_remote_code, device=model.device,
         max_tokens=batching.max_tokens, max_pairs=batching.max_pairs, window=batching.window,
-        batch_timeout=batching.timeout,
+        batch_timeout=batching.timeout, passages=passages,
     )  # fmt: skip
 
 

@@ -30,7 +30,12 @@ SCHEMA: Final = (
     .add("n_padded", "integer").add("truncated", "boolean").add("device_ms", "float")
     .add("status", "string")
 )  # fmt: skip
-_FILES: Final = StructType(SCHEMA.fields[:]).add(ORIGIN, "string")
+#: With passages also these; null where there are none.
+PASSAGES: Final = (
+    StructType().add("n_passages", "integer").add("passage_start", "integer")
+    .add("passage_end", "integer").add("first_logit", "float")
+)  # fmt: skip
+_FILES: Final = StructType([*SCHEMA.fields, *PASSAGES.fields]).add(ORIGIN, "string")
 READ_ERRORS: Final = (PySparkException, Py4JJavaError)
 # Parquet keeps a checksum of each page, which readers ignore unless told otherwise.
 _READ: Final = {"parquet.page.verify-checksum.enabled": "true", "pathGlobFilter": "*.parquet"}
@@ -44,7 +49,7 @@ _WRITE: Final = {
 
 
 def read_files(spark: SparkSession, paths: Sequence[str], **options: str) -> DataFrame:
-    """Return all rows of files or attempts: `SCHEMA` and `ORIGIN`, the attempt of each row."""
+    """Return all rows of files: `SCHEMA`, `PASSAGES` and `ORIGIN`, the attempt of each row."""
     rows = spark.read.options(**_READ, **options).schema(_FILES).parquet(*map(literal, paths))
     attempt = F.regexp_extract(F.input_file_name(), rf"{ATTEMPT}(\w+)", 1)
     return rows.withColumn(ORIGIN, F.coalesce(ORIGIN, attempt))
@@ -52,7 +57,7 @@ def read_files(spark: SparkSession, paths: Sequence[str], **options: str) -> Dat
 
 def verified(rows: DataFrame) -> DataFrame:
     """Return the same rows, reading every column, and fail where a row is not a score."""
-    every_column = F.xxhash64(*SCHEMA.names) != F.lit(0)  # true, in all but one of 2^64 cases
+    every_column = F.xxhash64(*rows.columns) != F.lit(0)  # true, in all but one of 2^64 cases
     fail = F.raise_error(F.lit("a row of the score store is not a score")).cast("boolean")
     return rows.where(F.when(_is_score(), every_column).otherwise(fail))
 
@@ -71,7 +76,7 @@ def deduplicated(rows: DataFrame) -> DataFrame:
 
     Of several scores for a key (two drivers at once) every reader takes the same one.
     """
-    values = F.struct(*SCHEMA.names[1:], ORIGIN)
+    values = F.struct(*(name for name in rows.columns if name != "pair_key"))
     order = F.struct(F.col("status") != OK, ORIGIN)
     best = rows.groupBy("pair_key").agg(F.min_by(values, order).alias("score"))
     return best.select("pair_key", "score.*")
@@ -123,10 +128,13 @@ def quiet(spark: SparkSession) -> Iterator[None]:
 class ScoreStore:
     """Scores of one fingerprint."""
 
-    def __init__(self, spark: SparkSession, path: str, fingerprint: str) -> None:
-        """Read and write nothing yet."""
+    def __init__(
+        self, spark: SparkSession, path: str, fingerprint: str, *, passages: bool = False
+    ) -> None:
+        """Read and write nothing yet. `passages`: whether scores have the columns `PASSAGES`."""
         self._spark = spark
         self._files = Files(spark)
+        self._passages = PASSAGES.fields if passages else []
         self.folder = f"{path}/{FINGERPRINT}{fingerprint}"
 
     def open(self, about: Mapping[str, Any]) -> None:
@@ -139,7 +147,7 @@ class ScoreStore:
         self._files.write_text(f"{self.folder}/{ABOUT}", text + "\n")
 
     def read(self) -> DataFrame:
-        """Return one row per pair key, `SCHEMA`."""
+        """Return one row per pair key, `SCHEMA`, with passages also `PASSAGES`."""
         return deduplicated(self._rows()).drop(ORIGIN)
 
     def missing(
@@ -167,7 +175,8 @@ class ScoreStore:
     def append(self, scores: DataFrame) -> str:
         """Run the scoring plan, keep every task's result as it ends, and return the folder."""
         attempt = f"{self.folder}/{ATTEMPT}{uuid.uuid4().hex}"
-        names = [F.col(field.name).cast(field.dataType) for field in SCHEMA.fields]
+        fields = [*SCHEMA.fields, *self._passages]
+        names = [F.col(field.name).cast(field.dataType) for field in fields]
         scores.select(*names).write.options(**_WRITE).parquet(attempt)
         return attempt
 
@@ -189,7 +198,8 @@ class ScoreStore:
         attempts = sorted({path.rpartition("/")[0] for path in self._parts()})
         if not attempts:
             return self._spark.createDataFrame([], _FILES)
-        return read_files(self._spark, attempts, **options)
+        rows = read_files(self._spark, attempts, **options)
+        return rows if self._passages else rows.drop(*PASSAGES.names)
 
     def _parts(self) -> dict[str, int]:
         """Return the finished files of all attempts: sizes [bytes] by path."""

@@ -106,7 +106,8 @@ VARIATIONS = {
         "(nothing was scored). | nDCG@10 rose from 0.506 to 0.573 (+0.067, | All scores are equal "
         "| The comparison with bge-reranker-base is over the 117 queries that both rank. | "
         "Against bge-reranker-base, over 117 queries | 3 only here, 2 only in the baseline | "
-        "All systems | ms per pair | 7.2 | 12.35 | ▲ significantly better | Most hurt queries | session s0 | Truncation could "
+        "All systems | ms per pair | 7.2 | 12.35 | ▲ significantly better | "
+        "Most hurt queries | session s0 | Truncation could "
         "have changed the order of 40 of 120 queries; 20 have a cut document among the first 10 | "
         "1.2% of the candidates have the score | nDCG@10 by language | missing_doc | 头孢-17",
         "",

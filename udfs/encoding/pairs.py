@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -94,13 +94,39 @@ class PairEncoder:
         """Tokenise and cut N pairs; ValueError if the two sides differ in number."""
         if len(queries) != len(docs):
             raise ValueError(f"{len(queries)} queries against {len(docs)} documents")
-        distinct = list(dict.fromkeys(queries))
-        by_text = dict(zip(distinct, self._tokenise(distinct), strict=True))
-        query_ids = [by_text[query] for query in queries]
-        doc_ids = self._tokenise(docs)
+        query_ids, doc_ids = self.query_tokens(queries), self._tokenise(docs)
         query_counts, doc_counts = _counts(query_ids), _counts(doc_ids)
         if self._truncation == "longest_first":
             self._compare_long_sides(queries, docs, query_counts, doc_counts)
+        return self._join(query_ids, doc_ids, query_counts, doc_counts)
+
+    def query_tokens(self, queries: Sequence[str]) -> list[Ids]:
+        """Token ids of each query; each distinct one is tokenised once."""
+        distinct = list(dict.fromkeys(queries))
+        by_text = dict(zip(distinct, self._tokenise(distinct), strict=True))
+        return [by_text[query] for query in queries]
+
+    def ranged_tokens(self, docs: Sequence[str]) -> Iterator[tuple[Ids, Ids]]:
+        """Yield all token ids of each document, int32[T], and where they are, int32[T, 2].
+
+        These are characters of the text: the first one, and the one behind the last.
+        """
+        for encoding in self._tokenizer.encode_batch(list(docs), add_special_tokens=False):
+            ranges = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+            yield np.array(encoding.ids, np.int32), ranges
+
+    def join(self, query_ids: Sequence[Ids], doc_ids: Sequence[Ids]) -> EncodedPairs:
+        """Put N pairs together from the tokens of their sides, and cut them."""
+        return self._join(query_ids, doc_ids, _counts(query_ids), _counts(doc_ids))
+
+    def _join(
+        self,
+        query_ids: Sequence[Ids],
+        doc_ids: Sequence[Ids],
+        query_counts: Counts,
+        doc_counts: Counts,
+    ) -> EncodedPairs:
+        """Put N pairs together. Counts are those before anything was cut, and may be larger."""
         kept_queries, kept_docs = POLICIES[self._truncation](
             query_counts, doc_counts, self._max_length, self.special
         )
@@ -108,7 +134,7 @@ class PairEncoder:
         parts = [np.zeros(0, np.int32)]  # there may be no pairs
         for query, n, doc, m in zip(query_ids, kept_queries, doc_ids, kept_docs, strict=True):
             parts += (before, self._cut(query, n), between, self._cut(doc, m), after)
-        types = np.tile(self._types, len(docs))
+        types = np.tile(self._types, len(doc_ids))
         return EncodedPairs(
             ids=np.concatenate(parts),
             types=np.repeat(types, _counts(parts[1:])) if self._has_types else None,

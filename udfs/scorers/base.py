@@ -26,13 +26,24 @@ _COLUMNS: Final = np.dtype(
         ("status", "O"),  # `ok`, or why there is no logit
     ]
 )
+#: What scorers of passages have beside them.
+PASSAGES: Final = np.dtype(
+    [
+        *_COLUMNS.descr,
+        ("n_passages", "i4"),  # windows of the document
+        ("passage_start", "i4"),  # of the one with the highest logit [characters]
+        ("passage_end", "i4"),
+        ("first_logit", "f4"),  # of the first one
+    ]
+)
 Scores = np.recarray[tuple[int], np.dtype[Any]]
 
 
-def new_scores(size: int, status: str = OK) -> Scores:
+def new_scores(size: int, status: str = OK, columns: np.dtype[Any] = _COLUMNS) -> Scores:
     """Return N rows that are not scored yet: the attributes are the columns, float32[N] etc."""
-    scores = np.recarray((size,), dtype=_COLUMNS)
-    scores[:] = (np.nan, 0, 0, False, 0.0, status)
+    scores = np.recarray((size,), dtype=columns)
+    scores[:] = np.zeros((), columns)
+    scores.logit, scores.status = np.nan, status
     return scores
 
 

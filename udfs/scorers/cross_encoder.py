@@ -79,7 +79,7 @@ class Scorer:
         self.encodes_ahead = encodes_ahead
         #: Batches that did not fit into memory and were halved.
         self.halvings = 0
-        self._encoder = encoder
+        self.encoder = encoder
         self._load = load
         self._spec = spec
         self._scored = self._rescored = 0
@@ -101,7 +101,7 @@ class Scorer:
 
     def encode(self, queries: Sequence[str], docs: Sequence[str]) -> EncodedPairs:
         """Tokenise and cut N pairs; each distinct query is tokenised once."""
-        return self._encoder.encode(queries, docs)
+        return self.encoder.encode(queries, docs)
 
     def score_encoded(self, pairs: EncodedPairs) -> Scores:
         """Score N encoded pairs, batch by batch, longest first."""

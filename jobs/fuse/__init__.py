@@ -1,0 +1,1 @@
+"""Several scores become one order: `fusion` for jobs.rerank, `python -m jobs.fuse` for tables."""
