@@ -140,8 +140,13 @@ def make_llm(folder: Path, name: str) -> None:
     """Save a random causal language model with a tokenizer that cuts texts as Qwen's does."""
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-    from transformers import GemmaConfig, Qwen2Config, Qwen3Config
+    from transformers import (
+        AutoModelForCausalLM,
+        GemmaConfig,
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen3Config,
+    )
 
     special = ["<bos>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
     words = Regex(

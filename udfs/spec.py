@@ -39,7 +39,7 @@ _NOT_SCORING: Final = (
 # The same for remote models: what is asked for, and how an answer becomes a logit.
 REMOTE_VERSION: Final = 1
 # Fields added later; hashed only where they are set, so that older scores stay valid.
-_HASHED_IF_SET: Final = ("prompt", "label")
+_HASHED_IF_SET: Final = ("prompt", "label", "modular")
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class ScorerSpec:
     remote: RemoteSpec | None = None  # of backend `remote`, which reads no other field but `window`
     prompt: Prompt | None = None  # of a causal language model; None: a classifier
     label: int | None = None  # whose logit is the score, of a classifier with several labels
+    modular: bool = False  # whether modules of sentence-transformers compute it, see `udfs.kinds`
 
     def __post_init__(self) -> None:
         """Refuse values that no scorer could serve."""
@@ -143,7 +144,9 @@ class ScorerSpec:
         if self.remote is not None:
             return {"backend": self.backend, **self.remote.scoring()}
         scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
-        scoring = {k: v for k, v in scoring.items() if k not in _HASHED_IF_SET or v is not None}
+        for name in _HASHED_IF_SET:
+            if scoring[name] is None or scoring[name] is False:
+                del scoring[name]
         return {**scoring, "scoring_version": SCORING_VERSION}
 
     def fingerprint(self) -> str:

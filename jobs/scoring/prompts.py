@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -142,3 +144,39 @@ def read_template(name: str) -> Template:
             for each in error.errors()
         )
         raise RefusedError(f"model.template={name}: {wrong}; mend the file") from None
+
+
+def chat_prompt(folder: Path, instruction: str) -> Prompt | None:
+    """Return the prompt of a folder with LogitScore, which sentence-transformers saved.
+
+    Its chat template has roles for query and document. Tokens do not span line ends, nor the
+    special token that mostly comes after the document. None where there is no such template.
+    """
+    answers = folder / "1_LogitScore" / "config.json"
+    templates = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
+    if not answers.is_file() or not any(
+        "chat_template" in file.name or '"chat_template"' in file.read_text(encoding="utf-8")
+        for file in templates
+        if file.is_file()
+    ):
+        return None
+    from transformers import AutoTokenizer
+
+    texts = {"system": instruction, "query": "<<query>>", "document": "<<document>>"}
+    messages = [{"role": role, "content": text} for role, text in texts.items() if text]
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    parts = re.fullmatch("(.*)<<query>>(.*)<<document>>(.*)", str(text), re.DOTALL)
+    if parts is None:
+        raise RefusedError(
+            f"the chat template of {folder} has no place for a query before a document; set "
+            "model.template"
+        )
+    before, between, after = parts.groups()
+    given = json.loads(answers.read_text(encoding="utf-8"))
+    lines, lines_between = before.rpartition("\n"), between.rpartition("\n")
+    return Prompt(
+        before=("".join(lines[:2]),), query=lines[2] + "{query}" + "".join(lines_between[:2]),
+        between=(), document=lines_between[2] + "{document}", after=(after,),
+        positive=int(given["true_token_id"]), negative=given["false_token_id"],
+    )  # fmt: skip

@@ -74,7 +74,7 @@ def bge(
     end = ids("\n") + ids(task)
     rows = []
     for query, doc in zip(queries, docs, strict=True):
-        first = [tokenizer.bos_token_id] + ids(f"A: {query}")[: max_length * 3 // 4]
+        first = [tokenizer.bos_token_id, *ids(f"A: {query}")[: max_length * 3 // 4]]
         second = ids("\n") + ids(f"B: {doc}")
         rows.append(first + second[: max_length - len(end) - len(first)] + end)
     return rows
@@ -187,12 +187,11 @@ def test_the_suffix_survives_a_document_that_is_far_too_long(
         task = read_template(template).instruction
         end += tokenizer.encode(task, add_special_tokens=False)
     assert encoded.ids[-len(end) :].tolist() == end
-    # The document cut by hand: the prompt around it takes what it takes with no document.
+    # The document cut by hand.
     recipe = RECIPES[template][0]
-    (around,) = recipe(tokenizer, [QUERIES[0]], [""], 10_000, "")
     (whole,) = recipe(tokenizer, [QUERIES[0]], [doc], 10_000, "")
     kept = whole[: 512 - len(end)] + whole[len(whole) - len(end) :]
-    assert len(whole) > 3000 + len(around) / 2
+    assert len(whole) > 3000
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([kept])).logits[0, -1]
@@ -331,5 +330,5 @@ def test_an_answer_that_is_no_token_is_refused(
 ) -> None:
     file, folder = tmp_path / "own.yaml", tiny_llm("qwen3")
     file.write_text(OWN.replace('"yes"', '"yes indeed"'))
-    with pytest.raises(ModelError, match="'yes indeed' of the template is .* tokens"):
+    with pytest.raises(ModelError, match=r"'yes indeed' of the template is .* tokens"):
         check_model(folder, spec(folder, str(file)))

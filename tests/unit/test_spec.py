@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from udfs.spec import RemoteSpec, ScorerSpec
+from udfs.spec import Prompt, RemoteSpec, ScorerSpec
 
 SPEC = ScorerSpec(model_path="/models/m", model_digest="d" * 64)
 CHANGES = {
@@ -13,6 +13,7 @@ CHANGES = {
     "backend": "onnxruntime", "runtime": "onnxruntime 1.31.1",
     "trust_remote_code": True, "device": "cpu", "max_tokens": 8192, "max_pairs": 7, "window": 9,
     "batch_timeout": 5.0, "remote": RemoteSpec("cohere", "", "m", "probability"),
+    "prompt": Prompt((), "{query}", (), "{document}", (), "yes"), "label": 0, "modular": True,
 }  # fmt: skip
 
 

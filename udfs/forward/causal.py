@@ -51,7 +51,7 @@ def give_answer_head(
     # A head that is tied to the embeddings has their name.
     named = {id(value): name for name, value in model.named_parameters()}
 
-    def rows(part: torch.nn.Parameter) -> torch.Tensor:
+    def rows(part: torch.Tensor) -> torch.Tensor:
         own = tensors.get(named[id(part)], part.detach())
         return own[list(answers)].float().clone()
 

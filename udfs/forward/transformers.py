@@ -14,6 +14,7 @@ from udfs.checkpoint import digest_of, weight_files
 from udfs.encoding.pairs import EncodedPairs
 from udfs.forward.base import BatchOutput, LogitModel, ModelError
 from udfs.forward.causal import CausalModel, give_answer_head
+from udfs.forward.modular import Layers, ModularModel, read_layers
 from udfs.forward.packed import available, pack
 from udfs.forward.transfer import now, read, send
 from udfs.forward.unpadded import UnpaddedModel, supports
@@ -65,8 +66,12 @@ def load(
             f"{len(lacking)} weights of {path} are missing or have another shape, first "
             f"{lacking[0]}; they would be random. Name a complete reranker checkpoint"
         )
+    layers = None
     if answers:
         give_answer_head(model, answers, tensors)
+    elif spec.modular:
+        layers, more = read_layers(path)
+        hashes |= more
     elif precision != "fp32":
         _keep_head_in_float32(model, tensors)
     # It may be another machine's folder of that name, or one that was replaced since the driver
@@ -77,7 +82,8 @@ def load(
             f"{spec.model_digest[:12]} on the driver; copy the folder anew, and change no model "
             "while a job uses it"
         )
-    return _on_device(model, device, spec, packed=precision == "bf16" and available())
+    packed = precision == "bf16" and available()
+    return _on_device(model, device, spec, packed=packed, layers=layers)
 
 
 def load_untrained(path: Path, spec: ScorerSpec, answers: Sequence[int] = ()) -> LogitModel:
@@ -90,10 +96,13 @@ def load_untrained(path: Path, spec: ScorerSpec, answers: Sequence[int] = ()) ->
         model = kind(config).to(_DTYPES[spec.precision])
     if answers:
         give_answer_head(model, answers, {})
-    return _on_device(model, torch.device("cpu"), spec, packed=False)
+    layers = read_layers(path)[0] if spec.modular else None
+    return _on_device(model, torch.device("cpu"), spec, packed=False, layers=layers)
 
 
-def _on_device(model: Any, device: torch.device, spec: ScorerSpec, *, packed: bool) -> LogitModel:
+def _on_device(
+    model: Any, device: torch.device, spec: ScorerSpec, *, packed: bool, layers: Layers | None
+) -> LogitModel:
     """Return the fastest way to run a model: the BERT family needs no padding."""
     on_gpu, known = device.type == "cuda", supports(model, device)
     if known and packed and not on_gpu:
@@ -104,6 +113,8 @@ def _on_device(model: Any, device: torch.device, spec: ScorerSpec, *, packed: bo
     model = model.to(device).eval()
     if spec.prompt is not None:
         return CausalModel(model, device)
+    if layers is not None:
+        return ModularModel(model, layers, device, spec.label or 0)
     if known and spec.attention != "eager":
         return UnpaddedModel(model, ragged=on_gpu, label=spec.label or 0)
     return PaddedModel(model, device, spec.label or 0)
@@ -127,7 +138,12 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[Path, bytes
 
 def _read_config(path: Path, spec: ScorerSpec) -> tuple[Any, Any]:
     """Return the configuration and the class of the model, without making its weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -136,7 +152,9 @@ def _read_config(path: Path, spec: ScorerSpec) -> tuple[Any, Any]:
         str(path), local_files_only=True, trust_remote_code=code
     )
     auto: Any = AutoModelForCausalLM if spec.prompt else AutoModelForSequenceClassification
-    if spec.prompt is None and (config.num_labels != 1) != (spec.label is not None):
+    if spec.modular:
+        auto = AutoModel
+    elif spec.prompt is None and config.num_labels != 1 and spec.label is None:
         raise ModelError(f"{path} has {config.num_labels} labels; one logit is needed")
     if spec.attention != "auto":
         config._attn_implementation = spec.attention
