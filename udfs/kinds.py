@@ -92,20 +92,7 @@ def find_head(
             errors.append(f"model.label={label} is for classifiers, {architecture} has no labels")
         return Head("llm")
     if modules and kind != "classifier":
-        if unknown := [name for name in modules if name not in HEADS]:
-            errors.append(
-                f"modules.json of {path} adds {' and '.join(unknown)} to the transformer, which is "
-                f"not supported ({', '.join(HEADS)} and {_LOGIT_SCORE} are); name another model"
-            )
-        elif not (width := _scores(path)):
-            errors.append(
-                f"modules.json of {path} ends in {modules[-1]}, which gives no scores (this is an "
-                "encoder, not a cross-encoder); name a reranker checkpoint"
-            )
-        else:
-            label_at = _find_label([str(n) for n in range(width)], label, errors)
-            return Head("modular", label_at)
-        return Head("modular")
+        return Head("modular", _module_label(path, modules, label, errors))
     if not architecture.endswith(_CLASSIFIER):
         errors.append(
             f"config.json names the architecture {architecture}; a cross-encoder is a "
@@ -113,6 +100,22 @@ def find_head(
         )
         return Head("classifier")
     return Head("classifier", _classifier_label(config, shapes, label, errors))
+
+
+def _module_label(path: Path, modules: list[str], label: str, errors: list[str]) -> int | None:
+    if unknown := [name for name in modules if name not in HEADS]:
+        errors.append(
+            f"modules.json of {path} adds {' and '.join(unknown)} to the transformer, which is not "
+            f"supported ({', '.join(HEADS)} and {_LOGIT_SCORE} are); name another model"
+        )
+    elif width := _scores(path):
+        return _find_label([str(n) for n in range(width)], label, errors)
+    else:
+        errors.append(
+            f"modules.json of {path} ends in {modules[-1]}, which gives no scores (this is an "
+            "encoder, not a cross-encoder); name a reranker checkpoint"
+        )
+    return None
 
 
 def _classifier_label(
