@@ -17,6 +17,7 @@ import jobs.demo
 from jobs.config import ModelConfig
 from jobs.runtime.cache import cache, cached_folder
 from jobs.runtime.errors import RefusedError
+from jobs.scoring.adapters import merge_adapter
 from jobs.scoring.prompts import TEMPLATES, chat_prompt, read_template
 from udfs.checkpoint import Checkpoint, CheckpointError, digest_of, inspect_checkpoint
 from udfs.spec import Prompt
@@ -47,6 +48,7 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
         folder = Path(name).expanduser().resolve()
     else:
         folder = _from_hub(name, config.revision, config.trust_remote_code)
+    folder = merge_adapter(folder, _base_model)
     try:
         checkpoint = inspect_checkpoint(
             folder, trust_remote_code=config.trust_remote_code, kind=config.kind,
@@ -126,6 +128,18 @@ def embedded_model() -> Path:
             (whole.parent / inside).rename(whole)
 
         return cached_folder(cache() / "embedded" / checksum[:64], unpack)
+
+
+def _base_model(name: str, revision: str | None) -> Path:
+    """Find the base model of an adapter."""
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    if not _COMMIT.fullmatch(revision or ""):
+        raise RefusedError(
+            f"the base model {name} of the adapter is no folder, and revision={revision} no "
+            "commit; set base_model_name_or_path in adapter_config.json to a folder that has it"
+        )
+    return _from_hub(name, revision, False)
 
 
 def _from_registry(uri: str, download: Callable[[str, Path], Path]) -> Path:
