@@ -182,9 +182,9 @@ def test_files_of_modules_are_hashed_and_shipped(backbone: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("file", "changes", "said"),
     [
-        ("1_Pooling", {"pooling_mode": "weightedmean"}, "pools by weightedmean"),
-        ("1_Pooling", {"include_prompt": False}, "leaves prompts out"),
-        ("2_Dense", {"activation_function": "os.system"}, "activation os.system, which is none of"),
+        ("1_Pooling", {"pooling_mode": "weightedmean"}, "weightedmean"),
+        ("1_Pooling", {"include_prompt": False}, "Pooling of whole texts"),
+        ("2_Dense", {"activation_function": "os.system"}, "with an activation of torch.nn"),
         ("2_Dense", {"use_residual": True}, "residual"),
         ("4_Dense", {"module_output_name": "sentence_embedding"}, "gives no scores"),
     ],

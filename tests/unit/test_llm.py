@@ -17,7 +17,8 @@ from jobs.scoring.prompts import TEMPLATES, read_template
 from tests.conftest import LLMS, SENTENCES
 from udfs.devices import TaskSlot
 from udfs.forward.base import ModelError
-from udfs.forward.causal import CausalModel
+from udfs.forward.heads import AnsweringModel
+from udfs.forward.transformers import PaddedModel
 from udfs.scorers.base import OK
 from udfs.scorers.cross_encoder import Scorer, check_model
 from udfs.spec import ScorerSpec
@@ -230,9 +231,9 @@ def test_a_query_that_is_far_too_long_is_cut_and_keeps_its_end(
 def test_no_logit_but_those_of_the_answers_is_computed(tiny_llm: Callable[[str], Path]) -> None:
     scorer = load(tiny_llm("qwen3"), "qwen3-reranker", precision="bf16")
     model = scorer._model
-    assert isinstance(model, CausalModel)
+    assert isinstance(model, PaddedModel) and isinstance(model.model, AnsweringModel)
     shapes = []
-    head = model.model.get_output_embeddings()
+    head = model.model._model.get_output_embeddings()
     head.register_forward_hook(lambda _module, _inputs, out: shapes.append(tuple(out.shape)))
     scores = scorer.score(QUERIES[:5], DOCS[:5])
     assert shapes == [(5, 1, 2)] and head.weight.shape[0] == 2
@@ -252,14 +253,14 @@ def test_memory_that_runs_out_halves_a_batch(
 ) -> None:
     scorer = load(tiny_llm("qwen2"), "mxbai-v2")
     expected = scorer.score(QUERIES, DOCS).logit
-    forward = CausalModel.forward
+    forward = PaddedModel.forward
 
-    def full(self: CausalModel, batch: Any) -> Any:
+    def full(self: PaddedModel, batch: Any) -> Any:
         if len(batch.lengths) > 3:
             raise torch.OutOfMemoryError("no memory left")
         return forward(self, batch)
 
-    monkeypatch.setattr(CausalModel, "forward", full)
+    monkeypatch.setattr(PaddedModel, "forward", full)
     scores = scorer.score(QUERIES, DOCS)
     assert scorer.halvings > 0 and (scores.status == OK).all()
     np.testing.assert_allclose(scores.logit, expected, atol=1e-4)

@@ -13,8 +13,7 @@ import torch
 from udfs.checkpoint import digest_of, weight_files
 from udfs.encoding.pairs import EncodedPairs
 from udfs.forward.base import BatchOutput, LogitModel, ModelError
-from udfs.forward.causal import CausalModel, give_answer_head
-from udfs.forward.modular import Layers, ModularModel, read_layers
+from udfs.forward.heads import AnsweringModel, ModularModel
 from udfs.forward.packed import available, pack
 from udfs.forward.transfer import now, read, send
 from udfs.forward.unpadded import UnpaddedModel, supports
@@ -27,7 +26,7 @@ _DTYPES: Final[dict[Precision, torch.dtype]] = {
 
 @dataclass(frozen=True)
 class PaddedModel:
-    """A sequence-classification model as transformers has it, on one device."""
+    """A sequence-classification model as transformers or `heads` have it, on one device."""
 
     model: Any
     device: torch.device
@@ -66,12 +65,8 @@ def load(
             f"{len(lacking)} weights of {path} are missing or have another shape, first "
             f"{lacking[0]}; they would be random. Name a complete reranker checkpoint"
         )
-    layers = None
-    if answers:
-        give_answer_head(model, answers, tensors)
-    elif spec.modular:
-        layers, more = read_layers(path)
-        hashes |= more
+    if answers or spec.modular:
+        model = _with_head(model, path, answers, tensors, hashes)
     elif precision != "fp32":
         _keep_head_in_float32(model, tensors)
     # It may be another machine's folder of that name, or one that was replaced since the driver
@@ -82,8 +77,7 @@ def load(
             f"{spec.model_digest[:12]} on the driver; copy the folder anew, and change no model "
             "while a job uses it"
         )
-    packed = precision == "bf16" and available()
-    return _on_device(model, device, spec, packed=packed, layers=layers)
+    return _on_device(model, device, spec, packed=precision == "bf16" and available())
 
 
 def load_untrained(path: Path, spec: ScorerSpec, answers: Sequence[int] = ()) -> LogitModel:
@@ -94,15 +88,19 @@ def load_untrained(path: Path, spec: ScorerSpec, answers: Sequence[int] = ()) ->
     config.num_hidden_layers = 1
     with no_init_weights():
         model = kind(config).to(_DTYPES[spec.precision])
-    if answers:
-        give_answer_head(model, answers, {})
-    layers = read_layers(path)[0] if spec.modular else None
-    return _on_device(model, torch.device("cpu"), spec, packed=False, layers=layers)
+    if answers or spec.modular:
+        model = _with_head(model, path, answers, {}, {})
+    return _on_device(model, torch.device("cpu"), spec, packed=False)
 
 
-def _on_device(
-    model: Any, device: torch.device, spec: ScorerSpec, *, packed: bool, layers: Layers | None
-) -> LogitModel:
+def _with_head(
+    model: Any, path: Path, answers: Sequence[int], tensors: dict[str, torch.Tensor],
+    hashes: dict[Path, bytes],
+) -> torch.nn.Module:  # fmt: skip
+    return AnsweringModel(model, answers, tensors) if answers else ModularModel(model, path, hashes)
+
+
+def _on_device(model: Any, device: torch.device, spec: ScorerSpec, *, packed: bool) -> LogitModel:
     """Return the fastest way to run a model: the BERT family needs no padding."""
     on_gpu, known = device.type == "cuda", supports(model, device)
     if known and packed and not on_gpu:
@@ -111,10 +109,6 @@ def _on_device(
         # It makes a plan for every shape of a batch, which takes longer than the batch itself.
         torch.backends.cuda.enable_cudnn_sdp(False)
     model = model.to(device).eval()
-    if spec.prompt is not None:
-        return CausalModel(model, device)
-    if layers is not None:
-        return ModularModel(model, layers, device, spec.label or 0)
     if known and spec.attention != "eager":
         return UnpaddedModel(model, ragged=on_gpu, label=spec.label or 0)
     return PaddedModel(model, device, spec.label or 0)
