@@ -16,7 +16,7 @@ _LOGIT_SCORE: Final = "LogitScore"
 #: Modules of sentence-transformers that can stand between a transformer and its scores.
 HEADS: Final = ("Pooling", "Dense", "LayerNorm")
 _LISTWISE: Final = re.compile(
-    r"JinaForRanking|jina-reranker-v3|rank_?-?(zephyr|vicuna|gpt)|lit5|listwise", re.IGNORECASE
+    r"JinaForRanking|jina-reranker-v3|rank[-_]?(zephyr|vicuna)|lit5", re.IGNORECASE
 )
 
 
@@ -78,9 +78,8 @@ def find_head(
     architecture = architecture_of(config)
     modules = [module.name for module in modules_behind(path)]
     hub = [part for part in path.parts if part.startswith("models--")]
-    if _LISTWISE.search(
-        " ".join([architecture, str(config.get("_name_or_path")), path.name, *hub])
-    ):
+    names = [architecture, str(config.get("_name_or_path")), path.name, *hub]
+    if _LISTWISE.search(" ".join(names)):
         errors.append(
             f"{architecture} in {path} ranks a list as a whole: the score of a document depends on "
             "the others, and cannot be kept or compared by pair; name a pointwise reranker"
@@ -103,18 +102,14 @@ def find_head(
 
 
 def _module_label(path: Path, modules: list[str], label: str, errors: list[str]) -> int | None:
-    if unknown := [name for name in modules if name not in HEADS]:
-        errors.append(
-            f"modules.json of {path} adds {' and '.join(unknown)} to the transformer, which is not "
-            f"supported ({', '.join(HEADS)} and {_LOGIT_SCORE} are); name another model"
-        )
-    elif width := _scores(path):
+    if {*modules} <= {*HEADS} and (width := _scores(path)):
         return _find_label([str(n) for n in range(width)], label, errors)
-    else:
-        errors.append(
-            f"modules.json of {path} ends in {modules[-1]}, which gives no scores (this is an "
-            "encoder, not a cross-encoder); name a reranker checkpoint"
-        )
+    unknown = [name for name in modules if name not in HEADS] or modules
+    errors.append(
+        f"modules.json of {path} adds {' and '.join(unknown)} to the transformer, which is not "
+        f"supported; name a cross-encoder with {_LOGIT_SCORE}, or with Pooling before Dense and "
+        "LayerNorm that give scores"
+    )
     return None
 
 
@@ -143,21 +138,16 @@ def _classifier_label(
 
 def _find_label(labels: list[str], wanted: str, errors: list[str]) -> int | None:
     """Return the index of a label by its name or index; None where there is only one."""
+    if len(labels) == 1 and wanted in ("", "0", *labels):
+        return None
     if wanted in labels:
-        found = labels.index(wanted)
-    elif wanted.isdigit() and int(wanted) < len(labels):
-        found = int(wanted)
-    elif wanted or len(labels) != 1:
-        shown = ", ".join(f"{n} ({name})" if name != str(n) else name for n, name in
-                          enumerate(labels))  # fmt: skip
-        said = (
-            f"model.label={wanted} is none of them" if wanted else "a score is one of their logits"
-        )
-        errors.append(f"the model has {len(labels)} labels, and {said}; set model.label: {shown}")
-        return None
-    else:
-        return None
-    return found if len(labels) > 1 else None
+        return labels.index(wanted)
+    if wanted.isdigit() and int(wanted) < len(labels):
+        return int(wanted)
+    shown = ", ".join(f"{n} ({name})".removesuffix(f" ({n})") for n, name in enumerate(labels))
+    said = f"model.label={wanted} is none of them" if wanted else "a score is the logit of one"
+    errors.append(f"the model has {len(labels)} labels, and {said}; set model.label: {shown}")
+    return None
 
 
 def _scores(path: Path) -> int:

@@ -34,20 +34,19 @@ def merge_adapter(folder: Path, find_base: Callable[[str, str | None], Path]) ->
         return folder
     try:
         given = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        kind, name = str(given["peft_type"]), str(given["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError):
-        raise RefusedError(
-            f"{folder / _CONFIG} names no base model; copy the folder anew"
-        ) from None
-    if kind != "LORA":
-        raise RefusedError(f"{folder} is an adapter of type {kind}; only LORA can be merged")
+    except ValueError:
+        given = {}
+    if given.get("peft_type") != "LORA" or not given.get("base_model_name_or_path"):
+        raise RefusedError(f"{folder / _CONFIG} is not of a LoRA adapter with a base model")
     if find_spec("peft") is None:
         raise RefusedError(
             f"{folder} is a LoRA adapter, which peft merges into its model; pip install peft (on "
             "the driver)"
         )
     try:
-        base = inspect_checkpoint(find_base(name, given.get("revision")), kind="llm")
+        base = inspect_checkpoint(
+            find_base(given["base_model_name_or_path"], given.get("revision")), kind="llm"
+        )
     except CheckpointError as error:
         raise RefusedError([f"base model of {folder}: {said}" for said in error.messages]) from None
     digest = hashlib.sha256(base.digest.encode())

@@ -14,24 +14,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from jobs.runtime.errors import RefusedError
 from udfs.spec import Prompt
 
-# Each piece is tokenised apart.
+_INSTRUCTED: Final = re.compile(r"[^\n]*\{instruction\}[^\n]*\n?")
 Pieces = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else tuple(value or ())),
 ]
 
 
-def _no_boolean(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("YAML reads yes and no as true and false; put the token in quotes")
-    return value
-
-
-Token = Annotated[str | int, BeforeValidator(_no_boolean)]
-
-
 class Template(BaseModel):
-    """How a pair becomes a prompt: texts, or lists of texts that are tokenised apart."""
+    """How a pair becomes a prompt: texts, or lists of texts that are tokenised apart.
+
+    A line with {instruction} is left out where there is none.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -39,37 +33,30 @@ class Template(BaseModel):
     query: Pieces
     document: Pieces
     suffix: Pieces = ()
-    positive: Token
-    """token whose logit speaks for the document, as text or id"""
-    negative: Token | None = None
+    positive: str
+    """token whose logit speaks for the document"""
+    negative: str | None = None
     """token whose logit is subtracted; none: the positive one's is the score"""
     instruction: str = ""
     """stands for {instruction} where model.query_instruction is empty"""
-    instructed: str = "{}"
-    """how a given instruction is written, {} being its text"""
 
     @model_validator(mode="after")
     def _has_texts(self) -> Template:
-        pieces = [*self.prefix, *self.query, *self.document, *self.suffix]
-        holders = {
-            name: [piece for piece in pieces if "{" + name + "}" in piece]
-            for name in ("query", "document")
-        }
-        if holders["query"] != [self.query[-1]] or self.query[-1].count("{query}") != 1:
-            raise ValueError("the last text of query, and no other, has to hold {query} once")
-        ends = self.document[-1].endswith("{document}")
-        once = self.document[-1].count("{document}") == 1
-        if holders["document"] != [self.document[-1]] or not (ends and once):
-            raise ValueError("the last text of document, and no other, has to end with {document}")
+        for name, pieces in (("query", self.query), ("document", self.document)):
+            if [piece.count(f"{{{name}}}") for piece in pieces[-1:]] != [1]:
+                raise ValueError(f"the last text of {name} has to hold {{{name}}} once")
+        if not self.document[-1].endswith("{document}"):
+            raise ValueError("document has to end with {document}; what follows is the suffix")
         return self
 
     def prompt(self, instruction: str) -> Prompt:
         """Return the prompt for an instruction; empty: the template's own."""
         instruction = instruction or self.instruction
-        written = self.instructed.replace("{}", instruction) if instruction else ""
 
         def filled(pieces: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(piece.replace("{instruction}", written) for piece in pieces)
+            if not instruction:
+                pieces = tuple(_INSTRUCTED.sub("", piece) for piece in pieces)
+            return tuple(piece.replace("{instruction}", instruction) for piece in pieces)
 
         *before, query = filled(self.query)
         *between, document = filled(self.document)
@@ -107,7 +94,7 @@ _BUILT_IN: Final[Mapping[str, Mapping[str, Any]]] = {
     "mxbai-v2": {
         "prefix": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
         "assistant.<|im_end|>\n<|im_start|>user\n",
-        "query": "{instruction}query: {query}",
+        "query": "instruction: {instruction}\nquery: {query}",
         "document": ["\n", "document: {document}"],
         "suffix": [
             "\n",
@@ -119,7 +106,6 @@ _BUILT_IN: Final[Mapping[str, Mapping[str, Any]]] = {
         ],
         "positive": "1",
         "negative": "0",
-        "instructed": "instruction: {}\n",
     },
 }
 TEMPLATES: Final = tuple(_BUILT_IN)
@@ -139,11 +125,11 @@ def read_template(name: str) -> Template:
     try:
         return Template.model_validate(content)
     except ValidationError as error:
-        wrong = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"])))
-            for each in error.errors()
-        )
-        raise RefusedError(f"model.template={name}: {wrong}; mend the file") from None
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}" for e in error.errors())
+        raise RefusedError(
+            f"model.template={name}: {wrong.strip()}; mend the file (in YAML, tokens such as yes "
+            "and 1 need quotes)"
+        ) from None
 
 
 def chat_prompt(folder: Path, instruction: str) -> Prompt | None:
@@ -153,30 +139,26 @@ def chat_prompt(folder: Path, instruction: str) -> Prompt | None:
     special token that mostly comes after the document. None where there is no such template.
     """
     answers = folder / "1_LogitScore" / "config.json"
-    templates = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
-    if not answers.is_file() or not any(
-        "chat_template" in file.name or '"chat_template"' in file.read_text(encoding="utf-8")
-        for file in templates
-        if file.is_file()
-    ):
+    if not answers.is_file():
         return None
     from transformers import AutoTokenizer
 
     texts = {"system": instruction, "query": "<<query>>", "document": "<<document>>"}
     messages = [{"role": role, "content": text} for role, text in texts.items() if text]
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    parts = re.fullmatch("(.*)<<query>>(.*)<<document>>(.*)", str(text), re.DOTALL)
-    if parts is None:
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        before, between, after = re.split("<<query>>|<<document>>", text)
+        given = json.loads(answers.read_text(encoding="utf-8"))
+    except Exception as error:  # whatever the template raises
         raise RefusedError(
-            f"the chat template of {folder} has no place for a query before a document; set "
-            "model.template"
-        )
-    before, between, after = parts.groups()
-    given = json.loads(answers.read_text(encoding="utf-8"))
-    lines, lines_between = before.rpartition("\n"), between.rpartition("\n")
+            f"{folder} has no chat template for a query and a document ({type(error).__name__}); "
+            "set model.template"
+        ) from None
+    *lines, lead = before.splitlines(keepends=True)
+    *tail, lead_of_document = between.splitlines(keepends=True)
     return Prompt(
-        before=("".join(lines[:2]),), query=lines[2] + "{query}" + "".join(lines_between[:2]),
-        between=(), document=lines_between[2] + "{document}", after=(after,),
+        before=("".join(lines),), query=lead + "{query}" + "".join(tail), between=(),
+        document=lead_of_document + "{document}", after=(after,),
         positive=int(given["true_token_id"]), negative=given["false_token_id"],
     )  # fmt: skip

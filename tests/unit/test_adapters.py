@@ -99,7 +99,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(
     for changes, said in (
         ({"base_model_name_or_path": "org/base"}, "base model org/base of the adapter is no fold"),
         ({"base_model_name_or_path": str(lora)}, "has no config.json"),
-        ({"peft_type": "IA3"}, "of type IA3; only LORA"),
+        ({"peft_type": "IA3"}, "is not of a LoRA adapter"),
         ({"target_modules": ["elsewhere"]}, "cannot be merged into"),
     ):
         file.write_text(json.dumps({**given, **changes}))

@@ -151,7 +151,7 @@ def test_a_model_with_three_labels_is_refused_for_that_reason_alone(copy: Path) 
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     edit_config(copy, id2label={"0": "no", "1": "maybe", "2": "yes"})
     assert reasons(copy) == [
-        "the model has 3 labels, and a score is one of their logits; set model.label: 0 (no), "
+        "the model has 3 labels, and a score is the logit of one; set model.label: 0 (no), "
         "1 (maybe), 2 (yes)"
     ]
     assert inspect_checkpoint(copy, label="maybe").label == 1

@@ -186,7 +186,7 @@ def test_files_of_modules_are_hashed_and_shipped(backbone: Path, tmp_path: Path)
         ("1_Pooling", {"include_prompt": False}, "Pooling of whole texts"),
         ("2_Dense", {"activation_function": "os.system"}, "with an activation of torch.nn"),
         ("2_Dense", {"use_residual": True}, "residual"),
-        ("4_Dense", {"module_output_name": "sentence_embedding"}, "gives no scores"),
+        ("4_Dense", {"module_output_name": "sentence_embedding"}, "that give scores"),
     ],
 )
 def test_modules_set_to_what_is_not_supported_are_refused(
