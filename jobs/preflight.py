@@ -30,7 +30,7 @@ from jobs.ranking import COLUMNS, output_names, refuse_slices
 from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session
-from jobs.scoring.models import resolve_model
+from jobs.scoring.models import rendering, resolve_model
 from jobs.scoring.onnx_export import for_backend, refuse_missing_packages
 from jobs.scoring.remote import remote_model
 from jobs.scoring.stage import refuse_scoring, refuse_unscorable
@@ -75,13 +75,18 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     errors, given = ErrorCollector(), config.input
     plan = errors.run(make_plan, config.evaluation, config.report)
     checkpoint = _model(errors, config)
+    if config.passages.size and checkpoint is not None and checkpoint.template:
+        errors.add(
+            f"passages.size={config.passages.size} is for classifiers; {config.model.name} is a "
+            "causal language model: leave passages out, or choose another model"
+        )
     errors.run(refuse_missing_packages, config.model.backend)
     can_score = partial(refuse_unscorable, config.model, config.batching, checkpoint)
     spark = _start(errors, config, watch, can_score)
     with watch.part("preflight"):
         errors.run(refuse_scoring, spark, config.scoring)
         source = masked(given.path or given.run or given.table or "")
-        pairs, qrels = _read(errors, spark, config, config.store.path, source)
+        pairs, qrels = _read(errors, spark, config, checkpoint, config.store.path, source)
         if pairs is not None:
             errors.run(_refuse_columns, pairs, config.output)
             errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
@@ -113,7 +118,7 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     can_score = partial(refuse_unscorable, model, config.batching, checkpoint)
     spark = _start(errors, config, watch, can_score)
     with watch.part("preflight"):
-        pairs, qrels = _read(errors, spark, config)
+        pairs, qrels = _read(errors, spark, config, checkpoint)
     errors.raise_if_any()
     assert checkpoint is not None and pairs is not None  # or it was refused
     return Tune(spark, checkpoint, pairs, qrels)
@@ -234,14 +239,15 @@ def _start(
 
 
 def _read(
-    errors: ErrorCollector, spark: SparkSession, config: Config, *places: str | None
-) -> tuple[InputTable | None, DataFrame | None]:
+    errors: ErrorCollector, spark: SparkSession, config: Config, checkpoint: Checkpoint | None,
+    *places: str | None,
+) -> tuple[InputTable | None, DataFrame | None]:  # fmt: skip
     """Return the input and the qrels of `evaluation.qrels`. `places`: of the store, the source."""
     given, qrels_at = config.input, config.evaluation.qrels
     sources = [given.path, given.corpus, given.queries, given.run]
     sources += table_folders(spark, given.table)
     errors.run(refuse_locations, spark, config.output, sources, *places)
-    pairs = errors.run(read_input, spark, given, config.model)
+    pairs = errors.run(read_input, spark, given, rendering(config.model, checkpoint))
     return pairs, errors.run(read_qrels, spark, qrels_at) if qrels_at else None
 
 

@@ -18,7 +18,7 @@ from jobs.config import Config
 from jobs.output.tracking.client import fetch_model
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, RefusedError
-from jobs.scoring.models import resolve_model
+from jobs.scoring.models import rendering, resolve_model
 from jobs.scoring.onnx_export import for_backend, refuse_missing_packages
 from jobs.scoring.stage import make_spec, resolve_precision
 from udfs.devices import DeviceError, TaskSlot, has_gpu
@@ -61,7 +61,7 @@ def show(texts: Sequence[str], config: Config) -> int:
     query, *docs = texts
     try:
         scores = Scorer.load(checkpoint.path, spec, TaskSlot()).score(
-            [model.query_instruction + query] * len(docs),
+            [rendering(model, checkpoint).query_instruction + query] * len(docs),
             [model.doc_instruction + doc for doc in docs],
         )
     except (ModelError, DeviceError, ValueError) as error:

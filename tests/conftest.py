@@ -118,6 +118,70 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+#: Tiny causal language models, and the template that each is asked with.
+LLMS = {"qwen3": "qwen3-reranker", "gemma": "bge-gemma", "qwen2": "mxbai-v2"}
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Make random causal language models of two layers, one of each name in `LLMS`."""
+    root = tmp_path_factory.mktemp("llms")
+
+    def make(name: str) -> Path:
+        folder: Path = root / f"tiny-{name}"
+        if not folder.exists():
+            make_llm(folder, name)
+        return folder
+
+    return make
+
+
+def make_llm(folder: Path, name: str) -> None:
+    """Save a random causal language model with a tokenizer that cuts texts as Qwen's does."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import (
+        AutoModelForCausalLM,
+        GemmaConfig,
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen3Config,
+    )
+
+    special = ["<bos>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    words = Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(words, "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    answers = [*["yes", "no", "Yes", "No", "0", "1"] * 30, *["?\n", ".\n", ">: The", "B: A"] * 20]
+    trained.train_from_iterator([*SENTENCES * 4, *answers], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained, bos_token="<bos>", eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    torch.manual_seed(13)
+    shape = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "head_dim": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 4096, "initializer_range": 0.3,
+        "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "tie_word_embeddings": name != "qwen2",
+    }  # fmt: skip
+    config = {"qwen3": Qwen3Config, "gemma": GemmaConfig, "qwen2": Qwen2Config}[name](**shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mlflow.tracking import MlflowClient

@@ -12,6 +12,9 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
+from udfs.kinds import Kind, architecture_of, find_head, modules_behind
+from udfs.spec import Prompt
+
 # Files that decide a score, in the order in which they are hashed. A new name goes to
 # `_MORE_SCORING_FILES`, so that the digests of folders without it stay what they are.
 _SCORING_FILES: Final = (
@@ -38,7 +41,6 @@ _OFFSET_POSITIONS: Final = (
     "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
     "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-_SEQUENCE_CLASSIFIER: Final = "ForSequenceClassification"
 
 
 class CheckpointError(ValueError):
@@ -52,7 +54,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A sequence-classification checkpoint that passed every check."""
+    """A checkpoint that passed every check."""
 
     path: Path  # its folder
     digest: str  # SHA-256 [64 hex digits] over names and contents of what decides a score
@@ -61,10 +63,23 @@ class Checkpoint:
     parameters: int  # number of weights
     runtime: str = ""  # of a backend's own copy of the model: what made and what runs it
     prompt: str = ""  # text that sentence-transformers puts before every query
+    kind: Kind = "classifier"
+    label: int | None = None  # whose logit is the score; None: there is only one
+    template: Prompt | None = None  # of a causal language model: how it is asked
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a classifier with a single logit."""
+        return self.kind == "classifier" and self.label is None
 
 
-def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Check a model folder and read what a job needs to know; CheckpointError if it is unusable."""
+def inspect_checkpoint(
+    path: Path, *, trust_remote_code: bool = False, kind: str = "auto", label: str = ""
+) -> Checkpoint:
+    """Check a model folder and read what a job needs to know; CheckpointError if it is unusable.
+
+    `kind` overrides what the folder is by its own files, `label` is a name or an index.
+    """
     if not path.is_dir():
         raise CheckpointError([f"model folder {path} does not exist; check model.name"])
     errors: list[str] = []
@@ -73,7 +88,7 @@ def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkp
         raise CheckpointError(errors or [f"{path} has no config.json; name a Hugging Face folder"])
     saved = _read_json(path / "config_sentence_transformers.json", errors)
     shapes = _read_shapes(path, errors)
-    _refuse_kind(path, config, saved, shapes, errors)
+    head = find_head(path, config, shapes, kind, label, errors)
     positions = _positions(config, errors)
     if not trust_remote_code:
         _refuse_code("config.json", config, errors)
@@ -88,8 +103,8 @@ def inspect_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkp
     if errors:
         raise CheckpointError(errors)
     return Checkpoint(
-        path, digest, str(config["architectures"][0]), positions, sum(map(prod, shapes.values())),
-        prompt=_default_prompt(saved),
+        path, digest, architecture_of(config), positions, sum(map(prod, shapes.values())),
+        prompt=_default_prompt(saved), kind=head.kind, label=head.label,
     )  # fmt: skip
 
 
@@ -100,7 +115,7 @@ def digest_of(path: Path, known: Mapping[Path, bytes] | None = None) -> str:
     """
     digest = hashlib.sha256()
     for file in scoring_files(path):
-        digest.update(file.name.encode() + b"\0")
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
         if known and file in known:
             digest.update(known[file])
             continue
@@ -110,13 +125,20 @@ def digest_of(path: Path, known: Mapping[Path, bytes] | None = None) -> str:
 
 
 def scoring_files(path: Path) -> Iterator[Path]:
-    """List the files that decide a score, in a fixed order; chat templates and cards do not."""
+    """List the files that decide a score, in a fixed order; chat templates and cards do not.
+
+    Those of modules of sentence-transformers are in folders of their own.
+    """
     known = [path / name for name in _SCORING_FILES]
     yield from (file for file in known if file.is_file())
     code = sorted(path.glob("*.py"))
     patterns = (*_MORE_SCORING_FILES, *_READ_BY_CODE) if code else _MORE_SCORING_FILES
     yield from sorted(set(_matching(path, patterns)) - set(known))
     yield from code
+    if modules := modules_behind(path):
+        yield path / "modules.json"
+        files = (file for module in modules for file in module.files(path))
+        yield from (file for file in files if file.is_file())
     yield from weight_files(path)
 
 
@@ -186,50 +208,6 @@ def _refuse_index(index: Path, files: set[str], tensors: set[str], errors: list[
         )
     if missing := len(set(wanted) - tensors):
         errors.append(f"{missing} tensors of {index} are in no file; copy the folder anew")
-
-
-def _refuse_kind(
-    path: Path, config: dict[str, Any], saved: dict[str, Any], shapes: dict[str, list[int]],
-    errors: list[str],
-) -> None:  # fmt: skip
-    """Refuse what is no cross-encoder, for one reason: those that follow from it say nothing new.
-
-    transformers fills a head that is missing with random numbers and scores at random, with one
-    line of warning (FlagEmbedding#798). A head ends in a matrix with one row for each label.
-    """
-    architecture = str((config.get("architectures") or ["none"])[0])
-    classifies = architecture.endswith(_SEQUENCE_CLASSIFIER)
-    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
-    heads = (s[0] == 1 for name, s in shapes.items() if len(s) == 2 and "embed" not in name)
-    # sentence-transformers ignores modules.json of other models where the transformer has a head.
-    modular = not classifies or saved.get("model_type") == "CrossEncoder"
-    if modular and (modules := _modules_behind(path)):
-        errors.append(
-            f"modules.json of {path} adds {' and '.join(modules)} to the transformer, which is not "
-            f"supported; name a model whose ...{_SEQUENCE_CLASSIFIER} computes the logit"
-        )
-    elif not classifies:
-        errors.append(
-            f"config.json names the architecture {architecture}; a cross-encoder is a "
-            f"...{_SEQUENCE_CLASSIFIER} with one label; name such a model"
-        )
-    elif labels != 1:
-        errors.append(f"the model has {labels} labels, a cross-encoder has one; name such a model")
-    elif shapes and not any(heads):
-        errors.append(
-            "the weights have no classification head with one logit (this is an encoder, not a "
-            "cross-encoder); name a reranker checkpoint"
-        )
-
-
-def _modules_behind(path: Path) -> list[str]:
-    """Return the modules that sentence-transformers' CrossEncoder runs after the transformer."""
-    try:
-        modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
-        names = [str(module["type"]).rpartition(".")[2] for module in modules]
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
-    return [name for name in names if name != "Transformer"]
 
 
 def _default_prompt(saved: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
-Truncation = Literal["longest_first", "passage"]
+Truncation = Literal["longest_first", "passage", "document"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Attention = Literal["auto", "sdpa", "eager"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -39,6 +39,24 @@ _NOT_SCORING: Final = (
 )  # fmt: skip
 # The same for remote models: what is asked for, and how an answer becomes a logit.
 REMOTE_VERSION: Final = 1
+# Fields added later; hashed only where they are set, so that older scores stay valid.
+_HASHED_IF_SET: Final = ("passages", "prompt", "label", "modular")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a causal language model is asked about a pair, in pieces that are tokenised apart.
+
+    The model's next token answers: the logit of `positive` minus that of `negative` is the score.
+    """
+
+    before: tuple[str, ...]
+    query: str  # holds {query}
+    between: tuple[str, ...]
+    document: str  # ends with {document}
+    after: tuple[str, ...]  # never cut
+    positive: str | int  # a token, by its text or id
+    negative: str | int | None = None  # None: the logit of `positive` alone is the score
 
 
 @dataclass(frozen=True)
@@ -92,7 +110,8 @@ class ScorerSpec:
     model_path: str
     model_digest: str  # SHA-256 over the checkpoint's files, see `udfs.checkpoint`; empty: any
     max_length: int = 512  # longest pair given to the model, special tokens included [tokens]
-    # `longest_first` is sentence-transformers' rule, `passage` FlagEmbedding's.
+    # `longest_first` is sentence-transformers' rule, `passage` FlagEmbedding's, `document` that of
+    # prompts.
     truncation: Truncation = "longest_first"
     precision: Precision = "fp32"  # of the model's weights; logits are float32 in any case
     attention: Attention = "auto"  # attention kernel; auto: sdpa where the architecture has it
@@ -110,6 +129,9 @@ class ScorerSpec:
     batch_timeout: float = 0.0
     remote: RemoteSpec | None = None  # of backend `remote`, which reads no other field but `window`
     passages: PassageSpec | None = None  # None: a document is scored as one text, and cut
+    prompt: Prompt | None = None  # of a causal language model; None: a classifier
+    label: int | None = None  # whose logit is the score, of a classifier with several labels
+    modular: bool = False  # whether modules of sentence-transformers compute it, see `udfs.kinds`
 
     def __post_init__(self) -> None:
         """Refuse values that no scorer could serve."""
@@ -136,8 +158,9 @@ class ScorerSpec:
         if self.remote is not None:
             return {"backend": self.backend, **self.remote.scoring()}
         scoring = {key: value for key, value in asdict(self).items() if key not in _NOT_SCORING}
-        if self.passages is None:  # older than this field, and still the same scores
-            del scoring["passages"]
+        for name in _HASHED_IF_SET:
+            if scoring[name] is None or scoring[name] is False:
+                del scoring[name]
         return {**scoring, "scoring_version": SCORING_VERSION}
 
     def fingerprint(self) -> str:

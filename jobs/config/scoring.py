@@ -20,12 +20,20 @@ ENGINES = ("fp32", "fp16", "bf16", "onnxruntime:fp32", "onnxruntime:int8")
 
 
 class ModelConfig(Section):
-    """Which cross-encoder, and how it reads a pair."""
+    """Which reranker, and how it reads a pair."""
 
     name: str | None = None
     """local folder, hub id, models:/ URI, or `embedded` for the small model"""
     revision: str | None = None
     """commit of a hub id [40 hex digits]"""
+    kind: Literal["auto", "classifier", "modular", "llm"] = "auto"
+    """what computes the score (auto: as the folder says): a classifier's logit, modules of
+    sentence-transformers behind a transformer, or the next token of a causal language model"""
+    label: str = ""
+    """whose logit is the score, of a classifier with several labels [name or index]"""
+    template: str = ""
+    """prompt of a causal language model: qwen3-reranker, bge-gemma, mxbai-v2, or a YAML file; only
+    the document is cut then, and max_length counts the whole prompt"""
     max_length: PositiveInt = 512
     """longest pair the model is given [tokens]"""
     truncation: Literal["longest_first", "passage"] = "longest_first"
@@ -43,7 +51,7 @@ class ModelConfig(Section):
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """attention kernel (auto: sdpa where the model has it)"""
     query_instruction: str = ""
-    """text put before every query"""
+    """text put before every query; the instruction in the prompt of a causal language model"""
     doc_instruction: str = ""
     """text put before every document"""
     trust_remote_code: bool = False

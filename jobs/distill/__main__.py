@@ -50,6 +50,11 @@ def run(config: Config) -> int:
     options, out = config.distill, Path(str(config.output.path)).absolute()
     lists = read_lists(options)
     model = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
+    if not model.plain:
+        raise RefusedError(
+            f"model.name={config.model.name}: jobs.distill trains classifiers with one logit; name "
+            "such a model"
+        )
     if unknown := [n for n in options.layers if n >= training.count_layers(model.path)]:
         raise RefusedError(f"distill.layers={unknown[0]}: {config.model.name} has fewer layers")
     if config.mlflow.enabled:  # read by the callback of transformers

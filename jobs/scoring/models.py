@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,14 +17,17 @@ import jobs.demo
 from jobs.config import ModelConfig
 from jobs.runtime.cache import cache, cached_folder
 from jobs.runtime.errors import RefusedError
+from jobs.scoring.adapters import merge_adapter
+from jobs.scoring.prompts import TEMPLATES, chat_prompt, read_template
 from udfs.checkpoint import Checkpoint, CheckpointError, digest_of, inspect_checkpoint
+from udfs.spec import Prompt
 
 EMBEDDED: Final = "embedded"
 REGISTRY: Final = "models:/"
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What a score needs of a hub repository, and nothing that could run.
-_WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken"]
+_WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 _UNWANTED: Final = ["onnx/*", "openvino/*", "*/onnx/*"]
 
 
@@ -44,8 +48,12 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
         folder = Path(name).expanduser().resolve()
     else:
         folder = _from_hub(name, config.revision, config.trust_remote_code)
+    folder = merge_adapter(folder, _base_model)
     try:
-        checkpoint = inspect_checkpoint(folder, trust_remote_code=config.trust_remote_code)
+        checkpoint = inspect_checkpoint(
+            folder, trust_remote_code=config.trust_remote_code, kind=config.kind,
+            label=config.label,
+        )  # fmt: skip
     except CheckpointError as error:
         raise RefusedError([f"model.name={name}: {said}" for said in error.messages]) from None
     errors = []
@@ -54,8 +62,18 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
             f"model.max_length={config.max_length} exceeds the {checkpoint.positions} positions of "
             f"{name}; lower it"
         )
+    if checkpoint.kind == "llm":
+        try:
+            checkpoint = replace(checkpoint, template=_prompt_of(config, checkpoint))
+        except RefusedError as error:
+            errors += error.messages
+    elif config.template:
+        errors.append(
+            f"model.template={config.template} is for causal language models, and {name} is a "
+            f"{checkpoint.architecture}; leave it out"
+        )
     chosen = config.query_instruction or "query_instruction" in config.model_fields_set
-    if checkpoint.prompt and not chosen:
+    if checkpoint.prompt and not chosen and checkpoint.kind != "llm":
         errors.append(
             f"model.name={name}: sentence-transformers puts a prompt before every query; set "
             f"model.query_instruction={json.dumps(checkpoint.prompt, ensure_ascii=False)}, or to "
@@ -64,6 +82,27 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
     if errors:
         raise RefusedError(errors)
     return checkpoint
+
+
+def rendering(config: ModelConfig, checkpoint: Checkpoint | None) -> ModelConfig:
+    """Return how texts are rendered: an instruction in the prompt is not put before the query."""
+    if checkpoint is None or checkpoint.template is None:
+        return config
+    return config.model_copy(update={"query_instruction": ""})
+
+
+def _prompt_of(config: ModelConfig, checkpoint: Checkpoint) -> Prompt:
+    """Return how a causal language model is asked: by `model.template`, or its chat template."""
+    instruction = config.query_instruction
+    if config.template:
+        return read_template(config.template).prompt(instruction)
+    if prompt := chat_prompt(checkpoint.path, instruction or checkpoint.prompt):
+        return prompt
+    raise RefusedError(
+        f"model.name={config.name}: {checkpoint.architecture} is a causal language model, which "
+        "scores at random without the prompt that it was trained with; set model.template to "
+        f"{', '.join(TEMPLATES)}, or to a YAML file"
+    )
 
 
 def embedded_model() -> Path:
@@ -89,6 +128,18 @@ def embedded_model() -> Path:
             (whole.parent / inside).rename(whole)
 
         return cached_folder(cache() / "embedded" / checksum[:64], unpack)
+
+
+def _base_model(name: str, revision: str | None) -> Path:
+    """Find the base model of an adapter."""
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    if not _COMMIT.fullmatch(revision or ""):
+        raise RefusedError(
+            f"the base model {name} of the adapter is no folder, and revision={revision} no "
+            "commit; set base_model_name_or_path in adapter_config.json to a folder that has it"
+        )
+    return _from_hub(name, revision, False)
 
 
 def _from_registry(uri: str, download: Callable[[str, Path], Path]) -> Path:

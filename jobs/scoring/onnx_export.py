@@ -68,6 +68,11 @@ def for_backend(config: ModelConfig, checkpoint: Checkpoint) -> Checkpoint:
 
 def export(checkpoint: Checkpoint, precision: Precision) -> Checkpoint:
     """Return the copy of a checkpoint, made if it is not in the cache."""
+    if not checkpoint.plain:
+        raise RefusedError(
+            f"model.backend=onnxruntime runs classifiers with one logit, and {checkpoint.path} "
+            "holds another kind of model; use model.backend=torch"
+        )
     versions = ", ".join(str(version(name)) for name in _DECIDING)
     key = hashlib.sha256(f"{checkpoint.digest} {_EXPORTER} {versions}".encode()).hexdigest()[:32]
     runtime = f"{version()}, {key}"

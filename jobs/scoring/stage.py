@@ -39,9 +39,12 @@ def make_spec(
     passages: PassageSpec | None = None,
 ) -> ScorerSpec:  # fmt: skip
     """Return what executors have to know."""
+    prompt = checkpoint.template
     return ScorerSpec(
         str(checkpoint.path), checkpoint.digest, precision=precision, runtime=checkpoint.runtime,
-        max_length=model.max_length, truncation=model.truncation, attention=model.attention,
+        prompt=prompt, label=checkpoint.label, modular=checkpoint.kind == "modular",
+        truncation="document" if prompt else model.truncation,
+        max_length=model.max_length, attention=model.attention,
         backend=model.backend, trust_remote_code=model.trust_remote_code, device=model.device,
         max_tokens=batching.max_tokens, max_pairs=batching.max_pairs, window=batching.window,
         batch_timeout=batching.timeout, passages=passages,
@@ -106,7 +109,7 @@ def ship_model(
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for file in copied_files(folder) if checkpoint.runtime else scoring_files(folder):
-            archive.write(file, file.name)
+            archive.write(file, file.relative_to(folder))
     atexit.register(target.unlink, missing_ok=True)
     spark.sparkContext.addArchive(f"{target}#{name}")
     return replace(spec, model_path=f"archive:{name}")

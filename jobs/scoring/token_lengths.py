@@ -10,7 +10,7 @@ import numpy as np
 from pyspark.sql import functions as F
 
 from jobs.input.layouts import InputTable
-from udfs.encoding.pairs import PairEncoder
+from udfs.encoding.prompts import make_encoder
 from udfs.encoding.truncation import POLICIES, Counts
 from udfs.spec import ScorerSpec, Truncation
 
@@ -66,6 +66,6 @@ def sample_lengths(pairs: InputTable, folder: Path, spec: ScorerSpec) -> Sampled
     )
     if not rows:
         return None
-    encoder = PairEncoder(folder, spec)
+    encoder = make_encoder(folder, spec)
     _, queries, docs = zip(*rows, strict=True)
     return SampledLengths(*encoder.count_tokens(queries, docs), encoder.special, spec.truncation)

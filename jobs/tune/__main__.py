@@ -69,7 +69,8 @@ def run(config: Config) -> int:
         if lengths is None:
             raise RefusedError("no row of the input can be scored; see jobs.rerank --dry-run")
         sample = draw_sample(pairs, qrels, config.tune, on_gpu=on_gpu)
-    tried = engines(config.tune, device, has_onnx=not missing_packages())
+    has_onnx = checkpoint.plain and not missing_packages()
+    tried = engines(config.tune, device, has_onnx=has_onnx)
     max_lengths = lengths_to_try(config.tune, lengths, checkpoint.positions)
     grid = make_grid(config.tune, config.batching, tried, max_lengths, on_gpu=on_gpu)
     with watch.part("preparing"):

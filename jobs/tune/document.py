@@ -82,8 +82,10 @@ def _sections(config: Config, chosen: Row) -> dict[str, dict[str, Any]]:
     name = {"name": model.name} | ({"revision": model.revision} if model.revision else {})
     measured = {key: chosen[key] for key in ("backend", "precision", "max_length")}
     sizes = {key: chosen[key] for key in ("max_tokens", "max_pairs")}
+    more = ("kind", "label", "template", "query_instruction", "doc_instruction")
+    reads = model.model_dump(include={*more}, exclude_defaults=True)
     return {
-        "model": {**name, **measured, "truncation": model.truncation},
+        "model": {**name, **measured, "truncation": model.truncation, **reads},
         "batching": {**sizes, "window": config.batching.window},
     }
 

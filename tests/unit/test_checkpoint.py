@@ -150,7 +150,11 @@ def test_a_model_with_three_labels_is_refused_for_that_reason_alone(copy: Path) 
     weights["classifier.bias"] = weights["classifier.bias"].repeat(3)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     edit_config(copy, id2label={"0": "no", "1": "maybe", "2": "yes"})
-    assert reasons(copy) == ["the model has 3 labels, a cross-encoder has one; name such a model"]
+    assert reasons(copy) == [
+        "the model has 3 labels, and a score is the logit of one; set model.label: 0 (no), "
+        "1 (maybe), 2 (yes)"
+    ]
+    assert inspect_checkpoint(copy, label="maybe").label == 1
 
 
 @pytest.mark.parametrize("model_type", ["CrossEncoder", None])
@@ -161,13 +165,13 @@ def test_modules_that_are_not_supported_are_named(copy: Path, model_type: str | 
     save_file(encoder, copy / "model.safetensors", metadata={"format": "pt"})
     edit_config(copy, architectures=["BertModel"])
     root = "sentence_transformers.base.modules"
-    types = [f"{root}.Transformer", "sentence_transformers.models.Pooling", f"{root}.dense.Dense"]
+    types = [f"{root}.Transformer", "sentence_transformers.models.WordWeights", f"{root}.cnn.CNN"]
     (copy / "modules.json").write_text(json.dumps([{"path": "", "type": each} for each in types]))
     if model_type:
         settings = copy / "config_sentence_transformers.json"
         settings.write_text(json.dumps({"model_type": model_type}))
     (reason,) = reasons(copy)
-    assert "adds Pooling and Dense to the transformer, which is not supported" in reason
+    assert "adds WordWeights and CNN to the transformer, which is not supported" in reason
 
 
 def test_positions_are_found_under_their_other_names(copy: Path) -> None:

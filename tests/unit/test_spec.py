@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from udfs.spec import PassageSpec, RemoteSpec, ScorerSpec
+from udfs.spec import PassageSpec, Prompt, RemoteSpec, ScorerSpec
 
 SPEC = ScorerSpec(model_path="/models/m", model_digest="d" * 64)
 CHANGES = {
@@ -14,6 +14,7 @@ CHANGES = {
     "trust_remote_code": True, "device": "cpu", "max_tokens": 8192, "max_pairs": 7, "window": 9,
     "batch_timeout": 5.0, "remote": RemoteSpec("cohere", "", "m", "probability"),
     "passages": PassageSpec(8, 4),
+    "prompt": Prompt((), "{query}", (), "{document}", (), "yes"), "label": 0, "modular": True,
 }  # fmt: skip
 
 

@@ -84,7 +84,9 @@ class PairEncoder:
         self._pad_id = _pad_id(path, outer.pad_token_id)
         self._has_types = "token_type_ids" in outer.model_input_names
         self._cut_left = outer.truncation_side == "left"
-        self._special, self._types = _special_tokens(self._tokenizer)
+        #: Of a prompt: ids of the tokens that answer it.
+        self.answers: list[int] = []
+        self._special, self._types = self._frame()
         #: Special tokens of a pair [tokens].
         self.special = sum(map(len, self._special))
         # Longest text that is tokenised whole at once [characters].
@@ -133,7 +135,7 @@ class PairEncoder:
         before, between, after = self._special
         parts = [np.zeros(0, np.int32)]  # there may be no pairs
         for query, n, doc, m in zip(query_ids, kept_queries, doc_ids, kept_docs, strict=True):
-            parts += (before, self._cut(query, n), between, self._cut(doc, m), after)
+            parts += (before, self._cut_query(query, n), between, self._cut(doc, m), after)
         types = np.tile(self._types, len(doc_ids))
         return EncodedPairs(
             ids=np.concatenate(parts),
@@ -146,6 +148,13 @@ class PairEncoder:
     def count_tokens(self, queries: Sequence[str], docs: Sequence[str]) -> tuple[Counts, Counts]:
         """int64[N] each: tokens of the queries and of the documents, before anything is cut."""
         return _counts(self._encode(queries)), _counts(self._encode(docs))
+
+    def _frame(self) -> tuple[tuple[Ids, Ids, Ids], Ids]:
+        """Return what stands before, between and after the two sides, and types of all parts."""
+        return _special_tokens(self._tokenizer)
+
+    def _cut_query(self, ids: Ids, count: int) -> Ids:
+        return self._cut(ids, count)
 
     def _cut(self, ids: Ids, count: int) -> Ids:
         return ids[len(ids) - count :] if self._cut_left else ids[:count]

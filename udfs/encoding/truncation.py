@@ -56,4 +56,11 @@ def passage(query: Counts, doc: Counts, max_length: int, special: int) -> tuple[
     return kept_query, np.minimum(doc, room - kept_query)
 
 
-POLICIES: Final[Mapping[Truncation, Policy]] = {"longest_first": longest_first, "passage": passage}
+def document(query: Counts, doc: Counts, max_length: int, special: int) -> tuple[Counts, Counts]:
+    """Cut the document only, unless the query takes more than 3/4 of what a prompt leaves."""
+    return passage(query, doc, max(max_length - special, 0), 0)
+
+
+POLICIES: Final[Mapping[Truncation, Policy]] = {
+    "longest_first": longest_first, "passage": passage, "document": document,
+}  # fmt: skip

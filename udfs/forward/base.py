@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -50,11 +50,13 @@ class StubModel:
 
 
 def load_model(
-    path: Path, spec: ScorerSpec, slot: devices.TaskSlot, precision: Precision
-) -> LogitModel:
+    path: Path, spec: ScorerSpec, slot: devices.TaskSlot, precision: Precision,
+    answers: Sequence[int] = (),
+) -> LogitModel:  # fmt: skip
     """Load a model's folder, for onnxruntime its exported copy, onto the device of a task.
 
-    The precision may differ from the spec's, for rows that it cannot hold.
+    The precision may differ from the spec's, for rows that it cannot hold. `answers`: tokens of a
+    causal language model whose logits are compared.
 
     Raises:
         ModelError, DeviceError: naming what is wrong and the remedy.
@@ -67,4 +69,4 @@ def load_model(
         return OnnxModel.load(path, spec, slot.cpus, precision)
     from udfs.forward.transformers import load
 
-    return load(path, spec, devices.choose(spec.device, slot), precision)
+    return load(path, spec, devices.choose(spec.device, slot), precision, answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ import torch
 from udfs.checkpoint import digest_of, weight_files
 from udfs.encoding.pairs import EncodedPairs
 from udfs.forward.base import BatchOutput, LogitModel, ModelError
+from udfs.forward.heads import AnsweringModel, ModularModel
 from udfs.forward.packed import available, pack
 from udfs.forward.transfer import now, read, send
 from udfs.forward.unpadded import UnpaddedModel, supports
@@ -24,28 +26,33 @@ _DTYPES: Final[dict[Precision, torch.dtype]] = {
 
 @dataclass(frozen=True)
 class PaddedModel:
-    """A sequence-classification model with one logit as transformers has it, on one device."""
+    """A sequence-classification model as transformers or `heads` have it, on one device."""
 
     model: Any
     device: torch.device
+    label: int = 0  # whose logit it is
 
     @torch.inference_mode()
     def forward(self, batch: EncodedPairs) -> BatchOutput:
         """Compute one raw logit per pair."""
         start = now(self.device)
         inputs = {name: send(array, self.device) for name, array in batch.padded().items()}
-        logits = self.model(**inputs).logits[:, 0]
+        logits = self.model(**inputs).logits[:, self.label]
         return read(logits, batch.lengths.max() - batch.lengths, start)
 
 
-def load(path: Path, spec: ScorerSpec, device: torch.device, precision: Precision) -> LogitModel:
+def load(
+    path: Path, spec: ScorerSpec, device: torch.device, precision: Precision,
+    answers: Sequence[int] = (),
+) -> LogitModel:  # fmt: skip
     """Load weights from safetensors, offline.
 
     Files are read once, for the model and for its digest: one that changes later changes no score.
+    `answers`: tokens of a causal language model whose logits are compared.
 
     Raises:
-        ModelError: if a weight is missing, there is more than one logit, or the folder is not the
-            one that `spec` was made from.
+        ModelError: if a weight is missing, there is no such logit, or the folder is not the one
+            that `spec` was made from.
     """
     tensors, hashes = _read_weights(path)
     config, kind = _read_config(path, spec)
@@ -58,7 +65,9 @@ def load(path: Path, spec: ScorerSpec, device: torch.device, precision: Precisio
             f"{len(lacking)} weights of {path} are missing or have another shape, first "
             f"{lacking[0]}; they would be random. Name a complete reranker checkpoint"
         )
-    if precision != "fp32":
+    if answers or spec.modular:
+        model = _with_head(model, path, answers, tensors, hashes)
+    elif precision != "fp32":
         _keep_head_in_float32(model, tensors)
     # It may be another machine's folder of that name, or one that was replaced since the driver
     # hashed it; scores are kept under that digest. A spec made by hand has none.
@@ -71,7 +80,7 @@ def load(path: Path, spec: ScorerSpec, device: torch.device, precision: Precisio
     return _on_device(model, device, spec, packed=precision == "bf16" and available())
 
 
-def load_untrained(path: Path, spec: ScorerSpec) -> LogitModel:
+def load_untrained(path: Path, spec: ScorerSpec, answers: Sequence[int] = ()) -> LogitModel:
     """Return the model with one layer and without its weights, on the CPU."""
     from transformers.initialization import no_init_weights
 
@@ -79,7 +88,16 @@ def load_untrained(path: Path, spec: ScorerSpec) -> LogitModel:
     config.num_hidden_layers = 1
     with no_init_weights():
         model = kind(config).to(_DTYPES[spec.precision])
+    if answers or spec.modular:
+        model = _with_head(model, path, answers, {}, {})
     return _on_device(model, torch.device("cpu"), spec, packed=False)
+
+
+def _with_head(
+    model: Any, path: Path, answers: Sequence[int], tensors: dict[str, torch.Tensor],
+    hashes: dict[Path, bytes],
+) -> torch.nn.Module:  # fmt: skip
+    return AnsweringModel(model, answers, tensors) if answers else ModularModel(model, path, hashes)
 
 
 def _on_device(model: Any, device: torch.device, spec: ScorerSpec, *, packed: bool) -> LogitModel:
@@ -92,8 +110,8 @@ def _on_device(model: Any, device: torch.device, spec: ScorerSpec, *, packed: bo
         torch.backends.cuda.enable_cudnn_sdp(False)
     model = model.to(device).eval()
     if known and spec.attention != "eager":
-        return UnpaddedModel(model, ragged=on_gpu)
-    return PaddedModel(model, device)
+        return UnpaddedModel(model, ragged=on_gpu, label=spec.label or 0)
+    return PaddedModel(model, device, spec.label or 0)
 
 
 def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[Path, bytes]]:
@@ -114,8 +132,12 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[Path, bytes
 
 def _read_config(path: Path, spec: ScorerSpec) -> tuple[Any, Any]:
     """Return the configuration and the class of the model, without making its weights."""
-    from transformers import AutoConfig
-    from transformers import AutoModelForSequenceClassification as AutoModel
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -123,12 +145,15 @@ def _read_config(path: Path, spec: ScorerSpec) -> tuple[Any, Any]:
     config: Any = AutoConfig.from_pretrained(
         str(path), local_files_only=True, trust_remote_code=code
     )
-    if config.num_labels != 1:
+    auto: Any = AutoModelForCausalLM if spec.prompt else AutoModelForSequenceClassification
+    if spec.modular:
+        auto = AutoModel
+    elif spec.prompt is None and config.num_labels != 1 and spec.label is None:
         raise ModelError(f"{path} has {config.num_labels} labels; one logit is needed")
     if spec.attention != "auto":
         config._attn_implementation = spec.attention
     with torch.device("meta"):
-        empty = AutoModel.from_config(config, trust_remote_code=code)  # type: ignore[no-untyped-call]
+        empty = auto.from_config(config, trust_remote_code=code)
     return config, type(empty)
 
 

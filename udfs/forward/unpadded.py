@@ -98,8 +98,9 @@ class _Rectangle:
 class UnpaddedModel:
     """A sequence-classification model of `_ARCHITECTURES`, on a CPU or a GPU."""
 
-    def __init__(self, model: torch.nn.Module, *, ragged: bool = False) -> None:
+    def __init__(self, model: torch.nn.Module, *, ragged: bool = False, label: int = 0) -> None:
         """Take over the layers, packed or not; `ragged` is for what is quicker on a GPU."""
+        self._label = label
         config: Any = model.config
         base: Any = getattr(model, str(model.base_model_prefix))
         self._embeddings = base.embeddings
@@ -132,7 +133,7 @@ class UnpaddedModel:
         for layer in self._layers[:-1]:
             rows = self._layer(layer, rows, attend)
         first = self._layer(self._layers[-1], rows, attend, self._send(bounds[:-1]))
-        logits = self._classifier(self._pooler(first[:, None]))[:, 0]
+        logits = self._classifier(self._pooler(first[:, None]))[:, self._label]
         share, rest = divmod(len(tokens) - count, len(lengths))
         return read(logits, share + (np.arange(len(lengths)) < rest), start)
 

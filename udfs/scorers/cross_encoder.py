@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from udfs import devices
 from udfs.encoding.batching import plan_batches
 from udfs.encoding.pairs import EncodedPairs, PairEncoder
+from udfs.encoding.prompts import make_encoder
 from udfs.encoding.truncation import Counts
 from udfs.forward.base import BatchOutput, LogitModel, ModelError, load_model
 from udfs.limits import catch_oom, limited
@@ -43,8 +44,13 @@ def check_model(path: Path, spec: ScorerSpec) -> None:
     from udfs.forward.transformers import load_untrained
 
     try:
-        pairs = PairEncoder(path, spec).encode(["a", "a"], ["b", "b b b"])
-        load_untrained(path, spec).forward(pairs.take(range(min(2, spec.max_pairs))))
+        encoder = make_encoder(path, spec)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    try:
+        pairs = encoder.encode(["a", "a"], ["b", "b b b"])
+        model = load_untrained(path, spec, encoder.answers)
+        model.forward(pairs.take(range(min(2, spec.max_pairs))))
     except ModelError:
         raise
     except Exception as error:  # whatever the code of an architecture raises
@@ -91,9 +97,10 @@ class Scorer:
         """Load a model's folder for a task; ModelError, ValueError or DeviceError if it cannot."""
         devices.prepare_process(slot)
         # The tokenizer first: loading the weights ends with the check that the folder is unchanged.
-        encoder = PairEncoder(path, spec)
+        encoder = make_encoder(path, spec)
         on_gpu = spec.backend == "torch" and devices.choose(spec.device, slot).type == "cuda"
-        return cls(encoder, partial(load_model, path, spec, slot), spec, encodes_ahead=on_gpu)
+        load = partial(load_model, path, spec, slot, answers=encoder.answers)
+        return cls(encoder, load, spec, encodes_ahead=on_gpu)
 
     def score(self, queries: Sequence[str], docs: Sequence[str]) -> Scores:
         """Score N pairs of texts; N may be 0."""
