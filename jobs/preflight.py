@@ -18,11 +18,12 @@ from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 from jobs.config import Config, OutputConfig
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.gate import Plan, make_plan
+from jobs.evaluation.labels import refuse_labels
 from jobs.evaluation.qrels import from_labels, read_qrels
 from jobs.evaluation.ranked import Table, named, read_ranked
 from jobs.evaluation.result import find_baseline
 from jobs.input.layouts import InputTable, read_input
-from jobs.output.locations import refuse_locations, table_folders
+from jobs.output.locations import named_source, refuse_locations, table_folders
 from jobs.output.record import Stopwatch
 from jobs.output.tracking.client import fetch_baseline, fetch_model, refuse_tracking
 from jobs.ranking import COLUMNS, refuse_slices
@@ -79,10 +80,12 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     spark = _start(errors, config, watch, can_score)
     with watch.part("preflight"):
         errors.run(refuse_scoring, spark, config.scoring)
-        source = masked(given.path or given.run or given.table or "")
+        source = masked(named_source(given.model_dump()))
         pairs, qrels = _read(errors, spark, config, config.store.path, source)
         if pairs is not None:
             errors.run(_refuse_columns, pairs, config.output)
+            judged = bool(config.evaluation.qrels) or "label" in pairs.has
+            errors.run(refuse_labels, config.label, pairs, judged=judged)
             errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
             if plan is not None:
                 errors.run(refuse_unmeasured, plan, pairs.has)

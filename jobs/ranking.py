@@ -7,7 +7,7 @@ is the ranking before `top_k` and `min_score`, which an evaluation measures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ from jobs.config import OutputConfig, RankingConfig
 from jobs.input.columns import quoted
 from jobs.input.layouts import PASS_THROUGH
 from jobs.input.readers import INTERNAL_PREFIX
+from jobs.input.selection import with_published
 from jobs.input.validation import REJECTED, ValidatedInput, content_hash
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PARTITIONS, RANKED, REJECTS
@@ -34,6 +35,7 @@ _CONTENT: Final = f"{INTERNAL_PREFIX}content"
 _ROWS_PER_FILE: Final = 100_000
 _ROW: Final = "(row)"  # a table of nothing but partition columns cannot be written
 Counts = dict[str, int]
+Grade = Callable[[DataFrame], DataFrame]
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,11 @@ def write_ranked(
     output: OutputConfig,
     validated: ValidatedInput,
     scores: DataFrame,
+    grade: Grade | None = None,
 ) -> Results:
     """Write the ranked table and the rejects into the workspace.
+
+    `grade` adds a column of grades to the ranked table.
 
     Raises:
         BookkeepingError: if a row of the input is in neither, or in both.
@@ -73,11 +78,13 @@ def write_ranked(
     if by:
         # A partition whose rows were all cut is empty now, and its former rows have to go.
         partitions = validated.rows.select(_passed(by)).distinct()
+        partitions = with_published(partitions, out.published_partitions(), table.config)
         out.stage(PARTITIONS, partitions.withColumn(_ROW, F.lit(1)), "parquet")
-    scored = _with_scores(validated, scores)
+    scored = with_scores(validated, scores)
     # Spread by list before ranking: the windows need that anyway, and it names the files.
     spread = scored.repartition(output.partitions or _files(valid), *table.list_columns)
-    ranked = out.stage(RANKED, rank_candidates(spread, validated, ranking))
+    rows = rank_candidates(spread, validated, ranking)
+    ranked = out.stage(RANKED, grade(rows) if grade else rows)
     names = output_names(scored.columns)
     group = tuple(names[PASS_THROUGH + name] for name in table.config.group)
     written = count_ranked(ranked, group)
@@ -99,13 +106,17 @@ def write_ranked(
     return Results(ranked, group, scored, counts, reasons, written)
 
 
-def ranked_schema(ranking: RankingConfig, validated: ValidatedInput) -> StructType:
+def ranked_schema(
+    ranking: RankingConfig, validated: ValidatedInput, grade: Grade | None = None
+) -> StructType:
     """Return the columns of the ranked table, without starting a job."""
     none = validated.valid.sparkSession.createDataFrame([], SCHEMA)
-    return rank_candidates(_with_scores(validated, none), validated, ranking).schema
+    rows = rank_candidates(with_scores(validated, none), validated, ranking)
+    return (grade(rows) if grade else rows).schema
 
 
-def _with_scores(validated: ValidatedInput, scores: DataFrame) -> DataFrame:
+def with_scores(validated: ValidatedInput, scores: DataFrame) -> DataFrame:
+    """Return the valid rows that have a score, with `logit`, `n_tokens` and `truncated`."""
     fit = scores.where(F.col("status") == OK).drop("status")
     return validated.valid.join(fit, on="pair_key")
 

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pyspark.sql.types import StructType
 
 from jobs.config import Config
+from jobs.evaluation.drift import stage_drift
+from jobs.evaluation.labels import Grades, make_grades
 from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
-from jobs.input.validation import validate
+from jobs.input.validation import ValidatedInput, validate
 from jobs.output.catalog import refuse_table, write_table
 from jobs.output.folder import OutputFolder
-from jobs.output.names import PARTITIONS, PER_QUERY, RANKED, REJECTS, SCORES
+from jobs.output.names import DRIFT, PARTITIONS, PER_QUERY, RANKED, REJECTS, SCORES
 from jobs.output.publish import publish, result_files, track_run
 from jobs.output.record import (
     Stopwatch,
@@ -33,7 +36,7 @@ from jobs.output.record import (
 )
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking import all_candidates, ranked_schema, write_ranked
+from jobs.ranking import all_candidates, ranked_schema, with_scores, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
@@ -48,8 +51,8 @@ COMMAND = Command(
     name="python -m jobs.rerank",
     about="Rerank a table of (query, candidate) pairs with a cross-encoder.",
     require=("model.name|remote.model", "input.path|input.table|input.run", "output.path"),
-    sections="input model remote batching scoring ranking evaluation report store output mlflow "
-    "spark dry_run",
+    sections="input model remote batching scoring ranking label evaluation report store output "
+    "mlflow spark dry_run",
 )
 
 
@@ -70,7 +73,7 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
     with OutputFolder(ready.spark, config.output) as out:
         record, document = produce(config, ready, watch, out)
         code, problems, held_back = outcome(config, record, document, out.has_results())
-        tables = [RANKED, REJECTS, *([PER_QUERY] if document else [])]
+        tables = [RANKED, REJECTS, *(name for name in (DRIFT, PER_QUERY) if name in out.staged)]
         report = render(document, record) if document else None
         if config.output.table and not held_back:
             staged = out.staged
@@ -111,15 +114,18 @@ def produce(
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
     if config.output.table:
-        refuse_table(spark, config.output, ranked_schema(config.ranking, done))
+        refuse_table(spark, config.output, schema_of(config, done))
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
             spark, config.batching, config.scoring, pairs, done, spec, store
         )  # fmt: skip
     # Beside each other, as short jobs in a row leave most cores idle.
     with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
-        measuring = beside.submit(scoring_stats, spark, filled)
-        results = write_ranked(out, config.ranking, config.output, done, store.read())
+        measuring, scores = beside.submit(scoring_stats, spark, filled), store.read()
+        grades = make_grades(config.label, pairs, with_scores(done, scores), qrels)
+        results = write_ranked(out, config.ranking, config.output, done, scores, grades)
+        label = grades.config.column if grades else None
+        drift = stage_drift(out, done, results, filled.attempt, label)
         stats = measuring.result()
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
@@ -127,6 +133,8 @@ def produce(
         "fingerprint": spec.fingerprint(),
         "model": {**model, "precision": None if spec.remote else spec.precision},
         **scoring_record(done.counts, stats, results, watch),
+        **({"labels": grades.record(results.ranked)} if grades else {}),
+        **({"drift": drift} if drift else {}),
     }  # fmt: skip
     if qrels is None and not plan.rules:
         return {**record, "timings": watch.timings()}, None
@@ -138,6 +146,12 @@ def produce(
             plan, judged, [], ready.baseline, qrels, out, tie_break=config.ranking.tie_break
         )
     return {**record, "timings": watch.timings(), **evaluation_record(document)}, document
+
+
+def schema_of(config: Config, done: ValidatedInput) -> StructType:
+    """Return the columns of the ranked table, without starting a job."""
+    grade = Grades(config.label) if config.label.thresholds else None
+    return ranked_schema(config.ranking, done, grade)
 
 
 def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
@@ -194,7 +208,7 @@ def dry_run(config: Config, ready: Rerank) -> int:
     spark, pairs, checkpoint = ready.spark, ready.pairs, ready.checkpoint
     done = validate(pairs)
     if config.output.table:
-        refuse_table(spark, config.output, ranked_schema(config.ranking, done))
+        refuse_table(spark, config.output, schema_of(config, done))
     spec = spec_of(config, ready)
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())

@@ -48,6 +48,10 @@ def closing_summary(
             f"warning: {record['model']['precision']} gave no number for {lost:.1%} of the pairs "
             "of a process, which were scored again in fp32; set model.precision to bf16"
         )
+    if labels := record.get("labels"):
+        shares = ", ".join(f"{grade}: {share:.1%}" for grade, share in labels["shares"].items())
+        lines.append(f"{labels['column']:<10} {shares}")
+        lines += [f"warning: {sentence}" for sentence in labels["warnings"]]
     if document:
         lines += ["", evaluation_summary(document, places)]
     else:
