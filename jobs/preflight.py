@@ -15,13 +15,14 @@ from functools import partial
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 
-from jobs.config import Config, OutputConfig
+from jobs.config import Config, ModelConfig, OutputConfig
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.gate import Plan, make_plan
 from jobs.evaluation.labels import refuse_labels
 from jobs.evaluation.qrels import from_labels, read_qrels
 from jobs.evaluation.ranked import Table, named, read_ranked
 from jobs.evaluation.result import find_baseline
+from jobs.export.mining import read_rows
 from jobs.input.layouts import InputTable, read_input
 from jobs.output.locations import named_source, refuse_locations, table_folders
 from jobs.output.record import Stopwatch
@@ -68,6 +69,16 @@ class Evaluate:
     qrels: DataFrame | None  # None where no rule needs any
     texts: DataFrame | None  # the pairs with their texts, None if none are to be shown
     baseline: Baseline | Table | None  # None if there is nothing to compare with (yet)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a run of `jobs.export` starts from, checked."""
+
+    spark: SparkSession
+    ranked: DataFrame  # query_id, doc_id, score, rank, label
+    pairs: InputTable  # the texts, without instructions
+    qrels: DataFrame | None  # None: labels of the ranked table
 
 
 def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
@@ -150,6 +161,23 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
     assert plan is not None  # or it was refused
     texts = None if pairs is None else pairs.rows
     return Evaluate(spark, plan, paths, tables, qrels, texts, baseline)
+
+
+def check_export(config: Config, watch: Stopwatch) -> Export:
+    """Look at everything `jobs.export` needs, and refuse all that cannot work."""
+    errors, (path, *others) = ErrorCollector(), config.ranked.path
+    if others:
+        errors.add(f"ranked.path: jobs.export takes one table; leave out {', '.join(others)}")
+    spark = _start(errors, config, watch)
+    with watch.part("reading"):
+        errors.run(refuse_locations, spark, config.output, [path])
+        plain = config.model_copy(update={"model": ModelConfig()})
+        pairs, qrels = _read(errors, spark, plain)
+        graded = not config.evaluation.qrels
+        ranked = errors.run(read_rows, spark, path, config.export, graded=graded)
+    errors.raise_if_any()
+    assert ranked is not None and pairs is not None  # or it was refused
+    return Export(spark, ranked, pairs, qrels)
 
 
 def judgements_of(
