@@ -11,9 +11,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import SparkSession
 
-from jobs.runtime.errors import DONE, REFUSED
-from tests.conftest import SENTENCES
+from jobs.config import InputConfig
+from jobs.evaluation.ranked import read_ranked
+from jobs.input.readers import read_source
+from jobs.input.selection import select_rows
+from jobs.runtime.errors import DONE, REFUSED, RefusedError
+from tests.conftest import SENTENCES, Database
 from tests.spark.conftest import Job
 
 DAYS, ROWS, QUERIES, DOCS = 6, 300, 25, 40
@@ -191,3 +196,146 @@ def test_days_of_which_nothing_is_left_go_and_others_stay(job: Job, tmp_path: Pa
                            **of(5))) == DONE  # fmt: skip
     assert set(table(out)["date"]) == {day(n) for n in (0, 1, 3)}
     assert set(table(out, "drift")["day"]) == {day(n) for n in (0, 1, 3)}
+
+
+@pytest.mark.parametrize("kind", ["folders", "date", "timestamp", "json", "json lines"])
+def test_days_and_conditions(kind: str, spark: SparkSession, tmp_path: Path) -> None:
+    rows = write_log(tmp_path)
+    path = tmp_path / "log"
+    if kind in ("date", "timestamp"):
+        path = tmp_path / "typed"
+        table = spark.createDataFrame(rows).selectExpr(
+            "query_id", "doc_id", "clicks",
+            "CAST(date AS DATE) date" if kind == "date"
+            else "CAST(date AS TIMESTAMP) + INTERVAL '23:59' HOUR TO MINUTE date",
+        )  # fmt: skip
+        table.write.parquet(str(path))
+    elif kind == "json":
+        path = tmp_path / "json"
+        spark.createDataFrame(rows).write.partitionBy("date").json(str(path))
+    elif kind == "json lines":
+        path = tmp_path / "log.jsonl"
+        path.write_text(rows.to_json(orient="records", lines=True) + '{"query_id": \n')
+
+    def select(**keys: object) -> pd.DataFrame:
+        config = InputConfig.model_validate({"path": str(path), "date": "date", **keys})
+        found = read_source(spark, path=str(path), source_format="json" if "js" in kind else "auto")
+        return select_rows(found, config).toPandas()
+
+    first, last = day(1), day(3)
+    wanted = rows[(rows["date"] >= first) & (rows["date"] <= last)]
+    # A record that cannot be read is of no day; it is kept, to be rejected.
+    broken = int(kind == "json lines")
+    assert len(select()) == len(rows) + broken
+    assert len(select(since=first, until=last)) == len(wanted) + broken
+    assert len(select(since=last)) == (rows["date"] >= last).sum() + broken
+    assert len(select(until=first)) == (rows["date"] <= first).sum() + broken
+    found = select(since=first, until=last, where="clicks > 1 AND doc_id != 'd1'")
+    assert len(found) == ((wanted["clicks"] > 1) & (wanted["doc_id"] != "d1")).sum() + broken
+    assert len(select(where="clicks > 1 OR true")) == len(rows) + broken
+
+
+def test_only_the_folders_of_the_days_are_read(spark: SparkSession, tmp_path: Path) -> None:
+    write_log(tmp_path)
+    for number in (0, 4):  # whoever opens these fails
+        for file in (tmp_path / "log" / f"date={day(number)}").glob("*.parquet"):
+            file.write_bytes(b"no parquet")
+    config = InputConfig.model_validate(
+        {"path": "log", "date": "date", "since": day(1), "until": day(3)}
+    )
+    rows = read_source(spark, path=str(tmp_path / "log" / f"date={day(1)}")).drop("_rerank_error")
+    schema = rows.schema.add("date", "string")
+    source = spark.read.schema(schema).parquet(str(tmp_path / "log"))
+    found = select_rows(source.selectExpr("*", "CAST(NULL AS STRING) _rerank_error"), config)
+    assert found.toPandas()["clicks"].count() == 3 * ROWS
+    config = InputConfig.model_validate({"path": "log", "where": f"date = '{day(2)}'"})
+    found = select_rows(source.selectExpr("*", "CAST(NULL AS STRING) _rerank_error"), config)
+    assert found.toPandas()["clicks"].count() == ROWS
+
+
+def test_what_is_no_condition_or_no_day_is_refused_in_one_sentence(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    write_log(tmp_path)
+    rows = read_source(spark, path=str(tmp_path / "log")).selectExpr("*", "'31.1.2026' german")
+
+    def refused(**keys: object) -> str:
+        with pytest.raises(RefusedError) as error:
+            select_rows(rows, InputConfig.model_validate({"path": "log", **keys}))
+        assert len(error.value.messages) == 1 and "\n" not in str(error.value)
+        return str(error.value)
+
+    for where in ("clicks >", "click > 1", "clicks", "count(*) > 1", "true) OR (true", "f(clicks)"):
+        said = refused(where=where)
+        assert said.startswith(f"input.where={where} is no condition on the input (")
+        assert said.endswith(
+            "its columns are query_id, doc_id, retrieval_score, clicks, date, german"
+        )
+    assert "leave out rand()" in refused(where="rand() < 0.5")
+    assert "the input has no column day; it has: query_id" in refused(date="day")
+    assert "input.date=clicks is bigint; it has to be" in refused(date="clicks", since=day(1))
+    assert "input.date=german holds other text; it has" in refused(date="german", since=day(1))
+
+
+def test_settings_that_cannot_go_together(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_log(tmp_path)
+    out = tmp_path / "out"
+
+    def refused(**more: object) -> str:
+        assert job(out, **keys(tmp_path, **more)) == REFUSED
+        assert not (out / "ranked").exists()
+        return capsys.readouterr().err
+
+    assert "a list must be of one day; add input.group=date" in refused(input__group=None)
+    assert "need input.date" in refused(input__date=None, input__since=day(1))
+    assert f"input.since={day(2)} is after input.until={day(1)}" in refused(**of(2, 1))
+    assert "input.since='soon': input should be a valid date" in refused(input__since="soon")
+    assert "label.column=clicks is a column of the ranked" in refused(label__column="clicks")
+    assert "label.on=platt is fitted to judgements" in refused(label__on="platt")
+    # Other days of one log replace nothing where results are not split by day.
+    plain = {"output__partition_by": None, "label__thresholds": None}
+    assert job(out, **keys(tmp_path, **plain, **of(1))) == DONE
+    capsys.readouterr()
+    assert job(out, **keys(tmp_path, **plain, **of(2))) == REFUSED
+    assert f"holds results of {tmp_path}/log ({day(1)} to {day(1)}); set" in capsys.readouterr().err
+
+
+def test_grades_by_judgements(
+    job: Job, spark: SparkSession, tmp_path: Path, database: Database,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Judgements that a random model cannot follow: the run says so, and logs drift by day."""
+    rows, out = write_log(tmp_path), tmp_path / "out"
+    generator = np.random.default_rng(2)
+    qrels = rows[["query_id", "doc_id"]].drop_duplicates()
+    qrels["relevance"] = generator.integers(2, size=len(qrels))
+    qrels.to_csv(tmp_path / "qrels.csv", index=False)
+    uri = database(tmp_path / "mlflow.db")
+    more = {"evaluation__qrels": tmp_path / "qrels.csv", "label__on": "isotonic",
+            "label__thresholds": 0.5, "mlflow__enabled": "true",
+            "mlflow__tracking_uri": uri}  # fmt: skip
+    assert job(out, **keys(tmp_path, **more, **of(0, 1))) == DONE
+    found = record(out)["labels"]
+    (row,) = found["separation"]
+    assert 0.4 < row["in_order"] < 0.6 and sum(row["documents"]) == ROWS + ROWS * 2 // 5
+    said = "warning: Scores do not clearly separate grade 1 from grade 0: of two judged documents"
+    assert said in capsys.readouterr().out
+    (cut,) = found["cuts"]
+    ranked = table(out)
+    assert ((ranked["score"] >= cut) == (ranked["label"] == 1)).all()
+    assert found["shares"]["1"] == pytest.approx(ranked["label"].mean(), abs=1e-6)
+    # Such labels are no judgements of the order that they come from.
+    assert "label" not in read_ranked(spark, "ranked", str(out / "ranked")).candidates.columns
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    run = record(out)["mlflow_run_id"]
+    history = client.get_metric_history(run, "drift.top1_change_rate")
+    assert [point.step for point in history] == [int(day(1).replace("-", ""))]
+    steps = [point.step for point in client.get_metric_history(run, "drift.score_p50")]
+    assert steps == [int(day(n).replace("-", "")) for n in (0, 1)]
+    assert "drift" in {file.path for file in client.list_artifacts(run)}
+    assert client.get_run(run).data.metrics["labels.shares.1"] == found["shares"]["1"]
