@@ -159,8 +159,7 @@ def _top_changes(
 
     days = {*previous, *previous.values()}
     found = tops(ranked, days & processed)
-    published = out.published(RANKED)
-    if published is not None and (others := days - processed):
+    if (others := days - processed) and (published := out.published(RANKED)):
         found = found.union(tops(published.withColumn("day", day_of(quoted(date))), others))
     pairs = found.sparkSession.createDataFrame([*previous.items()], "day string, before string")
     here = found.join(pairs, on="day")

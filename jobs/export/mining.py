@@ -82,42 +82,28 @@ def _is_hard(score: Column, lowest: Column, config: ExportConfig) -> Column:
 
 def formatted(mined: DataFrame, config: ExportConfig, files: int) -> DataFrame:
     """Return mined lists in a format, in so many files and an order that depend on nothing else."""
-    spread = mined.repartition(files, "key").sortWithinPartitions("key")
-    first, every = F.col("positives"), F.size("docs")
-
-    def part(name: str, *, negative: bool) -> Column:
-        start, length = (first + 1, every - first) if negative else (F.lit(1), first)
-        return F.slice(name, start, length)
-
-    targets = {"labels": "label", "scores": "score"}
-    wanted = [name for name in targets if name in config.targets]
+    rows, number = mined.repartition(files, "key").sortWithinPartitions("key"), config.negatives
     if config.format == "labeled-list":
-        return spread.select("query", "docs", *wanted)
+        return rows.select("query", "docs", *config.targets)
     if config.format == "labeled-pair":
-        spread = spread.select("query", F.explode(F.arrays_zip("docs", *wanted)).alias("pair"))
-        named = [F.col(f"pair.{name}").alias(targets[name]) for name in wanted]
-        return spread.select("query", F.col("pair.docs").alias("doc"), *named)
-    with_scores = "scores" in wanted
+        columns = ["docs AS doc", *(f"{name} AS {name[:-1]}" for name in config.targets)]
+        pairs = rows.select("query", F.explode(F.arrays_zip("docs", *config.targets)).alias("pair"))
+        return pairs.selectExpr("query", *(f"pair.{column}" for column in columns))
     if config.format == "flagembedding":
-        sides = {"pos": False, "neg": True}
-        docs = [part("docs", negative=side).alias(name) for name, side in sides.items()]
-        scores = [part("scores", negative=side).alias(f"{name}_scores")
-                  for name, side in sides.items()]  # fmt: skip
-        return spread.select("query", *docs, *(scores if with_scores else []))
-    zipped = {side: F.arrays_zip(part("docs", negative=side).alias("doc"),
-                                 part("scores", negative=side).alias("score"))
-              for side in (False, True)}  # fmt: skip
-    rows = spread.select("query", zipped[True].alias("rest"), F.explode(zipped[False]).alias("pos"))
-    if config.format == "triplet":
-        rows = rows.withColumn("rest", F.explode(F.transform("rest", lambda one: F.array(one))))
-    count = 1 if config.format == "triplet" else config.negatives
-    names = ["negative"] if config.format == "triplet" else [
-        f"negative_{number}" for number in range(1, count + 1)
-    ]  # fmt: skip
-    rest = [F.get("rest", F.lit(at)) for at in range(count)]
-    scores = [F.array(F.col("pos.score"), *(each["score"] for each in rest)).alias("scores")]
-    return rows.where(F.size("rest") == count).select(
-        "query", F.col("pos.doc").alias("positive"),
-        *(each["doc"].alias(name) for each, name in zip(rest, names, strict=True)),
-        *(scores if with_scores else []),
-    )  # fmt: skip
+        sides = {"pos": "1, positives", "neg": "positives + 1, size(docs)"}
+        docs = [f"slice(docs, {at}) AS {name}" for name, at in sides.items()]
+        scores = [f"slice(scores, {at}) AS {name}_scores" for name, at in sides.items()]
+    elif config.format == "triplet":
+        rows = rows.selectExpr("*", "explode(sequence(1, positives)) AS p")
+        rows = rows.selectExpr("*", "explode(sequence(positives + 1, size(docs))) AS n")
+        docs = ["docs[p - 1] AS positive", "docs[n - 1] AS negative"]
+        scores = ["array(scores[p - 1], scores[n - 1]) AS scores"]
+    else:
+        rows = rows.where(F.size("docs") - F.col("positives") == number)
+        rows = rows.selectExpr("*", "explode(sequence(1, positives)) AS p")
+        docs = ["docs[p - 1] AS positive"]
+        docs += [f"docs[positives + {n}] AS negative_{n + 1}" for n in range(number)]
+        scores = [
+            "concat(array(scores[p - 1]), slice(scores, positives + 1, size(docs))) AS scores"
+        ]
+    return rows.selectExpr("query", *docs, *(scores if "scores" in config.targets else []))

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.config import InputConfig
+from jobs.config import DistillConfig, InputConfig
+from jobs.distill.__main__ import read_lists
 from jobs.evaluation.ranked import read_ranked
+from jobs.export import __main__ as export
 from jobs.input.readers import read_source
 from jobs.input.selection import select_rows
 from jobs.runtime.errors import DONE, REFUSED, RefusedError
@@ -139,6 +141,19 @@ def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(at_once[columns], ranked[columns])
     np.testing.assert_allclose(at_once["score"], ranked["score"], atol=1e-4, rtol=0)
     assert (at_once["label"] == ranked["label"]).mean() > 0.99  # a score at the edge may differ
+
+    # A training set of all days; the ranked table has the ids, the corpus the texts.
+    words = {"ranked.path": out / "ranked", "input.path": out / "ranked", "export.negatives": 4,
+             "input.corpus": tmp_path / "corpus.parquet", "export.held_out": 0.2,
+             "input.queries": tmp_path / "queries.parquet", "output.path": tmp_path / "set",
+             "mlflow.enabled": "false"}  # fmt: skip
+    assert (
+        export.main([word for key, value in words.items() for word in (f"--{key}", str(value))])
+        == 0
+    )
+    lists = read_lists(DistillConfig(lists=str(tmp_path / "set" / "training")))
+    graded = ranked.groupby("query_id")["label"].max()
+    assert len(lists) <= graded.sum() <= len(lists) + 2
 
     # Drift, against pandas.
     assert drift["day"].tolist() == [day(n) for n in range(DAYS)]
