@@ -7,7 +7,7 @@ wants to know about the missing column, too. Only a session that cannot start hi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +18,16 @@ from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
 from jobs.config import Config, OutputConfig
 from jobs.evaluation.document import Baseline
 from jobs.evaluation.gate import Plan, make_plan
+from jobs.evaluation.labels import refuse_labels
 from jobs.evaluation.qrels import from_labels, read_qrels
-from jobs.evaluation.ranked import Table, named, read_ranked, refuse_other_lists
+from jobs.evaluation.ranked import Table, named, read_ranked
 from jobs.evaluation.result import find_baseline
-from jobs.fuse.fusion import fusion_of, weights_of
-from jobs.input.layouts import InputTable, read_input
-from jobs.output.locations import refuse_locations, table_folders
+from jobs.fuse.fusion import fusion_of
+from jobs.input.layouts import PASS_THROUGH, InputTable, read_input
+from jobs.output.locations import named_source, refuse_locations, table_folders
 from jobs.output.record import Stopwatch
 from jobs.output.tracking.client import fetch_baseline, fetch_model, refuse_tracking
-from jobs.ranking import COLUMNS, output_names, refuse_slices
+from jobs.ranking import COLUMNS, output_names
 from jobs.runtime.errors import ErrorCollector, RefusedError
 from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session
@@ -82,14 +83,16 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
         )
     errors.run(refuse_missing_packages, config.model.backend)
     can_score = partial(refuse_unscorable, config.model, config.batching, checkpoint)
-    spark = _start(errors, config, watch, can_score)
+    spark = start(errors, config, watch, can_score)
     with watch.part("preflight"):
         errors.run(refuse_scoring, spark, config.scoring)
-        source = masked(given.path or given.run or given.table or "")
-        pairs, qrels = _read(errors, spark, config, checkpoint, config.store.path, source)
+        source = masked(named_source(given.model_dump()))
+        pairs, qrels = read_inputs(errors, spark, config, checkpoint, config.store.path, source)
         if pairs is not None:
             errors.run(_refuse_columns, pairs, config.output)
-            errors.run(refuse_slices, pairs.rows.columns, config.evaluation.slices)
+            judged = bool(config.evaluation.qrels) or "label" in pairs.has
+            errors.run(refuse_labels, config.label, config.ranking, pairs, judged=judged)
+            errors.run(_refuse_slices, pairs.rows.columns, config.evaluation.slices)
             if config.ranking.fusion != "none":
                 names = output_names(pairs.rows.columns, config.ranking)
                 errors.run(fusion_of, pairs, names, config.ranking)
@@ -116,9 +119,9 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
         errors.run(refuse_missing_packages, "onnxruntime")
     model = config.model.model_copy(update={"backend": "torch"})  # which is always tried
     can_score = partial(refuse_unscorable, model, config.batching, checkpoint)
-    spark = _start(errors, config, watch, can_score)
+    spark = start(errors, config, watch, can_score)
     with watch.part("preflight"):
-        pairs, qrels = _read(errors, spark, config, checkpoint)
+        pairs, qrels = read_inputs(errors, spark, config, checkpoint)
     errors.raise_if_any()
     assert checkpoint is not None and pairs is not None  # or it was refused
     return Tune(spark, checkpoint, pairs, qrels)
@@ -137,7 +140,7 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
             "report.examples shows texts, which a ranked table does not hold; set input.path "
             "to the table it was made from, or leave report.examples out"
         )
-    spark = _start(errors, config, watch)
+    spark = start(errors, config, watch)
     with watch.part("reading"):
         errors.run(refuse_locations, spark, config.output, list(paths.values()))
         tables: dict[str, Table] = {}
@@ -158,39 +161,6 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
     assert plan is not None  # or it was refused
     texts = None if pairs is None else pairs.rows
     return Evaluate(spark, plan, paths, tables, qrels, texts, baseline)
-
-
-def check_fuse(config: Config, watch: Stopwatch) -> tuple[Config, SparkSession, list[Table]]:
-    """Look at everything `jobs.fuse` needs, and refuse all that cannot work.
-
-    Returns the configuration with the fusion and the columns of a list resolved, and the tables.
-    """
-    errors, given, ranking = ErrorCollector(), config.input, config.ranking
-    paths = errors.run(named, config.ranked.path) or {}
-    if len(paths) == 1:
-        errors.add(f"ranked.path={config.ranked.path[0]} is one table; give two or more to fuse")
-    weights = errors.run(weights_of, ranking, list(paths), list(paths)) or {}
-    if unused := [name for name in paths if weights and name not in weights]:
-        errors.add(f"ranking.fusion_scores has no weight of {', '.join(unused)}; give it one")
-    spark = _start(errors, config, watch)
-    with watch.part("reading"):
-        errors.run(refuse_locations, spark, config.output, list(paths.values()))
-        read = partial(read_ranked, spark, group=given.group)
-        found = [errors.run(read, name, path) for name, path in paths.items()]
-        tables = [table for table in found if table]
-        for table in tables[1:]:
-            errors.run(refuse_other_lists, table, tables[0])
-        group = tables[0].group if tables else ()
-        if missing := [name for name in config.output.partition_by if name not in group]:
-            errors.add(
-                f"output.partition_by: a fused table is not partitioned by {', '.join(missing)}; "
-                f"use columns of input.group, which are {', '.join(group) or 'none'}"
-            )
-    errors.raise_if_any()
-    if ranking.fusion == "none":
-        ranking = ranking.model_copy(update={"fusion": "rrf"})
-    given = given.model_copy(update={"group": list(group)})
-    return config.model_copy(update={"ranking": ranking, "input": given}), spark, tables
 
 
 def judgements_of(
@@ -223,7 +193,7 @@ def _model(errors: ErrorCollector, config: Config) -> Checkpoint | None:
     return errors.run(resolve_model, config.model, fetch)
 
 
-def _start(
+def start(
     errors: ErrorCollector, config: Config, watch: Stopwatch, *checks: Callable[[], None]
 ) -> SparkSession:
     """Start Spark, and check beside it what needs none; without a session nothing else can be."""
@@ -238,7 +208,7 @@ def _start(
     return spark
 
 
-def _read(
+def read_inputs(
     errors: ErrorCollector, spark: SparkSession, config: Config, checkpoint: Checkpoint | None,
     *places: str | None,
 ) -> tuple[InputTable | None, DataFrame | None]:  # fmt: skip
@@ -292,3 +262,18 @@ def _refuse_columns(pairs: InputTable, config: OutputConfig) -> None:
             f"through under its name; it has {', '.join(present) or 'none'}"
         )
     errors.raise_if_any()
+
+
+def _refuse_slices(columns: Sequence[str], slices: Sequence[str]) -> None:
+    """Find out before anything is scored that a slice is no column of the ranked table.
+
+    Raises:
+        RefusedError: naming missing and present columns.
+    """
+    present = [name.removeprefix(PASS_THROUGH) for name in columns if name.startswith(PASS_THROUGH)]
+    missing = [name for name in slices if name not in (*present, *COLUMNS)]
+    if missing:
+        raise RefusedError(
+            f"evaluation.slices: the ranked table will not have {', '.join(missing)}; columns "
+            f"passed through are {', '.join(present) or 'none'}"
+        )

@@ -7,7 +7,7 @@ is the ranking before `top_k` and `min_score`, which an evaluation measures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,10 +20,11 @@ from jobs.fuse.fusion import FUSED, fusion_of, with_fused_score
 from jobs.input.columns import quoted
 from jobs.input.layouts import PASS_THROUGH
 from jobs.input.readers import INTERNAL_PREFIX
+from jobs.input.selection import with_published
 from jobs.input.validation import REJECTED, ValidatedInput, content_hash
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PARTITIONS, RANKED, REJECTS
-from jobs.runtime.errors import BookkeepingError, RefusedError
+from jobs.runtime.errors import BookkeepingError
 from jobs.store.scores import PASSAGES, SCHEMA
 from udfs.scorers.base import OK
 
@@ -35,6 +36,7 @@ _CONTENT: Final = f"{INTERNAL_PREFIX}content"
 _ROWS_PER_FILE: Final = 100_000
 _ROW: Final = "(row)"  # a table of nothing but partition columns cannot be written
 Counts = dict[str, int]
+Grade = Callable[[DataFrame], DataFrame]
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,11 @@ def write_ranked(
     output: OutputConfig,
     validated: ValidatedInput,
     scores: DataFrame,
+    grade: Grade | None = None,
 ) -> Results:
     """Write the ranked table and the rejects into the workspace.
+
+    `grade` adds a column of grades to the ranked table.
 
     Raises:
         BookkeepingError: if a row of the input is in neither, or in both.
@@ -74,11 +79,13 @@ def write_ranked(
     if by:
         # A partition whose rows were all cut is empty now, and its former rows have to go.
         partitions = validated.rows.select(_passed(by)).distinct()
+        partitions = with_published(partitions, out.published_partitions(), table.config)
         out.stage(PARTITIONS, partitions.withColumn(_ROW, F.lit(1)), "parquet")
-    scored = _with_scores(validated, scores)
+    scored = with_scores(validated, scores)
     # Spread by list before ranking: the windows need that anyway, and it names the files.
     spread = scored.repartition(output.partitions or _files(valid), *table.list_columns)
-    ranked = out.stage(RANKED, rank_candidates(spread, validated, ranking))
+    rows = rank_candidates(spread, validated, ranking)
+    ranked = out.stage(RANKED, grade(rows) if grade else rows)
     names = output_names(scored.columns, ranking)
     group = tuple(names[PASS_THROUGH + name] for name in table.config.group)
     written = count_ranked(ranked, group)
@@ -101,15 +108,18 @@ def write_ranked(
 
 
 def ranked_schema(
-    ranking: RankingConfig, validated: ValidatedInput, *, passages: bool
-) -> StructType:
+    ranking: RankingConfig, validated: ValidatedInput, grade: Grade | None = None, *,
+    passages: bool,
+) -> StructType:  # fmt: skip
     """Return the columns of the ranked table, without starting a job."""
     fields = [*SCHEMA.fields, *(PASSAGES.fields if passages else [])]
     none = validated.valid.sparkSession.createDataFrame([], StructType(fields))
-    return rank_candidates(_with_scores(validated, none), validated, ranking).schema
+    rows = rank_candidates(with_scores(validated, none), validated, ranking)
+    return (grade(rows) if grade else rows).schema
 
 
-def _with_scores(validated: ValidatedInput, scores: DataFrame) -> DataFrame:
+def with_scores(validated: ValidatedInput, scores: DataFrame) -> DataFrame:
+    """Return the valid rows that have a score, with `logit`, `n_tokens` and `truncated`."""
     fit = scores.where(F.col("status") == OK).drop("status")
     return validated.valid.join(fit, on="pair_key")
 
@@ -205,21 +215,6 @@ def output_names(columns: Sequence[str], config: RankingConfig) -> dict[str, str
             taken.add(name)
             names[column] = name
     return names
-
-
-def refuse_slices(columns: Sequence[str], slices: Sequence[str]) -> None:
-    """Find out before anything is scored that a slice is no column of the ranked table.
-
-    Raises:
-        RefusedError: naming missing and present columns.
-    """
-    present = [name.removeprefix(PASS_THROUGH) for name in columns if name.startswith(PASS_THROUGH)]
-    missing = [name for name in slices if name not in (*present, *COLUMNS)]
-    if missing:
-        raise RefusedError(
-            f"evaluation.slices: the ranked table will not have {', '.join(missing)}; columns "
-            f"passed through are {', '.join(present) or 'none'}"
-        )
 
 
 def count_cut(rows: DataFrame, validated: ValidatedInput, config: RankingConfig) -> int:

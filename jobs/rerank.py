@@ -15,16 +15,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
+from pyspark.sql.types import StructType
 
 from jobs.config import Config
+from jobs.evaluation.drift import stage_drift
+from jobs.evaluation.labels import Grades, make_grades
 from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
 from jobs.input.layouts import pair_texts
-from jobs.input.validation import validate
+from jobs.input.validation import ValidatedInput, validate
 from jobs.output.catalog import refuse_table, write_table
 from jobs.output.folder import OutputFolder
-from jobs.output.names import PARTITIONS, PER_QUERY, RANKED, REJECTS, SCORES
+from jobs.output.names import DRIFT, PARTITIONS, PER_QUERY, RANKED, REJECTS, SCORES
 from jobs.output.publish import publish, result_files, track_run
 from jobs.output.record import (
     Stopwatch,
@@ -35,7 +38,7 @@ from jobs.output.record import (
 )
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking import all_candidates, ranked_schema, write_ranked
+from jobs.ranking import Results, all_candidates, ranked_schema, with_scores, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
@@ -51,8 +54,8 @@ COMMAND = Command(
     name="python -m jobs.rerank",
     about="Rerank a table of (query, candidate) pairs with a cross-encoder.",
     require=("model.name|remote.model", "input.path|input.table|input.run", "output.path"),
-    sections="input model remote passages batching scoring ranking evaluation report store output "
-    "mlflow spark dry_run",
+    sections="input model remote passages batching scoring ranking label evaluation report store "
+    "output mlflow spark dry_run",
 )
 
 
@@ -73,7 +76,7 @@ def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:
     with OutputFolder(ready.spark, config.output) as out:
         record, document = produce(config, ready, watch, out)
         code, problems, held_back = outcome(config, record, document, out.has_results())
-        tables = [RANKED, REJECTS, *([PER_QUERY] if document else [])]
+        tables = [RANKED, REJECTS, *(name for name in (DRIFT, PER_QUERY) if name in out.staged)]
         report = render(document, record) if document else None
         if config.output.table and not held_back:
             staged = out.staged
@@ -115,8 +118,7 @@ def produce(
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
     if config.output.table:
-        schema = ranked_schema(config.ranking, done, passages=passages)
-        refuse_table(spark, config.output, schema)
+        refuse_table(spark, config.output, schema_of(config, done))
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
             spark, config.batching, config.scoring, pairs, done, spec, store
@@ -124,8 +126,7 @@ def produce(
     # Beside each other, as short jobs in a row leave most cores idle.
     with watch.part("ranking"), ThreadPoolExecutor(1) as beside:
         measuring = beside.submit(scoring_stats, spark, filled)
-        results = write_ranked(out, config.ranking, config.output, done, store.read())
-        long = count_passages(results.scored, pairs.list_columns) if passages else None
+        results, found = rank(config, out, done, store, qrels, filled.attempt)
         stats = measuring.result()
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
@@ -133,7 +134,7 @@ def produce(
         "fingerprint": spec.fingerprint(),
         "model": {**model, "precision": None if spec.remote else spec.precision},
         **scoring_record(config, done.counts, stats, results, watch),
-        **({"passages": long} if long else {}),
+        **found,
     }  # fmt: skip
     if qrels is None and not plan.rules:
         return {**record, "timings": watch.timings()}, None
@@ -145,6 +146,29 @@ def produce(
             plan, judged, [], ready.baseline, qrels, out, tie_break=config.ranking.tie_break
         )
     return {**record, "timings": watch.timings(), **evaluation_record(document)}, document
+
+
+def rank(
+    config: Config, out: OutputFolder, done: ValidatedInput, store: ScoreStore,
+    qrels: DataFrame | None, attempt: str | None,
+) -> tuple[Results, dict[str, Any]]:  # fmt: skip
+    """Stage the ranked table and `drift`; return it, and the sections of run.json about it."""
+    scores, pairs = store.read(), done.table
+    grades = make_grades(config.label, config.ranking, pairs, with_scores(done, scores), qrels)
+    results = write_ranked(out, config.ranking, config.output, done, scores, grades)
+    drift = stage_drift(out, done, results, attempt, grades.config.column if grades else None)
+    sections: dict[str, Any] = {"drift": drift} if drift else {}
+    if grades:
+        sections["labels"] = grades.record(results.ranked)
+    if config.passages.size:
+        sections["passages"] = count_passages(results.scored, pairs.list_columns)
+    return results, sections
+
+
+def schema_of(config: Config, done: ValidatedInput) -> StructType:
+    """Return the columns of the ranked table, without starting a job."""
+    grade = Grades(config.label) if config.label.thresholds else None
+    return ranked_schema(config.ranking, done, grade, passages=bool(config.passages.size))
 
 
 def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
@@ -202,8 +226,7 @@ def dry_run(config: Config, ready: Rerank) -> int:
     spark, pairs = ready.spark, ready.pairs
     done = validate(pairs)
     if config.output.table:
-        schema = ranked_schema(config.ranking, done, passages=bool(config.passages.size))
-        refuse_table(spark, config.output, schema)
+        refuse_table(spark, config.output, schema_of(config, done))
     spec = spec_of(config, ready)
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())

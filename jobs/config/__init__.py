@@ -13,6 +13,7 @@ from jobs.config.data import InputConfig as InputConfig
 from jobs.config.data import OutputConfig as OutputConfig
 from jobs.config.data import StoreConfig as StoreConfig
 from jobs.config.evaluation import EvaluationConfig as EvaluationConfig
+from jobs.config.evaluation import LabelConfig as LabelConfig
 from jobs.config.evaluation import MlflowConfig as MlflowConfig
 from jobs.config.evaluation import RankedConfig as RankedConfig
 from jobs.config.evaluation import RankingConfig as RankingConfig
@@ -26,6 +27,7 @@ from jobs.config.scoring import SparkConfig as SparkConfig
 from jobs.config.scoring import TuneConfig as TuneConfig
 from jobs.config.section import Section
 from jobs.config.training import DistillConfig as DistillConfig
+from jobs.config.training import ExportConfig as ExportConfig
 
 
 class Config(Section):
@@ -38,6 +40,7 @@ class Config(Section):
     batching: BatchingConfig = BatchingConfig()
     scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
+    label: LabelConfig = LabelConfig()
     ranked: RankedConfig = RankedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
@@ -47,6 +50,7 @@ class Config(Section):
     spark: SparkConfig = SparkConfig()
     tune: TuneConfig = TuneConfig()
     distill: DistillConfig = DistillConfig()
+    export: ExportConfig = ExportConfig()
     dry_run: bool = False
     """read and check the input, print its size and lengths, score nothing"""
 
@@ -74,6 +78,16 @@ class Config(Section):
             )
         if size and self.output.format == "csv":
             raise ValueError("output.format=csv cannot hold best_passage; choose parquet")
+        return self
+
+    @model_validator(mode="after")
+    def _lists_are_of_one_day(self) -> Self:
+        day = self.input.date
+        if day and day in self.output.partition_by and day not in self.input.group:
+            raise ValueError(
+                f"output.partition_by={day} replaces results day by day, so a list must be of one "
+                f"day; add input.group={day}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Sections `input`, `store` and `output`: what is read and where results go."""
 
+from datetime import date as Day
 from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
@@ -56,6 +57,15 @@ class InputConfig(Section):
     [path or URI]"""
     run_format: str = "auto"
     """Spark source of the run, or trec (auto: by file ending, else trec)"""
+    where: str | None = None
+    """rows to take: a Spark SQL condition over the input's columns, run as it is written: let only
+    people set it who may read what Spark may read"""
+    date: str | None = None
+    """column of the day of a row: a date, a timestamp, or text that starts like 2026-01-31"""
+    since: Day | None = None
+    """first day of input.date that is taken, e.g. 2026-01-31"""
+    until: Day | None = None
+    """last day of input.date that is taken"""
     allow_empty: bool = False
     """accept an input without any row"""
     max_reject_rate: Share = 0.01
@@ -78,6 +88,14 @@ class InputConfig(Section):
             )
         if self.run and self.candidates:
             raise ValueError("input.candidates belongs to a nested input; remove it or input.run")
+        return self
+
+    @model_validator(mode="after")
+    def _days(self) -> Self:
+        if (self.since or self.until) and not self.date:
+            raise ValueError("input.since and input.until need input.date, the column of the day")
+        if self.since and self.until and self.since > self.until:
+            raise ValueError(f"input.since={self.since} is after input.until={self.until}")
         return self
 
 

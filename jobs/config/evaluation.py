@@ -1,8 +1,16 @@
-"""Sections `ranking`, `ranked`, `evaluation`, `report` and `mlflow`: what is kept and measured."""
+"""Sections `ranking`, `label`, `ranked`, `evaluation`, `report` and `mlflow`."""
 
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from jobs.config.section import Section, Share
 
@@ -30,12 +38,39 @@ class RankingConfig(Section):
     """rrf adds up weight / (fusion_k + rank)"""
 
 
+class LabelConfig(Section):
+    """Grades made of scores. None are made unless thresholds are set."""
+
+    thresholds: list[float] = []
+    """least value of grade 1, of grade 2 and so on, rising; below the first is grade 0"""
+    on: Literal["logit", "probability", "quantile", "isotonic", "platt"] = "probability"
+    """what thresholds are: logits; probabilities (the logit's sigmoid); shares of the scores of a
+    date (without input.date of the run) that lie below; or probabilities of being relevant, fitted
+    to the judged documents of the run"""
+    column: str = "label"
+    """column of the ranked table that holds the grades"""
+    relevant: PositiveInt = 1
+    """isotonic, platt: lowest judgement that counts as relevant [grade]"""
+
+    @model_validator(mode="after")
+    def _thresholds(self) -> Self:
+        shown = ", ".join(map(str, self.thresholds))
+        if any(low >= high for low, high in pairwise(self.thresholds)):
+            raise ValueError(f"label.thresholds={shown} do not rise; order them")
+        if self.on != "logit" and not all(0 < value < 1 for value in self.thresholds):
+            raise ValueError(
+                f"label.thresholds={shown}: with label.on={self.on} they lie between 0 and 1; "
+                "change them, or set label.on=logit"
+            )
+        return self
+
+
 class RankedConfig(Section):
-    """The ranked tables that jobs.evaluate and jobs.fuse read."""
+    """The ranked tables that jobs.evaluate, jobs.fuse and jobs.export read."""
 
     path: list[str] = []
     """ranked table, PATH or NAME=PATH, may be repeated: the first is judged, the others are
-    compared with it; jobs.fuse fuses all of them [path or URI]"""
+    compared with it; jobs.fuse fuses all of them; jobs.export takes one [path or URI]"""
 
 
 class EvaluationConfig(Section):

@@ -1,10 +1,17 @@
-"""Section `distill`: how a smaller cross-encoder is trained."""
+"""Sections `distill` and `export`: how a smaller cross-encoder is trained, and on what."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from jobs.config.section import Section
+from jobs.config.section import Section, Share
 
 Loss = Literal["listwise_kl", "margin_mse", "contrastive", "pointwise", "lambda"]
 
@@ -38,3 +45,54 @@ class DistillConfig(Section):
     """processes that tokenise"""
     seed: Annotated[int, Field(ge=0)] = 7
     """of the order of the lists"""
+
+
+class ExportConfig(Section):
+    """Training sets that jobs.export makes of a ranked table: positives are documents with a label,
+    negatives others that the model ranks high, but not too high."""
+
+    format: Literal["labeled-list", "labeled-pair", "triplet", "n-tuple", "flagembedding"] = (
+        "labeled-list"
+    )
+    """Parquet as mine_hard_negatives of sentence-transformers makes it (jobs.distill takes
+    labeled-list), or JSON lines of FlagEmbedding"""
+    targets: list[Literal["labels", "scores"]] = ["labels", "scores"]
+    """what is written beside the texts, may be repeated: labels (of lists and pairs), the teacher's
+    scores. jobs.distill takes both; sentence-transformers trains on one"""
+    label: str = "label"
+    """column of the ranked table with the grades, unless evaluation.qrels is set"""
+    positive: PositiveInt = 1
+    """lowest grade of a positive"""
+    rank: Literal["rank", "retrieval_rank"] = "rank"
+    """which rank rank_min and rank_max are about"""
+    rank_min: PositiveInt = 1
+    """first rank that negatives are taken from"""
+    rank_max: PositiveInt = 200
+    """last rank that negatives are taken from"""
+    absolute_margin: NonNegativeFloat | None = None
+    """how far a negative is below the lowest positive of its query, at least [logit]"""
+    relative_margin: NonNegativeFloat | None = 0.05
+    """the same as a share of the size of that positive's logit [share]"""
+    max_score: float | None = None
+    """logit above which a document without a label is taken for relevant, and left out [logit]"""
+    duplicates: Share = 0.8
+    """share of common 5-character pieces from which on a negative repeats a positive, or another
+    negative, and is left out (1: only equal texts)"""
+    negatives: PositiveInt = 8
+    """most negatives of a query; n-tuple leaves out queries with fewer"""
+    sampling: Literal["top", "random"] = "top"
+    """which ones: those with the highest scores, or any"""
+    held_out: Share = 0.05
+    """share of the queries that is not trained on, by a hash of their text [share 0-1]"""
+    seed: Annotated[int, Field(ge=0)] = 7
+    """of random sampling"""
+
+    @model_validator(mode="after")
+    def _window(self) -> Self:
+        if self.rank_min > self.rank_max:
+            raise ValueError(
+                f"export.rank_min={self.rank_min} is after export.rank_max={self.rank_max}"
+            )
+        if not self.targets:
+            raise ValueError("export.targets is empty; name labels, scores or both")
+        return self

@@ -97,7 +97,9 @@ def read_ranked(
     for column, kind in _COLUMNS.items():
         source = FUSED if fused and column == "score" else column
         columns[column] = (quoted(source) if source in present else F.lit(None)).cast(kind)
-    for column in ("label", *group, *slices):
+    # Grades made of the scores judge nothing.
+    made = setting_of(record, "label", "thresholds") and setting_of(record, "label", "column")
+    for column in (*(["label"] if made != "label" else []), *group, *slices):
         if column in present:
             columns.setdefault(column, quoted(column))
     rows = table.select(*(value.alias(column) for column, value in columns.items()))

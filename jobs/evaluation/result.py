@@ -140,9 +140,8 @@ def evaluate(
         document = _compared(plan, run, others, baseline, measure)
         _add_prices(document["systems"], (judged, *others))
     # With passages, a pair that is longer is not cut.
-    whole = setting_of(judged.record, "passages", "size")
-    max_length = None if whole else setting_of(judged.record, "model", "max_length")
-    document |= describe(run, max_length)
+    cut = not setting_of(judged.record, "passages", "size")
+    document |= describe(run, setting_of(judged.record, "model", "max_length") if cut else None)
     if is_fused(judged.record):  # whose sigmoid is no probability
         document["scores"] = {k: v for k, v in document["scores"].items() if k not in _OF_LOGITS}
     document |= {"operations": _operations(judged.record), "examples": []}

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Final
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from jobs.config import Config, RankingConfig
-from jobs.evaluation.ranked import Table
+from jobs.evaluation.ranked import Table, named, read_ranked, refuse_other_lists
 from jobs.fuse.fusion import FUSED, weights_of, with_fused_score
 from jobs.input.columns import quoted
 from jobs.input.readers import INTERNAL_PREFIX
 from jobs.output.catalog import refuse_table, write_table
 from jobs.output.folder import OutputFolder
+from jobs.output.locations import refuse_locations
 from jobs.output.names import OPTIONAL, PARTITIONS, RANKED, REJECTS
 from jobs.output.publish import publish, result_files, track_run
 from jobs.output.record import Stopwatch, make_record
 from jobs.output.summary import fuse_summary
-from jobs.preflight import check_fuse
+from jobs.preflight import start
 from jobs.runtime.command import Command
+from jobs.runtime.errors import ErrorCollector
 
 COMMAND = Command(
     name="python -m jobs.fuse",
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Config) -> int:
     """Refuse all that can be refused, then fuse, publish and log."""
     watch = Stopwatch()
-    config, spark, tables = check_fuse(config, watch)
+    config, spark, tables = check(config, watch)
     output, ids = config.output, [*map(quoted, (*config.input.group, "query_id", "doc_id"))]
     every = union(tables)
     fused = fuse(every, tables, config.ranking)
@@ -74,6 +76,39 @@ def run(config: Config) -> int:
     if not counts["ranked"]:
         sys.stderr.write("no row was ranked\n")
     return track_run(config.mlflow, out, record)
+
+
+def check(config: Config, watch: Stopwatch) -> tuple[Config, SparkSession, list[Table]]:
+    """Look at everything `jobs.fuse` needs, and refuse all that cannot work.
+
+    Returns the configuration with the fusion and the columns of a list resolved, and the tables.
+    """
+    errors, given, ranking = ErrorCollector(), config.input, config.ranking
+    paths = errors.run(named, config.ranked.path) or {}
+    if len(paths) == 1:
+        errors.add(f"ranked.path={config.ranked.path[0]} is one table; give two or more to fuse")
+    weights = errors.run(weights_of, ranking, list(paths), list(paths)) or {}
+    if unused := [name for name in paths if weights and name not in weights]:
+        errors.add(f"ranking.fusion_scores has no weight of {', '.join(unused)}; give it one")
+    spark = start(errors, config, watch)
+    with watch.part("reading"):
+        errors.run(refuse_locations, spark, config.output, list(paths.values()))
+        read = partial(read_ranked, spark, group=given.group)
+        found = [errors.run(read, name, path) for name, path in paths.items()]
+        tables = [table for table in found if table]
+        for table in tables[1:]:
+            errors.run(refuse_other_lists, table, tables[0])
+        group = tables[0].group if tables else ()
+        if missing := [name for name in config.output.partition_by if name not in group]:
+            errors.add(
+                f"output.partition_by: a fused table is not partitioned by {', '.join(missing)}; "
+                f"use columns of input.group, which are {', '.join(group) or 'none'}"
+            )
+    errors.raise_if_any()
+    if ranking.fusion == "none":
+        ranking = ranking.model_copy(update={"fusion": "rrf"})
+    given = given.model_copy(update={"group": list(group)})
+    return config.model_copy(update={"ranking": ranking, "input": given}), spark, tables
 
 
 def union(tables: Sequence[Table]) -> DataFrame:

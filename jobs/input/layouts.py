@@ -17,6 +17,7 @@ from pyspark.sql.types import ArrayType, StructType
 from jobs.config import InputConfig, ModelConfig
 from jobs.input.columns import holds_fractions, id_text, is_blank, number, quoted, trimmed
 from jobs.input.readers import INTERNAL_PREFIX, READ_ERROR, read_source, refuse_internal_names
+from jobs.input.selection import select_rows
 from jobs.input.texts import DOC, QUERY, require, template_columns, template_of, with_texts
 from jobs.runtime.compat import is_valid_utf8, try_cast
 from jobs.runtime.errors import RefusedError
@@ -78,6 +79,7 @@ def read_input(spark: SparkSession, config: InputConfig, model: ModelConfig) -> 
         otherwise="trec" if config.run else None,
         expected=names | {str(config.candidates)},
     )
+    rows = select_rows(rows, config)
     if config.candidates:
         rows = _explode(rows, config.candidates)
     of_texts, names = config.format if config.run else "auto", names | {"_id", "id", "text"}

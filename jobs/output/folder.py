@@ -9,7 +9,10 @@
 6. The note is deleted, the lock released, and the workspace removed.
 
 A run killed before 3 has changed nothing, and a later run removes its workspace. One killed from
-then on is completed by the next run, as every step can be repeated.
+then on is completed by the next run, as every step can be repeated. Until then readers find no
+run.json; of each table (of each partition, where `output.partition_by` splits it) they find the
+former one, the new one, or for the moment between two renames none, and never a part of one.
+Partitions that the run has not processed stay as they are, byte for byte.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
@@ -29,6 +33,7 @@ from jobs.output.filesystem import Files, literal
 from jobs.output.names import LOCK, PARTITIONED, PARTITIONS, RUN, SWAP, TUNING, UNPUBLISHED, WORK
 
 _FORMER: Final = "_former"  # in the workspace: what is being replaced
+_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 _STARTED: Final = "started"  # in the workspace: its time is that of the run's start
 _STALE: Final = 48 * 3600.0  # s since a run started, longer than any run takes
 # What is read back has to be what was written: line breaks, blanks and quotes in ids included.
@@ -185,11 +190,40 @@ class OutputFolder:
         if self._files.exists(f"{self.path}/{name}"):
             self._files.rename(f"{self.path}/{name}", f"{work}/{_FORMER}/{uuid.uuid4().hex}")
 
-    def _by_partition(self, names: Sequence[str], gone: set[str]) -> tuple[list[str], set[str]]:
-        """Replace only the partitions this run has processed, if the published ones are alike."""
+    def published(self, name: str, output_format: str | None = None) -> DataFrame | None:
+        """Return a published table whose other partitions stay; None where there is none.
+
+        Partition columns are typed as Spark infers them.
+        """
+        path = f"{self.path}/{name}"
+        if not (self._stays() and self._files.exists(path)):
+            return None
+        kind = output_format or self._format
+        options = _CSV if kind == "csv" else {}
+        return self._spark.read.format(kind).options(**options).load(literal(path))
+
+    def published_partitions(self) -> list[dict[str, str | None]]:
+        """Return the values by column of the partitions that may stay, as text."""
+        if not self._stays():
+            return []
+        found = set().union(*(self._partitions(table, self.path) for table in PARTITIONED))
+        parts = [
+            [part.partition("=") for part in path.split("/")] for path in sorted(found) if path
+        ]
+        return [
+            {unquote(name): None if value == _NULL else unquote(value) for name, _, value in values}
+            for values in parts
+        ]
+
+    def _stays(self) -> bool:
+        """Whether what is published is split like the results of this run."""
         published = published_record(self._files, self.path) or {}
         before = published.get("config", {}).get("output", {}).get("partition_by")
-        if not self._partition_by or before != self._partition_by:
+        return bool(self._partition_by) and before == self._partition_by
+
+    def _by_partition(self, names: Sequence[str], gone: set[str]) -> tuple[list[str], set[str]]:
+        """Replace only the partitions this run has processed, if the published ones are alike."""
+        if not self._stays():
             return list(names), gone
         staged = {table: self._partitions(table) for table in PARTITIONED if table in names}
         processed = set().union(self._partitions(PARTITIONS), *staged.values())
@@ -198,14 +232,14 @@ class OutputFolder:
             moves += [f"{name}/{p}" for p in sorted(staged[name])] if name in staged else [name]
         return moves, gone | {f"{t}/{p}" for t, parts in staged.items() for p in processed - parts}
 
-    def _partitions(self, table: str) -> set[str]:
+    def _partitions(self, table: str, within: str | None = None) -> set[str]:
         """Return the folders of a staged table's partitions: `date=2026-01-01/lang=en`."""
         found = [""]
         for _ in self._partition_by:
             found = [
                 f"{above}/{name}"
                 for above in found
-                for name in self._files.children(f"{self._work}/{table}{above}")
+                for name in self._files.children(f"{within or self._work}/{table}{above}")
                 if "=" in name
             ]
         return {path.lstrip("/") for path in found}

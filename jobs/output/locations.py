@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException
@@ -60,6 +61,13 @@ def refuse_locations(
         raise RefusedError(errors)
 
 
+def named_source(given: Mapping[str, Any]) -> str:
+    """Return how messages name an input (section `input`), with the days that are taken of it."""
+    path = given.get("path") or given.get("run") or given.get("table") or ""
+    days = [str(given.get(key) or "") for key in ("since", "until")]
+    return f"{path} ({' to '.join(days)})" if any(days) else str(path)
+
+
 def table_folders(spark: SparkSession, table: str | None) -> list[str]:
     """Return the folders of a catalog table's files; none where it has none, or is not there."""
     if not table:
@@ -90,7 +98,7 @@ def _not_ours(
         return
     remedy = "set output.partition_by, another output.path or output.overwrite"
     given = record["config"].get("input", {})
-    before = given.get("path") or given.get("run") or given.get("table") or ""
+    before = named_source(given)
     by, wanted = record["config"].get("output", {}).get("partition_by", []), config.partition_by
     if by != wanted:
         yield (
@@ -109,7 +117,8 @@ def _only_ours(files: Files, out: str, store: str | None, names: Sequence[str]) 
 
 
 def _undated(path: str) -> str:
-    """Return a path without the values in `key=value` and without digits."""
+    """Return a path without the values in `key=value`, without digits and days."""
+    path = re.sub(r" \([^()]*\)$", "", path)
     return re.sub(r"\d+", "0", re.sub(r"=[^/]*", "=", path))
 
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 RANKED: Final = "ranked"
 REJECTS: Final = "rejects"
 PER_QUERY: Final = "per_query"
+DRIFT: Final = "drift"
+TRAINING: Final = "training"  # of jobs.export
 # Files of jobs.rerank and jobs.evaluate. The record says that what is beside it is whole.
 METRICS: Final = "metrics.json"
 REPORT: Final = "report.html"
@@ -33,10 +35,22 @@ PARTITIONED: Final = (RANKED, REJECTS)
 #: The partitions of the input, in the workspace.
 PARTITIONS: Final = "partitions"
 #: Results that not every run has; those of the former run go.
-OPTIONAL: Final = frozenset({PER_QUERY, METRICS, REPORT, PLOTS})
+OPTIONAL: Final = frozenset({PER_QUERY, DRIFT, METRICS, REPORT, PLOTS})
 #: What a run replaces or removes, with all it holds.
 REPLACED: Final = frozenset(
-    {RANKED, REJECTS, RUN, TUNING, TUNING_PAGE, RECOMMENDED, UNPUBLISHED, WORK, SWAP, LOCK}
+    {
+        RANKED,
+        REJECTS,
+        RUN,
+        TUNING,
+        TUNING_PAGE,
+        RECOMMENDED,
+        TRAINING,
+        UNPUBLISHED,
+        WORK,
+        SWAP,
+        LOCK,
+    }
     | OPTIONAL
 )
 
@@ -45,4 +59,4 @@ def artifacts_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the results beside a record that are logged with it."""
     if record.get("kind") == "tune":
         return TUNING_PAGE, RECOMMENDED
-    return METRICS, REPORT, PLOTS, PER_QUERY
+    return METRICS, REPORT, PLOTS, PER_QUERY, DRIFT

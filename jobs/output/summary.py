@@ -48,6 +48,17 @@ def closing_summary(
         ),
         ("truncated", counts["truncated"], f"pairs, cut at {max_length:,} tokens"),
     )
+    lines += _notes(record)
+    if document:
+        lines += ["", evaluation_summary(document, places)]
+    else:
+        lines += _files(places)
+    return "\n".join(lines)
+
+
+def _notes(record: Mapping[str, Any]) -> list[str]:
+    """Return what changed, the grades that were made, and warnings."""
+    rates, lines = record["rates"], []
     if rates["top1_change_rate"] is not None:
         lines.append(
             f"top-1      {rates['top1_change_rate']:>12.1%} of queries have a new first document"
@@ -57,11 +68,11 @@ def closing_summary(
             f"warning: {record['model']['precision']} gave no number for {lost:.1%} of the pairs "
             "of a process, which were scored again in fp32; set model.precision to bf16"
         )
-    if document:
-        lines += ["", evaluation_summary(document, places)]
-    else:
-        lines += _files(places)
-    return "\n".join(lines)
+    if labels := record.get("labels"):
+        shares = ", ".join(f"{grade}: {share:.1%}" for grade, share in labels["shares"].items())
+        lines.append(f"{labels['column']:<10} {shares}")
+        lines += [f"warning: {sentence}" for sentence in labels["warnings"]]
+    return lines
 
 
 def evaluation_summary(document: Mapping[str, Any], places: Mapping[str, str]) -> str:

@@ -50,10 +50,8 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
         folder = _from_hub(name, config.revision, config.trust_remote_code)
     folder = merge_adapter(folder, _base_model)
     try:
-        checkpoint = inspect_checkpoint(
-            folder, trust_remote_code=config.trust_remote_code, kind=config.kind,
-            label=config.label,
-        )  # fmt: skip
+        checkpoint = inspect_checkpoint(folder, kind=config.kind, label=config.label,
+                                        trust_remote_code=config.trust_remote_code)  # fmt: skip
     except CheckpointError as error:
         raise RefusedError([f"model.name={name}: {said}" for said in error.messages]) from None
     errors = []
@@ -79,9 +77,9 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
             f"model.query_instruction={json.dumps(checkpoint.prompt, ensure_ascii=False)}, or to "
             "an empty text to score without it"
         )
-    if errors:
-        raise RefusedError(errors)
-    return checkpoint
+    if not errors:
+        return checkpoint
+    raise RefusedError(errors)
 
 
 def rendering(config: ModelConfig, checkpoint: Checkpoint | None) -> ModelConfig:

@@ -132,6 +132,6 @@ def test_base_yaml_spells_out_the_defaults() -> None:
             assert defaults[section][key] == value, f"{section}.{key}"
 
 
-@pytest.mark.parametrize("name", ["base", "local", "gpu", "remote"])
+@pytest.mark.parametrize("name", ["base", "local", "gpu", "remote", "relabel"])
 def test_the_files_in_conf_are_valid(name: str) -> None:
     load_config(["--config", str(ROOT / f"conf/{name}.yaml")])

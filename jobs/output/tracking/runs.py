@@ -42,6 +42,9 @@ def log_run(record: Mapping[str, Any], run_json: Path) -> str:
     ) as run:
         mlflow.log_params(_params(record))
         mlflow.log_metrics(_metrics(record))
+        for row in record.get("drift") or []:  # a step a day, e.g. 20260131
+            numbers = {f"drift.{name}": value for name, value in _numbers(row).items()}
+            mlflow.log_metrics(numbers, step=int(row["day"].replace("-", "")))
         mlflow.set_tags(_tags(record))
         mlflow.log_input(_dataset(record), context=str(record.get("kind", "rerank")))
         run_id = str(run.info.run_id)
@@ -155,7 +158,8 @@ def _params(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """Return counts, rates, timings and, where there are labels, measures of both orders."""
-    groups = ("counts", "rates", "timings", "tokens", "remote", "device_ms", "memory", "moved")
+    groups = ("counts", "rates", "timings", "tokens", "remote", "device_ms", "memory", "moved",
+              "labels")  # fmt: skip
     measured = record.get("metrics") or {}
     tree = {group: record.get(group) or {} for group in groups}
     tree |= {k: measured.get(k) or {} for k in ("first_stage", "reranked", "delta", "ceiling")}

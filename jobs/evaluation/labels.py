@@ -1,0 +1,247 @@
+"""Scores -> grades, by the rules of section `label`.
+
+Every rule comes down to cuts: the grade is the number of them that a logit reaches. A fitted
+probability never falls as the logit rises, so its thresholds are cuts as well.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from scipy.stats import rankdata
+
+from jobs.config import LabelConfig, RankingConfig
+from jobs.input.columns import quoted
+from jobs.input.layouts import PASS_THROUGH, InputTable
+from jobs.input.selection import day_of
+from jobs.ranking import COLUMNS, output_names
+from jobs.runtime.errors import RefusedError
+
+_FITTED: Final = ("isotonic", "platt")
+_SEPARATED: Final = 0.75  # share of pairs in order, below which a warning says so
+_FEW: Final = 10  # judged documents of a grade
+_ALL: Final = ""  # the day of a rule that is the same for all days
+
+
+@dataclass(frozen=True)
+class Grades:
+    """Call it with a ranked table to add the column of grades (int).
+
+    Attributes:
+        config: the rule.
+        day: column of the ranked table that `cuts` are told apart by, None if they are not.
+        cuts: rising logits by day.
+        separation: of the judged documents of each two neighbouring grades: `lower`, `higher`,
+            their `documents`, and the share of pairs that the scores have `in_order`.
+        warnings: what a user of the grades has to know.
+    """
+
+    config: LabelConfig
+    day: str | None = None
+    cuts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    separation: Sequence[Mapping[str, Any]] = ()
+    warnings: Sequence[str] = ()
+
+    def __call__(self, ranked: DataFrame) -> DataFrame:
+        """Return the table with the grades as its last column."""
+        logit = F.col("score").cast("double")
+        grade = F.size(F.filter(self._cuts(), lambda cut: logit >= cut))
+        return ranked.withColumn(self.config.column, grade)
+
+    def _cuts(self) -> Column:
+        arrays = {day: F.array(*map(F.lit, cuts)) for day, cuts in self.cuts.items()}
+        if self.day is None:
+            return arrays.get(_ALL, F.array()).cast("array<double>")
+        pairs = [part for day, cuts in arrays.items() for part in (F.lit(day), cuts)]
+        by_day = F.create_map(*pairs).cast("map<string,array<double>>")
+        return by_day[F.coalesce(day_of(quoted(self.day)), F.lit(_ALL))]
+
+    def record(self, ranked: DataFrame) -> dict[str, Any]:
+        """Return the section `labels` of run.json: cuts, and shares of the rows by grade."""
+        column = quoted(self.config.column)
+        counts = dict(map(tuple, ranked.groupBy(column).count().orderBy(column).collect()))
+        total = sum(counts.values())
+        cuts = {day: [c if math.isfinite(c) else None for c in cuts]
+                for day, cuts in sorted(self.cuts.items())}  # fmt: skip
+        return {
+            "column": self.config.column, "on": self.config.on,
+            "cuts": cuts if self.day else cuts.get(_ALL),
+            "shares": {str(grade): round(n / total, 6) for grade, n in counts.items()},
+            "separation": list(self.separation), "warnings": list(self.warnings),
+        }  # fmt: skip
+
+
+def refuse_labels(
+    config: LabelConfig, ranking: RankingConfig, pairs: InputTable, *, judged: bool
+) -> None:
+    """Refuse a rule that the input or the environment does not allow.
+
+    Raises:
+        RefusedError: a column that is taken, no judgements to fit to, or scikit-learn missing.
+    """
+    if not config.thresholds:
+        return
+    taken = {
+        *COLUMNS,
+        *output_names(pairs.rows.columns, ranking).values(),
+        *({"label"} & pairs.has),
+    }
+    if config.column in taken:
+        raise RefusedError(
+            f"label.column={config.column} is a column of the ranked table already; name another "
+            "one, or set input.label to '' to go without the input's labels"
+        )
+    if config.on in _FITTED and not judged:
+        raise RefusedError(
+            f"label.on={config.on} is fitted to judgements; set evaluation.qrels, or input.label "
+            "to a column of grades"
+        )
+    if config.on in _FITTED and importlib.util.find_spec("sklearn") is None:
+        raise RefusedError(
+            f"label.on={config.on} needs scikit-learn; pip install 'spark-rerank[labels]'"
+        )
+
+
+def make_grades(
+    config: LabelConfig,
+    ranking: RankingConfig,
+    table: InputTable,
+    scored: DataFrame,
+    qrels: DataFrame | None,
+) -> Grades | None:
+    """Find the cuts; None without a rule.
+
+    Args:
+        config: the rule.
+        ranking: names of the ranked table's columns follow from it.
+        table: the input; `date` of its configuration tells days apart.
+        scored: query_id, doc_id, logit and `in.*`.
+        qrels: query_id, doc_id, relevance; None: nothing is known of separation.
+
+    Raises:
+        RefusedError: if there is nothing to fit to.
+    """
+    if not config.thresholds:
+        return None
+    judged = None if qrels is None else _judged(scored, qrels)
+    separation = [] if judged is None else separate(judged)
+    warnings = [_said(row) for row in separation if _is_weak(row)]
+    cuts: dict[str, list[float]]
+    day, date = None, table.config.date
+    if config.on == "quantile":
+        day = output_names(table.rows.columns, ranking)[PASS_THROUGH + date] if date else None
+        cuts = _quantiles(config, scored, PASS_THROUGH + date if date else None)
+    elif config.on == "probability":
+        cuts = {_ALL: [math.log(p / (1 - p)) for p in config.thresholds]}
+    elif config.on == "logit":
+        cuts = {_ALL: list(config.thresholds)}
+    else:
+        assert judged is not None, "refuse_labels asks for judgements"
+        cuts = {_ALL: fitted_cuts(config, judged)}
+        warnings += [
+            f"No score is as good as label.thresholds={threshold}: grade {grade} is not given."
+            for grade, (threshold, cut) in enumerate(
+                zip(config.thresholds, cuts[_ALL], strict=True), start=1
+            )
+            if cut == math.inf
+        ]
+    return Grades(config, day, cuts, separation, warnings)
+
+
+def fitted_cuts(config: LabelConfig, judged: pd.DataFrame) -> list[float]:
+    """Return the least logit at which a document is relevant with each probability.
+
+    isotonic: Zadrozny and Elkan 2002, linear between the steps. platt: Platt 1999 with his targets
+    (N+ + 1) / (N+ + 2) and 1 / (N- + 2), as weights of both outcomes. Infinite where none is.
+    """
+    from sklearn.isotonic import IsotonicRegression
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = judged["logit"].to_numpy(float), (judged["relevance"] >= config.relevant).to_numpy()
+    if y.all() or not y.any():
+        raise RefusedError(
+            f"label.on={config.on} has nothing to fit to: of {len(y):,} judged documents with a "
+            f"score {y.sum():,} are relevant (label.relevant={config.relevant}); give judgements "
+            "of both kinds"
+        )
+    if config.on == "platt":
+        targets = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
+        both, outcome = np.concatenate([x, x])[:, None], np.repeat([1, 0], len(x))
+        model = LogisticRegression(C=1e6, max_iter=1000)
+        model.fit(both, outcome, sample_weight=np.concatenate([targets, 1 - targets]))
+        slope, shift = model.coef_[0, 0], model.intercept_[0]
+        if slope > 0:
+            return [(math.log(p / (1 - p)) - shift) / slope for p in config.thresholds]
+        xs, ys = np.array([x.min()]), np.array([y.mean()])  # a higher score says nothing
+    else:
+        isotonic = IsotonicRegression().fit(x, y)
+        xs, ys = isotonic.X_thresholds_, isotonic.y_thresholds_
+    return [_inverse(xs, ys, threshold) for threshold in config.thresholds]
+
+
+def _inverse(xs: np.ndarray, ys: np.ndarray, value: float) -> float:
+    """Where a rising line through points first reaches a value."""
+    at = int(np.searchsorted(ys, value))  # the first point that does
+    if at == len(ys):
+        return math.inf
+    if at == 0:
+        return -math.inf
+    share = (value - ys[at - 1]) / (ys[at] - ys[at - 1])
+    return float(xs[at - 1] + share * (xs[at] - xs[at - 1]))
+
+
+def separate(judged: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return `Grades.separation`: for neighbouring grades the area under the ROC curve.
+
+    `judged`: logit, relevance. It is Mann and Whitney's U over all pairs of a document of the lower
+    and one of the higher grade; a tie counts half.
+    """
+    found = []
+    for lower, higher in pairwise(sorted(judged["relevance"].unique())):
+        low, high = (judged["logit"][judged["relevance"] == g] for g in (lower, higher))
+        above = (
+            rankdata(np.concatenate([low, high]))[len(low) :].sum()
+            - len(high) * (len(high) + 1) / 2
+        )
+        found.append({
+            "lower": int(lower), "higher": int(higher), "documents": [len(low), len(high)],
+            "in_order": round(float(above / (len(low) * len(high))), 4),
+        })  # fmt: skip
+    return found
+
+
+def _is_weak(row: Mapping[str, Any]) -> bool:
+    return bool(row["in_order"] < _SEPARATED or min(row["documents"]) < _FEW)
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    low, high = row["documents"]
+    return (
+        f"Scores do not clearly separate grade {row['higher']} from grade {row['lower']}: of two "
+        f"judged documents that of grade {row['higher']} has the higher score in "
+        f"{row['in_order']:.0%} of the cases ({high:,} and {low:,} documents)."
+    )
+
+
+def _judged(scored: DataFrame, qrels: DataFrame) -> pd.DataFrame:
+    """Logits and grades of the judged pairs; two numbers each, so they fit into the driver."""
+    pairs = scored.select("query_id", "doc_id", "logit").distinct()
+    rows = pairs.join(qrels, on=["query_id", "doc_id"]).select("logit", "relevance")
+    return rows.orderBy("logit", "relevance").toPandas()
+
+
+def _quantiles(config: LabelConfig, scored: DataFrame, date: str | None) -> dict[str, list[float]]:
+    """Quantiles of the scores by day, exact to 0.001: so rounded, few values are held."""
+    day = F.coalesce(day_of(quoted(date)), F.lit(_ALL)) if date else F.lit(_ALL)
+    score = F.round(F.col("logit").cast("double"), 3)
+    found = scored.groupBy(day.alias("day")).agg(F.percentile(score, config.thresholds))
+    return {str(name): list(cuts) for name, cuts in found.collect()}

@@ -1,0 +1,1 @@
+"""Training sets from ranked tables: hard negatives, with the teacher's scores."""

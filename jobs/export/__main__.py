@@ -1,0 +1,120 @@
+"""Make a training set of a ranked table: positives by its labels, hard negatives by its scores.
+
+python -m jobs.export --ranked.path OUT/ranked --input.path IN --output.path SET
+spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/export/__main__.py ...
+
+The input is the one that was ranked: it has the texts. Writes SET/training/split=train and
+split=dev, and SET/run.json.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs.config import Config, ModelConfig
+from jobs.export.choose import HELD_OUT, TRAIN
+from jobs.export.mining import formatted, mine, read_rows
+from jobs.input.layouts import InputTable
+from jobs.output.folder import OutputFolder
+from jobs.output.locations import refuse_locations
+from jobs.output.names import RUN, TRAINING
+from jobs.output.publish import publish, track_run
+from jobs.output.record import Stopwatch, make_record
+from jobs.preflight import read_inputs, start
+from jobs.runtime.command import Command
+from jobs.runtime.errors import ErrorCollector, RefusedError
+
+COMMAND: Final = Command(
+    name="python -m jobs.export",
+    about="Make a training set of a ranked table: labels, hard negatives and the teacher's scores.",
+    require=("ranked.path", "input.path|input.table|input.run", "output.path"),
+    sections="export ranked input evaluation output mlflow spark",
+)
+_QUERIES_PER_FILE: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a run of `jobs.export` starts from, checked."""
+
+    spark: SparkSession
+    ranked: DataFrame  # query_id, doc_id, score, rank, label
+    pairs: InputTable  # the texts, without instructions
+    qrels: DataFrame | None  # None: labels of the ranked table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is one of `jobs.runtime.errors`."""
+    return COMMAND.run(argv, run)
+
+
+def run(config: Config) -> int:
+    """Refuse all that can be refused, then mine, write and log."""
+    watch, options = Stopwatch(), config.export
+    ready = check(config, watch)
+    with OutputFolder(ready.spark, config.output) as out:
+        with watch.part("mining"):
+            texts = ready.pairs.rows.where(F.isnull("reason"))
+            mined = mine(ready.ranked, texts, ready.qrels, options)
+            mined = out.stage("mined", mined, "parquet")
+            counts = count(mined)
+        if not counts[TRAIN]:
+            raise RefusedError(
+                f"{config.ranked.path[0]} has no query to train on: none has both a text with a "
+                f"grade of at least export.positive={options.positive} and another one within "
+                "export.rank_min, rank_max, max_score and the margins; change them, or its labels"
+            )
+        with watch.part("writing"):
+            kind = "json" if options.format == "flagembedding" else "parquet"
+            for split in (TRAIN, HELD_OUT):
+                files = math.ceil(max(1, counts[split]) / _QUERIES_PER_FILE)
+                part = mined.where(F.col("split") == split)
+                out.stage(f"{TRAINING}/split={split}", formatted(part, options, files), kind)
+        record = {
+            **make_record("export", run_id=out.run_id, config=config, watch=watch,
+                          spark_version=ready.spark.version),
+            "counts": counts,
+        }  # fmt: skip
+        places = publish(out, [TRAINING], {RUN: record})
+    shown = [f"{name:<10} {number:>12,}" for name, number in counts.items()]
+    sys.stdout.write("\n".join([*shown, "", f"{TRAINING:<10} {places[TRAINING]}"]) + "\n")
+    return track_run(config.mlflow, out, record)
+
+
+def check(config: Config, watch: Stopwatch) -> Export:
+    """Look at everything `jobs.export` needs, and refuse all that cannot work."""
+    errors, (path, *others) = ErrorCollector(), config.ranked.path
+    if others:
+        errors.add(f"ranked.path: jobs.export takes one table; leave out {', '.join(others)}")
+    spark = start(errors, config, watch)
+    with watch.part("reading"):
+        errors.run(refuse_locations, spark, config.output, [path])
+        plain = config.model_copy(update={"model": ModelConfig()})
+        pairs, qrels = read_inputs(errors, spark, plain, None)
+        graded = not config.evaluation.qrels
+        ranked = errors.run(read_rows, spark, path, config.export, graded=graded)
+    errors.raise_if_any()
+    assert ranked is not None and pairs is not None  # or it was refused
+    return Export(spark, ranked, pairs, qrels)
+
+
+def count(mined: DataFrame) -> dict[str, int]:
+    """Return queries by split, their positives and negatives, and what was left out of them."""
+    row: Any = mined.agg(
+        *(F.count_if(F.col("split") == split).alias(split) for split in (TRAIN, HELD_OUT)),
+        F.sum("positives").alias("positives"),
+        F.sum(F.size("docs") - F.col("positives")).alias("negatives"),
+        *(F.sum(name).alias(name) for name in ("repeated", "no_text")),
+    ).collect()[0]
+    return {name: int(number or 0) for name, number in row.asDict().items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
