@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from pyspark.sql.types import StructType
 
 from jobs.config import Config
 from jobs.evaluation.drift import stage_drift
-from jobs.evaluation.labels import Grades, make_grades
+from jobs.evaluation.labels import make_grades, refuse_labels, unfitted
 from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
-from jobs.input.validation import ValidatedInput, validate
+from jobs.input.validation import validate
 from jobs.output.catalog import refuse_table, write_table
 from jobs.output.folder import OutputFolder
 from jobs.output.names import DRIFT, PARTITIONS, PER_QUERY, RANKED, REJECTS, SCORES
@@ -108,13 +107,14 @@ def produce(
     store = ScoreStore(spark, config.store.path or f"{out.path}/{SCORES}", spec.fingerprint())
     with watch.part("checking"):
         done = validate(pairs, out)
-        labelled = done.valid if "label" in pairs.has else None
-        qrels = judgements_of(plan, ready.qrels, labelled)
+        qrels = judgements_of(plan, ready.qrels, done.valid if "label" in pairs.has else None)
+        refuse_labels(config.label, pairs, judged=qrels is not None)
         refuse_unrelated(done.valid, ready.qrels, ready.baseline)
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
     if config.output.table:
-        refuse_table(spark, config.output, schema_of(config, done))
+        schema = ranked_schema(config.ranking, done, unfitted(config.label))
+        refuse_table(spark, config.output, schema)
     with watch.part("scoring"), counting_kept(store):
         filled = fill_store(
             spark, config.batching, config.scoring, pairs, done, spec, store
@@ -124,8 +124,7 @@ def produce(
         measuring, scores = beside.submit(scoring_stats, spark, filled), store.read()
         grades = make_grades(config.label, pairs, with_scores(done, scores), qrels)
         results = write_ranked(out, config.ranking, config.output, done, scores, grades)
-        label = grades.config.column if grades else None
-        drift = stage_drift(out, done, results, filled.attempt, label)
+        drift = stage_drift(out, done, results, filled.attempt, grades)
         stats = measuring.result()
     record = {
         **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
@@ -146,12 +145,6 @@ def produce(
             plan, judged, [], ready.baseline, qrels, out, tie_break=config.ranking.tie_break
         )
     return {**record, "timings": watch.timings(), **evaluation_record(document)}, document
-
-
-def schema_of(config: Config, done: ValidatedInput) -> StructType:
-    """Return the columns of the ranked table, without starting a job."""
-    grade = Grades(config.label) if config.label.thresholds else None
-    return ranked_schema(config.ranking, done, grade)
 
 
 def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
@@ -208,7 +201,8 @@ def dry_run(config: Config, ready: Rerank) -> int:
     spark, pairs, checkpoint = ready.spark, ready.pairs, ready.checkpoint
     done = validate(pairs)
     if config.output.table:
-        refuse_table(spark, config.output, schema_of(config, done))
+        schema = ranked_schema(config.ranking, done, unfitted(config.label))
+        refuse_table(spark, config.output, schema)
     spec = spec_of(config, ready)
     path = config.store.path or f"{config.output.path}/{SCORES}"
     store = ScoreStore(spark, path, spec.fingerprint())

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from jobs.config import LabelConfig
 from jobs.input.columns import quoted
@@ -80,6 +80,11 @@ class Grades:
         }  # fmt: skip
 
 
+def unfitted(config: LabelConfig) -> Grades | None:
+    """Return grades for a schema alone, None without a rule."""
+    return Grades(config) if config.thresholds else None
+
+
 def refuse_labels(config: LabelConfig, pairs: InputTable, *, judged: bool) -> None:
     """Refuse a rule that the input or the environment does not allow.
 
@@ -134,15 +139,13 @@ def make_grades(
     elif config.on == "logit":
         cuts = {_ALL: list(config.thresholds)}
     else:
-        assert judged is not None, "refuse_labels asks for judgements"
+        assert judged is not None  # or it was refused
         cuts = {_ALL: fitted_cuts(config, judged)}
-        warnings += [
-            f"No score is as good as label.thresholds={threshold}: grade {grade} is not given."
-            for grade, (threshold, cut) in enumerate(
-                zip(config.thresholds, cuts[_ALL], strict=True), start=1
+        if never := cuts[_ALL].count(math.inf):
+            least = config.thresholds[-never]
+            warnings.append(
+                f"No score is as good as label.thresholds={least}: its grade is not given."
             )
-            if cut == math.inf
-        ]
     return Grades(config, day, cuts, separation, warnings)
 
 
@@ -197,13 +200,10 @@ def separate(judged: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for lower, higher in pairwise(sorted(judged["relevance"].unique())):
         low, high = (judged["logit"][judged["relevance"] == g] for g in (lower, higher))
-        above = (
-            rankdata(np.concatenate([low, high]))[len(low) :].sum()
-            - len(high) * (len(high) + 1) / 2
-        )
+        pairs = len(low) * len(high)
         found.append({
             "lower": int(lower), "higher": int(higher), "documents": [len(low), len(high)],
-            "in_order": round(float(above / (len(low) * len(high))), 4),
+            "in_order": round(float(mannwhitneyu(high, low).statistic / pairs), 4),
         })  # fmt: skip
     return found
 
