@@ -19,7 +19,7 @@ from pyspark.sql.types import StructType
 
 from jobs.config import Config
 from jobs.evaluation.drift import stage_drift
-from jobs.evaluation.labels import Grades, make_grades
+from jobs.evaluation.labels import make_grades, refuse_labels, unfitted
 from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
@@ -112,8 +112,8 @@ def produce(
     store = ScoreStore(spark, place, spec.fingerprint(), passages=passages)
     with watch.part("checking"):
         done = validate(pairs, out)
-        labelled = done.valid if "label" in pairs.has else None
-        qrels = judgements_of(plan, ready.qrels, labelled)
+        qrels = judgements_of(plan, ready.qrels, done.valid if "label" in pairs.has else None)
+        refuse_labels(config.label, config.ranking, pairs, judged=qrels is not None)
         refuse_unrelated(done.valid, ready.qrels, ready.baseline)
     model = model_record(config, ready.checkpoint)
     store.open({"model": model["name"], "revision": model["revision"], **spec.scoring()})
@@ -156,7 +156,7 @@ def rank(
     scores, pairs = store.read(), done.table
     grades = make_grades(config.label, config.ranking, pairs, with_scores(done, scores), qrels)
     results = write_ranked(out, config.ranking, config.output, done, scores, grades)
-    drift = stage_drift(out, done, results, attempt, grades.config.column if grades else None)
+    drift = stage_drift(out, done, results, attempt, grades)
     sections: dict[str, Any] = {"drift": drift} if drift else {}
     if grades:
         sections["labels"] = grades.record(results.ranked)
@@ -167,8 +167,8 @@ def rank(
 
 def schema_of(config: Config, done: ValidatedInput) -> StructType:
     """Return the columns of the ranked table, without starting a job."""
-    grade = Grades(config.label) if config.label.thresholds else None
-    return ranked_schema(config.ranking, done, grade, passages=bool(config.passages.size))
+    grade, passages = unfitted(config.label), bool(config.passages.size)
+    return ranked_schema(config.ranking, done, grade, passages=passages)
 
 
 def spec_of(config: Config, ready: Rerank) -> ScorerSpec:

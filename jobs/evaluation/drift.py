@@ -17,6 +17,7 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from jobs.evaluation.labels import Grades
 from jobs.input.columns import quoted
 from jobs.input.layouts import PASS_THROUGH
 from jobs.input.selection import day_of
@@ -37,12 +38,9 @@ Row = dict[str, Any]
 
 
 def stage_drift(
-    out: OutputFolder,
-    done: ValidatedInput,
-    results: Results,
-    attempt: str | None,
-    label: str | None,
-) -> list[Row] | None:
+    out: OutputFolder, done: ValidatedInput, results: Results, attempt: str | None,
+    grades: Grades | None,
+) -> list[Row] | None:  # fmt: skip
     """Stage the table and return its rows of the days of this run; None if lists are of no day.
 
     Rows of other published days stay; what they say of a day before them is renewed if that day is
@@ -53,7 +51,7 @@ def stage_drift(
         done: the input.
         results: the ranked table, staged.
         attempt: folder of the scores made by this run, None if there were none to make.
-        label: column of the grades, None without any.
+        grades: the rule of its grades, None without any.
     """
     config, spark = done.table.config, done.rows.sparkSession
     if not config.date or config.date not in config.group:
@@ -61,7 +59,7 @@ def stage_drift(
     name = results.group[config.group.index(config.date)]
     days = day_of(quoted(name))
     ranked = results.ranked.withColumn("day", days).where(F.isnotnull("day"))
-    rows = _stored(done, attempt, _described(ranked, label))
+    rows = _stored(done, attempt, _described(ranked, grades))
     processed = set(rows)
     if PARTITIONS in out.staged and name in out.staged[PARTITIONS].columns:
         looked_at = out.staged[PARTITIONS].select(days).distinct().collect()
@@ -86,7 +84,7 @@ def stage_drift(
     return [rows[day] for day in sorted(rows) if day in processed]
 
 
-def _described(ranked: DataFrame, label: str | None) -> dict[str, Row]:
+def _described(ranked: DataFrame, grades: Grades | None) -> dict[str, Row]:
     """The numbers of each day by itself."""
     score, first = F.col("score").cast("double"), F.col("rank") == 1
     found = ranked.groupBy("day").agg(
@@ -100,8 +98,10 @@ def _described(ranked: DataFrame, label: str | None) -> dict[str, Row]:
         row.update({key: round(value, 3) for key, value in quantiles})
         row["score_mean"] = round(row["score_mean"], 6)
         row["label_shares"] = None
-    if label:
-        for day, grade, count in ranked.groupBy("day", quoted(label)).count().collect():
+    if grades:
+        for day, grade, count in (
+            ranked.groupBy("day", quoted(grades.config.column)).count().collect()
+        ):
             shares = rows[day]["label_shares"] or []
             shares += [0.0] * (grade + 1 - len(shares))
             shares[grade] = count / rows[day]["documents"]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from jobs.config import LabelConfig, RankingConfig
 from jobs.input.columns import quoted
@@ -73,11 +73,16 @@ class Grades:
         cuts = {day: [c if math.isfinite(c) else None for c in cuts]
                 for day, cuts in sorted(self.cuts.items())}  # fmt: skip
         return {
-            "column": self.config.column, "on": self.config.on,
+            "column": self.config.column, "scale": self.config.scale,
             "cuts": cuts if self.day else cuts.get(_ALL),
             "shares": {str(grade): round(n / total, 6) for grade, n in counts.items()},
             "separation": list(self.separation), "warnings": list(self.warnings),
         }  # fmt: skip
+
+
+def unfitted(config: LabelConfig) -> Grades | None:
+    """Return grades for a schema alone, None without a rule."""
+    return Grades(config) if config.thresholds else None
 
 
 def refuse_labels(
@@ -100,14 +105,14 @@ def refuse_labels(
             f"label.column={config.column} is a column of the ranked table already; name another "
             "one, or set input.label to '' to go without the input's labels"
         )
-    if config.on in _FITTED and not judged:
+    if config.scale in _FITTED and not judged:
         raise RefusedError(
-            f"label.on={config.on} is fitted to judgements; set evaluation.qrels, or input.label "
-            "to a column of grades"
+            f"label.scale={config.scale} is fitted to judgements; set evaluation.qrels, or "
+            "input.label to a column of grades"
         )
-    if config.on in _FITTED and importlib.util.find_spec("sklearn") is None:
+    if config.scale in _FITTED and importlib.util.find_spec("sklearn") is None:
         raise RefusedError(
-            f"label.on={config.on} needs scikit-learn; pip install 'spark-rerank[labels]'"
+            f"label.scale={config.scale} needs scikit-learn; pip install 'spark-rerank[labels]'"
         )
 
 
@@ -137,23 +142,21 @@ def make_grades(
     warnings = [_said(row) for row in separation if _is_weak(row)]
     cuts: dict[str, list[float]]
     day, date = None, table.config.date
-    if config.on == "quantile":
+    if config.scale == "quantile":
         day = output_names(table.rows.columns, ranking)[PASS_THROUGH + date] if date else None
         cuts = _quantiles(config, scored, PASS_THROUGH + date if date else None)
-    elif config.on == "probability":
+    elif config.scale == "probability":
         cuts = {_ALL: [math.log(p / (1 - p)) for p in config.thresholds]}
-    elif config.on == "logit":
+    elif config.scale == "logit":
         cuts = {_ALL: list(config.thresholds)}
     else:
-        assert judged is not None, "refuse_labels asks for judgements"
+        assert judged is not None  # or it was refused
         cuts = {_ALL: fitted_cuts(config, judged)}
-        warnings += [
-            f"No score is as good as label.thresholds={threshold}: grade {grade} is not given."
-            for grade, (threshold, cut) in enumerate(
-                zip(config.thresholds, cuts[_ALL], strict=True), start=1
+        if never := cuts[_ALL].count(math.inf):
+            least = config.thresholds[-never]
+            warnings.append(
+                f"No score is as good as label.thresholds={least}: its grade is not given."
             )
-            if cut == math.inf
-        ]
     return Grades(config, day, cuts, separation, warnings)
 
 
@@ -169,11 +172,11 @@ def fitted_cuts(config: LabelConfig, judged: pd.DataFrame) -> list[float]:
     x, y = judged["logit"].to_numpy(float), (judged["relevance"] >= config.relevant).to_numpy()
     if y.all() or not y.any():
         raise RefusedError(
-            f"label.on={config.on} has nothing to fit to: of {len(y):,} judged documents with a "
-            f"score {y.sum():,} are relevant (label.relevant={config.relevant}); give judgements "
+            f"label.scale={config.scale} has nothing to fit to: of {len(y):,} judged documents "
+            f"with a score {y.sum():,} are relevant (label.relevant={config.relevant}); give judgements "
             "of both kinds"
         )
-    if config.on == "platt":
+    if config.scale == "platt":
         targets = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
         both, outcome = np.concatenate([x, x])[:, None], np.repeat([1, 0], len(x))
         model = LogisticRegression(C=1e6, max_iter=1000)
@@ -208,13 +211,10 @@ def separate(judged: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for lower, higher in pairwise(sorted(judged["relevance"].unique())):
         low, high = (judged["logit"][judged["relevance"] == g] for g in (lower, higher))
-        above = (
-            rankdata(np.concatenate([low, high]))[len(low) :].sum()
-            - len(high) * (len(high) + 1) / 2
-        )
+        pairs = len(low) * len(high)
         found.append({
             "lower": int(lower), "higher": int(higher), "documents": [len(low), len(high)],
-            "in_order": round(float(above / (len(low) * len(high))), 4),
+            "in_order": round(float(mannwhitneyu(high, low).statistic / pairs), 4),
         })  # fmt: skip
     return found
 

@@ -31,12 +31,13 @@ def write(folder: Path) -> pd.DataFrame:
             words = generator.permutation(" ".join(SENTENCES).split())[:12]
             rows.append(
                 {
-                    "query_id": f"q{query}", "query": f"{SENTENCES[query % 5]} {query // 2}",
+                    "query_id": f"q{query}", "query": f"{SENTENCES[query // 2 % 5]} {query // 2}",
                     "doc_id": f"d{rank}", "doc": " ".join(words), "rank": rank, "score": score,
                     "label": int(rank in (1, 2 + query % 4)) * 2, "retrieval_rank": DOCS + 1 - rank,
                 }
             )  # fmt: skip
     table = pd.DataFrame(rows)
+    table.loc[table["query_id"] == f"q{QUERIES - 1}", "label"] = 1  # and no negative
     # A copy of a positive, but for case and a word; and negatives that are copies of each other.
     table.loc[table["doc_id"] == "d9", "doc"] = (
         table[table["doc_id"] == "d1"]["doc"].str.upper().to_numpy() + " x"
@@ -112,7 +113,8 @@ def test_bounds_hold_and_positives_stay(tmp_path: Path, spark: SparkSession) -> 
     assert used == allowed
     assert (found["scores"].map(min) < 0).any() and (found["scores"].map(max) < 0).any()
 
-    # Queries with one text are on one side, and both sides are there.
+    # Two queries with one text are on one side, and both sides are there.
+    assert (found["query"].value_counts() == 2).sum() == QUERIES // 2 - 1
     sides = found.groupby("query")["split"].nunique()
     assert sides.max() == 1 and set(found["split"]) == {"train", "dev"}
     counts = json.loads((out / "run.json").read_text())["counts"]
