@@ -173,8 +173,8 @@ def fitted_cuts(config: LabelConfig, judged: pd.DataFrame) -> list[float]:
     if y.all() or not y.any():
         raise RefusedError(
             f"label.scale={config.scale} has nothing to fit to: of {len(y):,} judged documents "
-            f"with a score {y.sum():,} are relevant (label.relevant={config.relevant}); give judgements "
-            "of both kinds"
+            f"with a score {y.sum():,} are relevant (label.relevant={config.relevant}); give "
+            "judgements of both kinds"
         )
     if config.scale == "platt":
         targets = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
