@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def test_a_table_is_reranked_by_a_language_model_and_nothing_is_scored_twice(
     assert job(out, input__path=few, **asked) == REFUSED
     assert "set model.template to qwen3-reranker" in capsys.readouterr().err
     asked |= {"model__template": "qwen3-reranker", "model__ship": "archive"}
+    assert job(out, input__path=few, **asked, dry_run="true") == DONE
+    said = capsys.readouterr().out
+    assert re.search(r"to score +60 pairs", said) and "tokens" in said
     assert job(out, input__path=few, **asked) == DONE
     assert counts()["scored"] == 60
 
