@@ -100,7 +100,7 @@ class PairEncoder:
         query_counts, doc_counts = _counts(query_ids), _counts(doc_ids)
         if self._truncation == "longest_first":
             self._compare_long_sides(queries, docs, query_counts, doc_counts)
-        return self._join(query_ids, doc_ids, query_counts, doc_counts)
+        return self.join(query_ids, doc_ids, (query_counts, doc_counts))
 
     def query_tokens(self, queries: Sequence[str]) -> list[Ids]:
         """Token ids of each query; each distinct one is tokenised once."""
@@ -117,18 +117,15 @@ class PairEncoder:
             ranges = np.array(encoding.offsets, np.int32).reshape(-1, 2)
             yield np.array(encoding.ids, np.int32), ranges
 
-    def join(self, query_ids: Sequence[Ids], doc_ids: Sequence[Ids]) -> EncodedPairs:
-        """Put N pairs together from the tokens of their sides, and cut them."""
-        return self._join(query_ids, doc_ids, _counts(query_ids), _counts(doc_ids))
+    def join(
+        self, query_ids: Sequence[Ids], doc_ids: Sequence[Ids],
+        counts: tuple[Counts, Counts] | None = None,
+    ) -> EncodedPairs:  # fmt: skip
+        """Put N pairs together from the tokens of their sides, and cut them.
 
-    def _join(
-        self,
-        query_ids: Sequence[Ids],
-        doc_ids: Sequence[Ids],
-        query_counts: Counts,
-        doc_counts: Counts,
-    ) -> EncodedPairs:
-        """Put N pairs together. Counts are those before anything was cut, and may be larger."""
+        `counts` are those of whole texts, where not all of their tokens are given.
+        """
+        query_counts, doc_counts = counts or (_counts(query_ids), _counts(doc_ids))
         kept_queries, kept_docs = POLICIES[self._truncation](
             query_counts, doc_counts, self._max_length, self.special
         )

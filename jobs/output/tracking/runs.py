@@ -159,7 +159,7 @@ def _params(record: Mapping[str, Any]) -> dict[str, str]:
 def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """Return counts, rates, timings and, where there are labels, measures of both orders."""
     groups = ("counts", "rates", "timings", "tokens", "remote", "device_ms", "memory", "moved",
-              "labels")  # fmt: skip
+              "labels", "passages")  # fmt: skip
     measured = record.get("metrics") or {}
     tree = {group: record.get(group) or {} for group in groups}
     tree |= {k: measured.get(k) or {} for k in ("first_stage", "reranked", "delta", "ceiling")}
