@@ -24,7 +24,7 @@ class LabelConfig(Section):
 
     thresholds: list[float] = []
     """least value of grade 1, of grade 2 and so on, rising; below the first is grade 0"""
-    on: Literal["logit", "probability", "quantile", "isotonic", "platt"] = "probability"
+    by: Literal["logit", "probability", "quantile", "isotonic", "platt"] = "probability"
     """what thresholds are: logits; probabilities (the logit's sigmoid); shares of the scores of a
     date (without input.date of the run) that lie below; or probabilities of being relevant, fitted
     to the judged documents of the run"""
@@ -38,10 +38,10 @@ class LabelConfig(Section):
         shown = ", ".join(map(str, self.thresholds))
         if any(low >= high for low, high in pairwise(self.thresholds)):
             raise ValueError(f"label.thresholds={shown} do not rise; order them")
-        if self.on != "logit" and not all(0 < value < 1 for value in self.thresholds):
+        if self.by != "logit" and not all(0 < value < 1 for value in self.thresholds):
             raise ValueError(
-                f"label.thresholds={shown}: with label.on={self.on} they lie between 0 and 1; "
-                "change them, or set label.on=logit"
+                f"label.thresholds={shown}: with label.by={self.by} they lie between 0 and 1; "
+                "change them, or set label.by=logit"
             )
         return self
 

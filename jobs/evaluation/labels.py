@@ -73,7 +73,7 @@ class Grades:
         cuts = {day: [c if math.isfinite(c) else None for c in cuts]
                 for day, cuts in sorted(self.cuts.items())}  # fmt: skip
         return {
-            "column": self.config.column, "on": self.config.on,
+            "column": self.config.column, "by": self.config.by,
             "cuts": cuts if self.day else cuts.get(_ALL),
             "shares": {str(grade): round(n / total, 6) for grade, n in counts.items()},
             "separation": list(self.separation), "warnings": list(self.warnings),
@@ -99,14 +99,14 @@ def refuse_labels(config: LabelConfig, pairs: InputTable, *, judged: bool) -> No
             f"label.column={config.column} is a column of the ranked table already; name another "
             "one, or set input.label to '' to go without the input's labels"
         )
-    if config.on in _FITTED and not judged:
+    if config.by in _FITTED and not judged:
         raise RefusedError(
-            f"label.on={config.on} is fitted to judgements; set evaluation.qrels, or input.label "
+            f"label.by={config.by} is fitted to judgements; set evaluation.qrels, or input.label "
             "to a column of grades"
         )
-    if config.on in _FITTED and importlib.util.find_spec("sklearn") is None:
+    if config.by in _FITTED and importlib.util.find_spec("sklearn") is None:
         raise RefusedError(
-            f"label.on={config.on} needs scikit-learn; pip install 'spark-rerank[labels]'"
+            f"label.by={config.by} needs scikit-learn; pip install 'spark-rerank[labels]'"
         )
 
 
@@ -131,12 +131,12 @@ def make_grades(
     warnings = [_said(row) for row in separation if _is_weak(row)]
     cuts: dict[str, list[float]]
     day, date = None, table.config.date
-    if config.on == "quantile":
+    if config.by == "quantile":
         day = output_names(table.rows.columns)[PASS_THROUGH + date] if date else None
         cuts = _quantiles(config, scored, PASS_THROUGH + date if date else None)
-    elif config.on == "probability":
+    elif config.by == "probability":
         cuts = {_ALL: [math.log(p / (1 - p)) for p in config.thresholds]}
-    elif config.on == "logit":
+    elif config.by == "logit":
         cuts = {_ALL: list(config.thresholds)}
     else:
         assert judged is not None  # or it was refused
@@ -161,11 +161,11 @@ def fitted_cuts(config: LabelConfig, judged: pd.DataFrame) -> list[float]:
     x, y = judged["logit"].to_numpy(float), (judged["relevance"] >= config.relevant).to_numpy()
     if y.all() or not y.any():
         raise RefusedError(
-            f"label.on={config.on} has nothing to fit to: of {len(y):,} judged documents with a "
+            f"label.by={config.by} has nothing to fit to: of {len(y):,} judged documents with a "
             f"score {y.sum():,} are relevant (label.relevant={config.relevant}); give judgements "
             "of both kinds"
         )
-    if config.on == "platt":
+    if config.by == "platt":
         targets = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
         both, outcome = np.concatenate([x, x])[:, None], np.repeat([1, 0], len(x))
         model = LogisticRegression(C=1e6, max_iter=1000)

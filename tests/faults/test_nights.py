@@ -25,7 +25,7 @@ def keys(folder: Path, number: int) -> dict[str, object]:
         "input__path": folder / "log", "input__corpus": folder / "corpus.parquet",
         "input__queries": folder / "queries.parquet", "input__doc_template": None,
         "input__date": "date", "input__group": ["date"], "output__partition_by": ["date"],
-        "label__on": "logit", "label__thresholds": [0.0], **of(number),
+        "label__by": "logit", "label__thresholds": [0.0], **of(number),
     }  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def keys(folder: Path, **more: object) -> dict[str, object]:
         "input__path": folder / "log", "input__corpus": folder / "corpus.parquet",
         "input__queries": folder / "queries.parquet", "input__doc_template": None,
         "input__date": "date", "input__group": "date", "output__partition_by": "date",
-        "store__path": folder / "scores", "label__on": "quantile", "label__thresholds": 0.9,
+        "store__path": folder / "scores", "label__by": "quantile", "label__thresholds": 0.9,
         **more,
     }  # fmt: skip
 
@@ -308,7 +308,7 @@ def test_settings_that_cannot_go_together(
     assert f"input.since={day(2)} is after input.until={day(1)}" in refused(**of(2, 1))
     assert "input.since='soon': input should be a valid date" in refused(input__since="soon")
     assert "label.column=clicks is a column of the ranked" in refused(label__column="clicks")
-    assert "label.on=platt is fitted to judgements" in refused(label__on="platt")
+    assert "label.by=platt is fitted to judgements" in refused(label__by="platt")
     # Other days of one log replace nothing where results are not split by day.
     plain = {"output__partition_by": None, "label__thresholds": None}
     assert job(out, **keys(tmp_path, **plain, **of(1))) == DONE
@@ -328,7 +328,7 @@ def test_grades_by_judgements(
     qrels["relevance"] = generator.integers(2, size=len(qrels))
     qrels.to_csv(tmp_path / "qrels.csv", index=False)
     uri = database(tmp_path / "mlflow.db")
-    more = {"evaluation__qrels": tmp_path / "qrels.csv", "label__on": "isotonic",
+    more = {"evaluation__qrels": tmp_path / "qrels.csv", "label__by": "isotonic",
             "label__thresholds": 0.5, "mlflow__enabled": "true",
             "mlflow__tracking_uri": uri}  # fmt: skip
     assert job(out, **keys(tmp_path, **more, **of(0, 1))) == DONE

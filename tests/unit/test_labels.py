@@ -26,7 +26,7 @@ def judged(size: int, slope: float, seed: int = 1) -> pd.DataFrame:
 
 
 def rule(on: str, *thresholds: float) -> LabelConfig:
-    return LabelConfig(on=on, thresholds=list(thresholds))  # type: ignore[arg-type]
+    return LabelConfig(by=on, thresholds=list(thresholds))  # type: ignore[arg-type]
 
 
 def test_isotonic_cuts_are_where_its_prediction_reaches_the_threshold() -> None:
