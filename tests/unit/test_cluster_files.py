@@ -97,7 +97,8 @@ def test_the_archive_holds_what_executors_import() -> None:
     named = (name.replace("-", "_") for name in made.split()[2:])
     there = {*named, "pyspark", "numpy", "tokenizers", "triton", "onnxruntime", "httpx"}
     there |= {"udfs", "jobs"}
-    files = [*(ROOT / "udfs").rglob("*.py"), ROOT / "jobs" / "evaluation" / "measures.py"]
+    on_executors = [ROOT / "jobs" / name for name in ("evaluation/measures.py", "export/choose.py")]
+    files = [*(ROOT / "udfs").rglob("*.py"), *on_executors]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -114,5 +115,5 @@ def test_udfs_are_where_the_archive_is_made_for() -> None:
         for file in (ROOT / "jobs").rglob("*.py")
         if any(mark in file.read_text(encoding="utf-8") for mark in marks)
     }
-    # One hands over a function of `evaluation/measures.py`, the other one of `udfs`.
-    assert found == {"evaluation/run.py", "scoring/fill.py"}
+    # They hand over functions of `evaluation/measures.py`, `export/choose.py` and `udfs`.
+    assert found == {"evaluation/run.py", "export/mining.py", "scoring/fill.py"}
