@@ -29,6 +29,7 @@ from jobs.runtime.errors import RefusedError
 _FITTED: Final = ("isotonic", "platt")
 _SEPARATED: Final = 0.75  # share of pairs in order, below which a warning says so
 _FEW: Final = 10  # judged documents of a grade
+_BEYOND: Final = 1e9  # of all logits: JSON has no infinity
 _ALL: Final = ""  # the day of a rule that is the same for all days
 
 
@@ -70,7 +71,7 @@ class Grades:
         column = quoted(self.config.column)
         counts = dict(map(tuple, ranked.groupBy(column).count().orderBy(column).collect()))
         total = sum(counts.values())
-        cuts = {day: [c if math.isfinite(c) else None for c in cuts]
+        cuts = {day: [min(max(cut, -_BEYOND), _BEYOND) for cut in cuts]
                 for day, cuts in sorted(self.cuts.items())}  # fmt: skip
         return {
             "column": self.config.column, "scale": self.config.scale,

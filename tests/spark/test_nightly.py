@@ -334,13 +334,14 @@ def test_grades_by_judgements(
     assert job(out, **keys(tmp_path, **more, **of(0, 1))) == DONE
     found = record(out)["labels"]
     (row,) = found["separation"]
-    assert 0.4 < row["in_order"] < 0.6 and sum(row["documents"]) == ROWS + ROWS * 2 // 5
+    assert 0.35 < row["in_order"] < 0.65 and sum(row["documents"]) == ROWS + ROWS * 2 // 5
     said = "warning: Scores do not clearly separate grade 1 from grade 0: of two judged documents"
     assert said in capsys.readouterr().out
     (cut,) = found["cuts"]
     ranked = table(out)
-    assert ((ranked["score"] >= cut) == (ranked["label"] == 1)).all()
-    assert found["shares"]["1"] == pytest.approx(ranked["label"].mean(), abs=1e-6)
+    assert ((ranked["score"].astype(float) >= cut) == (ranked["label"] == 1)).all()
+    shares = ranked["label"].value_counts(normalize=True).to_dict()
+    assert found["shares"] == pytest.approx({str(k): v for k, v in shares.items()}, abs=1e-6)
     # Such labels are no judgements of the order that they come from.
     assert "label" not in read_ranked(spark, "ranked", str(out / "ranked")).candidates.columns
 
@@ -353,4 +354,5 @@ def test_grades_by_judgements(
     steps = [point.step for point in client.get_metric_history(run, "drift.score_p50")]
     assert steps == [int(day(n).replace("-", "")) for n in (0, 1)]
     assert "drift" in {file.path for file in client.list_artifacts(run)}
-    assert client.get_run(run).data.metrics["labels.shares.1"] == found["shares"]["1"]
+    logged = client.get_run(run).data.metrics
+    assert {f"labels.shares.{k}": v for k, v in found["shares"].items()}.items() <= logged.items()
