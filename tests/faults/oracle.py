@@ -123,7 +123,7 @@ class Watcher:
         """Return the id of the run whose result is published now; None if there is no such sign."""
         record = _record(self._out)
         # Of a table that is split, a run counts only the partitions that it has replaced.
-        if record is None or record["config"]["output"]["partition_by"]:
+        if record is None or record.get("config", {}).get("output", {}).get("partition_by"):
             return None
         run, counts = str(record["run_id"]), record["counts"]
         rows = {name: _rows(self._out / name) for name in ("ranked", "rejects")}
