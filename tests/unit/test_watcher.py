@@ -19,7 +19,8 @@ def publish(out: Path, run: str, rows: int, *, counted: int | None = None) -> No
         (out / name).mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"rank": range(rows)}), out / name / "part-0.parquet")
     counts = {"ranked": counted or rows, "rejected": rows}
-    (out / "run.json").write_text(json.dumps({"run_id": run, "counts": counts}))
+    (out / "new.json").write_text(json.dumps({"run_id": run, "counts": counts}))
+    (out / "new.json").replace(out / "run.json")  # as a run does, whole
     time.sleep(0.1)
 
 
