@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from operator import and_, or_
 from typing import Final
@@ -73,39 +75,33 @@ def write_table(
     Raises:
         InterruptedRunError: if the catalog does not take it, for lack of a right or a schema, say.
     """
-    try:
-        _write(spark, ranked, processed, config, run_id)
-    except AnalysisException as error:
-        raise InterruptedRunError(
-            f"output.table={config.table} could not be written ({condition_of(error)}), so nothing "
-            "was published; mend it, and start the same command again"
-        ) from error
-
-
-def _write(
-    spark: SparkSession,
-    ranked: DataFrame,
-    processed: DataFrame | None,
-    config: OutputConfig,
-    run_id: str,
-) -> None:
     name, by = str(config.table), [_column(name) for name in config.partition_by]
     writer = ranked.writeTo(name).option(_RUN_ID, run_id)
-    new = config.table_mode == "replace" or not _exists(spark, name)
-    if new and config.table_format:
-        writer = writer.using(config.table_format)
-    if new and by:
-        writer = writer.partitionedBy(*by)
-    if config.table_mode == "replace":
-        writer.createOrReplace()
-    elif new:
-        writer.create()
-    elif config.table_mode == "append" or processed is None:
-        writer.append()
-    else:
-        rows = processed.select(*by).distinct().collect()
-        if rows:
+    with _failures_said(name):
+        new = config.table_mode == "replace" or not _exists(spark, name)
+        if new and config.table_format:
+            writer = writer.using(config.table_format)
+        if new and by:
+            writer = writer.partitionedBy(*by)
+        if config.table_mode == "replace":
+            writer.createOrReplace()
+        elif new:
+            writer.create()
+        elif config.table_mode == "append" or processed is None:
+            writer.append()
+        elif rows := processed.select(*by).distinct().collect():
             writer.overwrite(reduce(or_, (_is(row.asDict()) for row in rows)))
+
+
+@contextmanager
+def _failures_said(name: str) -> Iterator[None]:
+    try:
+        yield
+    except AnalysisException as error:
+        raise InterruptedRunError(
+            f"output.table={name} could not be written ({condition_of(error)}), so nothing "
+            "was published; mend it, and start the same command again"
+        ) from error
 
 
 def _is(values: dict[str, object]) -> Column:

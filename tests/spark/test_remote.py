@@ -171,6 +171,9 @@ def test_a_run_ends_before_it_is_dearer_than_allowed(
     job: Job, keys: Keys, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with serving("cohere") as server:
+        assert job(tmp_path / "out", **keys(server), remote__max_units=0.01) == UNEXPECTED
+        assert not server.started  # not even one
+        assert f"{PAIRS} of {PAIRS} pairs are left" in capfd.readouterr().err
         for _ in range(3):
             before = len(server.started)
             assert job(tmp_path / "out", **keys(server), remote__max_units=20) == UNEXPECTED
