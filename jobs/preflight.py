@@ -7,7 +7,7 @@ wants to know about the missing column, too. Only a session that cannot start hi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from jobs.runtime.redaction import masked
 from jobs.runtime.session import open_session
 from jobs.scoring.models import rendering, resolve_model
 from jobs.scoring.onnx_export import for_backend, refuse_missing_packages
+from jobs.scoring.prompts import INSTRUCTION
 from jobs.scoring.remote import remote_model
 from jobs.scoring.stage import refuse_scoring, refuse_unscorable
 from udfs.checkpoint import Checkpoint
@@ -102,7 +103,7 @@ def check_rerank(config: Config, watch: Stopwatch) -> Rerank:
     errors.raise_if_any()
     # Or it was refused.
     assert plan is not None and checkpoint is not None and pairs is not None
-    for note in pairs.notes:
+    for note in (*pairs.notes, *_activation(checkpoint)):
         sys.stderr.write(f"note: {note}\n")
     return Rerank(spark, for_backend(config.model, checkpoint), pairs, qrels, plan, baseline)
 
@@ -154,7 +155,7 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
             qrels = errors.run(_labels, plan, tables.get(first), bool(errors))
         pairs = None
         if config.report.examples and not errors:
-            pairs = errors.run(read_input, spark, given, config.model)
+            pairs = errors.run(read_input, spark, given, rendering(config.model, None))
         others = {name: table for name, table in tables.items() if name != first}
         baseline = _baseline(errors, spark, config, plan, others)
     errors.raise_if_any()
@@ -190,7 +191,17 @@ def _model(errors: ErrorCollector, config: Config) -> Checkpoint | None:
     if config.model.backend == "remote":
         return errors.run(remote_model, config.remote)
     fetch = partial(fetch_model, config.mlflow.tracking_uri)
-    return errors.run(resolve_model, config.model, fetch)
+    by_row = {"query_instruction": INSTRUCTION} if config.input.instruction else {}
+    return errors.run(resolve_model, config.model.model_copy(update=by_row), fetch)
+
+
+def _activation(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield what to know of a model whose own scores are no probabilities."""
+    if checkpoint.activation not in ("", "Sigmoid"):
+        yield (
+            f"sentence-transformers gives this model's scores through {checkpoint.activation}; "
+            "column score has the logit, and probability the logit's sigmoid"
+        )
 
 
 def start(

@@ -66,6 +66,8 @@ class Checkpoint:
     kind: Kind = "classifier"
     label: int | None = None  # whose logit is the score; None: there is only one
     template: Prompt | None = None  # of a causal language model: how it is asked
+    activation: str = ""  # class that sentence-transformers applies to a score, where one is named
+    lead: str = ""  # what stands before its query and holds {instruction}, if rows have their own
 
     @property
     def plain(self) -> bool:
@@ -105,6 +107,7 @@ def inspect_checkpoint(
     return Checkpoint(
         path, digest, architecture_of(config), positions, sum(map(prod, shapes.values())),
         prompt=_default_prompt(saved), kind=head.kind, label=head.label,
+        activation=_activation(config, saved),
     )  # fmt: skip
 
 
@@ -216,6 +219,14 @@ def _default_prompt(saved: dict[str, Any]) -> str:
     if saved.get("model_type", "CrossEncoder") != "CrossEncoder" or not isinstance(prompts, dict):
         return ""
     return str(prompts.get(name) or "")
+
+
+def _activation(config: dict[str, Any], saved: dict[str, Any]) -> str:
+    """Return the class of the activation, by the key of each release of sentence-transformers."""
+    inside = config.get("sentence_transformers")
+    named = inside.get("activation_fn") if isinstance(inside, dict) else None
+    named = named or config.get("sbert_ce_default_activation_function")
+    return str(named or saved.get("activation_fn") or "").rpartition(".")[2]
 
 
 def _refuse_code(name: str, content: dict[str, Any], errors: list[str]) -> None:

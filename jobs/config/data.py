@@ -26,6 +26,9 @@ class InputConfig(Section):
     """column of the query's id"""
     query: str = "query"
     """column of the query's text (normalised: or `text`)"""
+    instruction: str | None = None
+    """column of the query's own instruction, in place of model.query_instruction, which is for rows
+    where it is blank"""
     doc_id: str = "doc_id"
     """column of the document's id"""
     doc: str = "doc"

@@ -14,11 +14,19 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
-from jobs.config import InputConfig, ModelConfig
-from jobs.input.columns import holds_fractions, id_text, is_blank, number, quoted, trimmed
+from jobs.config import InputConfig
+from jobs.input.columns import as_text, holds_fractions, id_text, is_blank, number, quoted, trimmed
 from jobs.input.readers import INTERNAL_PREFIX, READ_ERROR, read_source, refuse_internal_names
 from jobs.input.selection import select_rows
-from jobs.input.texts import DOC, QUERY, require, template_columns, template_of, with_texts
+from jobs.input.texts import (
+    DOC,
+    QUERY,
+    Rendering,
+    require,
+    template_columns,
+    template_of,
+    with_texts,
+)
 from jobs.runtime.compat import is_valid_utf8, try_cast
 from jobs.runtime.errors import RefusedError
 from udfs.templates import Template
@@ -63,7 +71,7 @@ class InputTable:
         return [*(quoted(PASS_THROUGH + name) for name in self.config.group), F.col("query_id")]
 
 
-def read_input(spark: SparkSession, config: InputConfig, model: ModelConfig) -> InputTable:
+def read_input(spark: SparkSession, config: InputConfig, rendering: Rendering) -> InputTable:
     """Read the input, flatten it, fill in texts from other tables, and map columns to roles.
 
     Raises:
@@ -90,7 +98,7 @@ def read_input(spark: SparkSession, config: InputConfig, model: ModelConfig) -> 
     template = template_of(config)
     columns = [*rows.columns, *(queries.columns if queries else [])]
     require(columns, "the input", _needed(config, template))
-    return _mapped(*with_texts(rows, config, template, queries, corpus), config, model)
+    return _mapped(*with_texts(rows, config, template, queries, corpus), config, rendering)
 
 
 def _needed(config: InputConfig, template: Template | None) -> dict[str, str]:
@@ -98,6 +106,7 @@ def _needed(config: InputConfig, template: Template | None) -> dict[str, str]:
     needed = {"query_id": config.query_id}
     needed |= {} if config.queries else {"query": config.query}
     needed |= {"doc_id": config.doc_id}
+    needed |= {"instruction": config.instruction} if config.instruction else {}
     if not config.corpus:
         needed |= template_columns(template) if template else {"doc": config.doc}
     # The default names of optional columns are taken where they are there.
@@ -129,7 +138,9 @@ def _explode(rows: DataFrame, name: str) -> DataFrame:
     )
 
 
-def _mapped(rows: DataFrame, own: set[str], config: InputConfig, model: ModelConfig) -> InputTable:
+def _mapped(
+    rows: DataFrame, own: set[str], config: InputConfig, rendering: Rendering
+) -> InputTable:
     """Name the columns by their roles. `own`: those that documents were made of."""
     chosen = {key: str(getattr(config, key)) for key in _LIMITS}
     present = {key: name for key, name in chosen.items() if name in rows.columns}
@@ -149,9 +160,9 @@ def _mapped(rows: DataFrame, own: set[str], config: InputConfig, model: ModelCon
     ]
     table = rows.select(
         id_text(rows, config.query_id).alias("query_id"),
-        _with_instruction(model.query_instruction, trimmed(F.col(QUERY))).alias("query"),
+        _with_lead(_lead(rendering, config.instruction), trimmed(F.col(QUERY))).alias("query"),
         id_text(rows, config.doc_id).alias("doc_id"),
-        _with_instruction(model.doc_instruction, trimmed(F.col(DOC))).alias("doc"),
+        _with_lead(_literal(rendering.doc_instruction), trimmed(F.col(DOC))).alias("doc"),
         values["retrieval_score"].alias("retrieval_score"),
         try_cast(values["retrieval_rank"], "int").alias("retrieval_rank"),
         values["label"].alias("label"),
@@ -203,11 +214,25 @@ def _size(name: str) -> Column:
     return F.concat(F.lit(f"{name}: "), size)
 
 
-def _with_instruction(instruction: str, text: Column) -> Column:
-    """The text as the model reads it. A blank text stays blank, to be rejected later."""
+def _literal(text: str) -> Column | None:
+    return F.lit(text) if text else None
+
+
+def _lead(rendering: Rendering, instruction: str | None) -> Column | None:
+    """What is put before a query. `instruction`: the column of its own instruction."""
     if not instruction:
+        return _literal(rendering.query_instruction)
+    default = F.lit(rendering.query_instruction)
+    text, (before, behind) = as_text(instruction), rendering.lead.split("{instruction}")
+    own = F.concat(F.lit(before), text, F.lit(behind))
+    return F.when(is_blank(text), default).otherwise(own)
+
+
+def _with_lead(lead: Column | None, text: Column) -> Column:
+    """The text as the model reads it. A blank text stays blank, to be rejected later."""
+    if lead is None:
         return text
-    return F.when(is_blank(text), text).otherwise(F.concat(F.lit(instruction), text))
+    return F.when(is_blank(text), text).otherwise(F.concat(lead, text))
 
 
 def pair_key() -> Column:

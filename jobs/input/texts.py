@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import and_, or_
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -24,6 +24,14 @@ _ID: Final = f"{INTERNAL_PREFIX}id"
 _KEY: Final = f"{INTERNAL_PREFIX}key"
 _FOUND: Final = f"{INTERNAL_PREFIX}found"
 _FOUND_ERROR: Final = f"{INTERNAL_PREFIX}found_error"
+
+
+class Rendering(NamedTuple):
+    """What is put before texts."""
+
+    query_instruction: str = ""  # with `input.instruction`: where a row has none
+    doc_instruction: str = ""
+    lead: str = "{instruction}"  # where a row's own instruction goes, put before its query
 
 
 def template_of(config: InputConfig) -> Template | None:

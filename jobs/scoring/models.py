@@ -15,10 +15,18 @@ from typing import Final
 
 import jobs.demo
 from jobs.config import ModelConfig
+from jobs.input.texts import Rendering
 from jobs.runtime.cache import cache, cached_folder
 from jobs.runtime.errors import RefusedError
 from jobs.scoring.adapters import merge_adapter
-from jobs.scoring.prompts import TEMPLATES, chat_prompt, read_template
+from jobs.scoring.prompts import (
+    INSTRUCTION,
+    TEMPLATES,
+    chat_prompt,
+    read_template,
+    split_lead,
+    with_instruction,
+)
 from udfs.checkpoint import Checkpoint, CheckpointError, digest_of, inspect_checkpoint
 from udfs.spec import Prompt
 
@@ -34,6 +42,7 @@ _UNWANTED: Final = ["onnx/*", "openvino/*", "*/onnx/*"]
 def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) -> Checkpoint:
     """Find the model (a local folder, a hub id, `models:/...` or `embedded`), and check it.
 
+    Where `query_instruction` is `{instruction}`, rows have their own.
     `download` fetches a `models:/` URI into a folder (see `jobs.output.tracking`).
 
     Raises:
@@ -62,7 +71,10 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
         )
     if checkpoint.kind == "llm":
         try:
-            checkpoint = replace(checkpoint, template=_prompt_of(config, checkpoint))
+            prompt, lead = _prompt_of(config, checkpoint), ""
+            if config.query_instruction == INSTRUCTION:
+                prompt, lead = split_lead(prompt)
+            checkpoint = replace(checkpoint, template=prompt, lead=lead)
         except RefusedError as error:
             errors += error.messages
     elif config.template:
@@ -82,11 +94,16 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
     raise RefusedError(errors)
 
 
-def rendering(config: ModelConfig, checkpoint: Checkpoint | None) -> ModelConfig:
+def rendering(config: ModelConfig, checkpoint: Checkpoint | None) -> Rendering:
     """Return how texts are rendered: an instruction in the prompt is not put before the query."""
+    query, doc = config.query_instruction, config.doc_instruction
     if checkpoint is None or checkpoint.template is None:
-        return config
-    return config.model_copy(update={"query_instruction": ""})
+        return Rendering(query, doc)
+    if not checkpoint.lead:
+        return Rendering("", doc)
+    own = read_template(config.template).instruction if config.template else checkpoint.prompt
+    instruction = query or own
+    return Rendering(with_instruction(checkpoint.lead, instruction), doc, checkpoint.lead)
 
 
 def _prompt_of(config: ModelConfig, checkpoint: Checkpoint) -> Prompt:

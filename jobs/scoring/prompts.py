@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,6 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from jobs.runtime.errors import RefusedError
 from udfs.spec import Prompt
 
+#: Where an instruction goes.
+INSTRUCTION: Final = "{instruction}"
 _INSTRUCTED: Final = re.compile(r"[^\n]*\{instruction\}[^\n]*\n?")
 Pieces = Annotated[
     tuple[str, ...],
@@ -54,9 +57,7 @@ class Template(BaseModel):
         instruction = instruction or self.instruction
 
         def filled(pieces: tuple[str, ...]) -> tuple[str, ...]:
-            if not instruction:
-                pieces = tuple(_INSTRUCTED.sub("", piece) for piece in pieces)
-            return tuple(piece.replace("{instruction}", instruction) for piece in pieces)
+            return tuple(with_instruction(piece, instruction) for piece in pieces)
 
         *before, query = filled(self.query)
         *between, document = filled(self.document)
@@ -130,6 +131,28 @@ def read_template(name: str) -> Template:
             f"model.template={name}: {wrong.strip()}; mend the file (in YAML, tokens such as yes "
             "and 1 need quotes)"
         ) from None
+
+
+def with_instruction(text: str, instruction: str) -> str:
+    """Put in an instruction; without one, leave out the lines that have a place for it."""
+    return (text if instruction else _INSTRUCTED.sub("", text)).replace(INSTRUCTION, instruction)
+
+
+def split_lead(prompt: Prompt) -> tuple[Prompt, str]:
+    """Take from a prompt what stands before its query, for rows to fill in `INSTRUCTION` there.
+
+    Raises:
+        RefusedError: if the place of the instruction is elsewhere.
+    """
+    lead, behind = prompt.query.split("{query}")
+    pieces = (*prompt.before, behind, *prompt.between, prompt.document, *prompt.after)
+    if INSTRUCTION in lead and not any(INSTRUCTION in piece for piece in pieces):
+        return replace(prompt, query="{query}" + behind), lead
+    raise RefusedError(
+        "input.instruction needs a prompt with {instruction} in its text `query`, before {query}; "
+        "set model.query_instruction for the whole job, or model.template to qwen3-reranker, "
+        "mxbai-v2 or a YAML file"
+    )
 
 
 def chat_prompt(folder: Path, instruction: str) -> Prompt | None:

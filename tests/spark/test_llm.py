@@ -63,3 +63,34 @@ def test_a_table_is_reranked_by_a_language_model_and_nothing_is_scored_twice(
     assert (counts()["from_store"], counts()["scored"]) == (0, 60)
     other = pq.read_table(out / "ranked").to_pandas().merge(ranked, on=["query_id", "doc_id"])
     assert (other["score_x"] - other["score_y"]).abs().max() > 1e-3
+
+
+def test_rows_have_instructions_of_their_own(
+    job: Job, tiny_llm: Callable[[str], Path], tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()[:30]]
+    queries = sorted({str(row["query_id"]) for row in lines})
+    given = dict(zip(queries, ["Find manuals.", None, "Find traps."], strict=False))
+    few = tmp_path / "few.jsonl"
+    rows = [{**row, "task": given.get(str(row["query_id"]))} for row in lines]
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    asked: dict[str, object] = {
+        "input__path": few, "model__name": tiny_llm("qwen3"), "model__max_length": 400,
+        "model__template": "qwen3-reranker",
+    }  # fmt: skip
+
+    def scores(name: str, **more: object) -> pd.Series:
+        assert job(tmp_path / name, **asked, **more) == DONE
+        ranked = pq.read_table(tmp_path / name / "ranked").to_pandas()
+        return ranked.set_index(["query_id", "doc_id"])["score"].sort_index()
+
+    by_row, default = scores("rows", input__instruction="task"), scores("default")
+    manuals = scores("manuals", model__query_instruction="Find manuals.")
+    assert len(queries) > 1
+    for query in queries:
+        alike = manuals if given.get(query) == "Find manuals." else default
+        differs = by_row[query] - alike[query]
+        if given.get(query) == "Find traps.":
+            assert differs.abs().max() > 1e-3
+        else:
+            np.testing.assert_allclose(differs, 0, atol=1e-4)

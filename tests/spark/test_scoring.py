@@ -9,6 +9,7 @@ from pyspark.sql import functions as F
 
 from jobs.config import Config, ScoringConfig
 from jobs.input.layouts import InputTable, pair_texts, read_input
+from jobs.input.texts import Rendering
 from jobs.scoring.fill import _longest_first
 from jobs.scoring.stage import tasks_have_gpus
 from udfs.devices import has_gpu
@@ -23,7 +24,7 @@ def pairs_of(spark: SparkSession, rows: list[tuple[object, ...]], folder: Path) 
         "query_id", F.col("query").cast("string"), "doc_id", F.col("doc").cast("string")
     ).write.parquet(str(folder / "pairs"))
     config = Config.model_validate({"input": {"path": str(folder / "pairs")}})
-    return read_input(spark, config.input, config.model)
+    return read_input(spark, config.input, Rendering())
 
 
 def test_pairs_are_sorted_by_bytes_and_then_by_key(spark: SparkSession, tmp_path: Path) -> None:

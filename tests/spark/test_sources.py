@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.config import InputConfig, ModelConfig
+from jobs.config import InputConfig
 from jobs.input.layouts import read_input
 from jobs.input.readers import READ_ERROR, read_source
+from jobs.input.texts import Rendering
 from jobs.runtime.errors import RefusedError
 
 
@@ -197,11 +198,11 @@ def test_the_first_line_of_a_file_without_header_is_not_printed(
     (tmp_path / "ids.jsonl").write_text('{"query_id": "q1", "doc_id": "d1", "query": "q"}\n')
     keys = {"path": str(tmp_path / "ids.jsonl"), role: str(tmp_path / "in.tsv")}
     with pytest.raises(RefusedError, match="4 fields of 2, 12, 2, 6 characters") as caught:
-        read_input(spark, InputConfig.model_validate(keys), ModelConfig())
+        read_input(spark, InputConfig.model_validate(keys), Rendering())
     assert "secret" not in str(caught.value)
     assert "header=false" in str(caught.value)
     named = InputConfig.model_validate(
         {"path": str(tmp_path / "in.tsv"), "options": {"header": "false"}, "query_id": "_c0",
          "query": "_c1", "doc_id": "_c2", "doc": "_c3"}
     )  # fmt: skip
-    assert read_input(spark, named, ModelConfig()).rows.count() == 2
+    assert read_input(spark, named, Rendering()).rows.count() == 2

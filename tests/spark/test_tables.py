@@ -9,10 +9,10 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.config import InputConfig, ModelConfig
+from jobs.config import InputConfig
 from jobs.input.columns import id_text
 from jobs.input.layouts import InputTable, read_input
-from jobs.input.texts import render
+from jobs.input.texts import Rendering, render
 from jobs.input.validation import (
     COLLAPSED,
     REJECTED,
@@ -27,7 +27,7 @@ from jobs.runtime.errors import RefusedError
 from tests.unit.test_text import render as expected_text
 from udfs.templates import parse_template
 
-MODEL = ModelConfig()
+PLAIN = Rendering()
 
 
 def write_lines(file: Path, rows: list[dict[str, object]]) -> str:
@@ -35,8 +35,8 @@ def write_lines(file: Path, rows: list[dict[str, object]]) -> str:
     return str(file)
 
 
-def read(spark: SparkSession, model: ModelConfig = MODEL, **keys: object) -> InputTable:
-    return read_input(spark, InputConfig.model_validate(keys), model)
+def read(spark: SparkSession, rendering: Rendering = PLAIN, **keys: object) -> InputTable:
+    return read_input(spark, InputConfig.model_validate(keys), rendering)
 
 
 def checked(pairs: InputTable) -> DataFrame:
@@ -69,7 +69,7 @@ def test_a_long_table_with_mapping_template_and_instructions(
 ) -> None:
     pairs = read(
         spark,
-        ModelConfig(query_instruction="query: "),
+        Rendering(query_instruction="query: "),
         path=write_lines(tmp_path / "in.jsonl", LONG),
         doc_template="{title}\\n{body}",
         **NAMES,
@@ -80,6 +80,25 @@ def test_a_long_table_with_mapping_template_and_instructions(
     }
     assert pairs.passed == ("lang",)
     assert pairs.has == {"retrieval_score"}
+
+
+def test_a_rows_own_instruction_goes_before_its_query(spark: SparkSession, tmp_path: Path) -> None:
+    given = ["Find manuals: ", " ", None]
+    lines = [
+        {"query_id": n, "query": "fleas", "doc_id": 1, "doc": "dogs", "what": what}
+        for n, what in enumerate(given)
+    ]
+    asked = {"path": write_lines(tmp_path / "in.jsonl", lines), "instruction": "what"}
+    pairs = read(spark, Rendering("query: "), **asked)
+    assert [texts(pairs)[str(n), "1"][0] for n in range(3)] == [
+        "Find manuals: fleas", "query: fleas", "query: fleas"
+    ]  # fmt: skip
+    assert len({row.pair_key for row in pairs.rows.collect()}) == 2
+    inside = read(spark, Rendering("Find it.\n", lead="Task: {instruction}\n"), **asked)
+    assert texts(inside)["0", "1"][0] == "Task: Find manuals: \nfleas"
+    assert texts(inside)["1", "1"][0] == "Find it.\nfleas"
+    with pytest.raises(RefusedError, match=r"no column why; .*; set input\.instruction"):
+        read(spark, **{**asked, "instruction": "why"})
 
 
 def test_the_three_shapes_give_the_same_pairs(spark: SparkSession, tmp_path: Path) -> None:

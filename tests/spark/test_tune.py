@@ -14,6 +14,7 @@ from jobs import rerank
 from jobs.config import Config, MlflowConfig, TuneConfig
 from jobs.evaluation.qrels import from_labels
 from jobs.input.layouts import read_input
+from jobs.input.texts import Rendering
 from jobs.output.tracking.client import track
 from jobs.runtime.errors import DONE, REFUSED
 from jobs.scoring.onnx_export import missing_packages
@@ -144,7 +145,7 @@ def test_what_is_tried_is_what_the_executors_are_good_at(spark: SparkSession) ->
 
 def test_a_sample_is_whole_queries_with_relevant_candidates(spark: SparkSession) -> None:
     config = Config.model_validate({"input": {"path": str(SAMPLE), "doc": "body"}})
-    pairs = read_input(spark, config.input, config.model)
+    pairs = read_input(spark, config.input, Rendering())
     qrels = from_labels(pairs.rows.select("query_id", "doc_id", "label"))
     tune = TuneConfig(pairs=40, candidates=4)
     drawn = draw_sample(pairs, qrels, tune, on_gpu=False)

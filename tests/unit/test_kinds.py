@@ -240,6 +240,20 @@ def test_a_language_model_without_a_template_is_refused(
     assert "model.label=1 is for classifiers" in refused(tiny_llm("qwen3"), label="1")
     assert "is for causal language models" in refused(tiny_bert, template="bge-gemma")
     assert "architecture Qwen3ForCausalLM" in refused(tiny_llm("qwen3"), kind="classifier")
+    asked = {"query_instruction": "{instruction}", "max_length": 250}
+    said = refused(tiny_llm("gemma"), template="bge-gemma", **asked)
+    assert "input.instruction needs a prompt with {instruction} in its text `query`" in said
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Identity(), torch.nn.Sigmoid()])
+def test_the_activation_of_a_folder_is_known(
+    activation: torch.nn.Module, tiny_bert: Path, tmp_path: Path
+) -> None:
+    peer = peers.CrossEncoder(str(tiny_bert), activation_fn=activation, device="cpu")
+    peer.save_pretrained(str(tmp_path / "saved"))
+    found = resolve_model(config(tmp_path / "saved"), never)
+    assert found.activation == type(activation).__name__
+    assert resolve_model(config(tiny_bert), never).activation == ""
 
 
 def test_an_instruction_of_a_prompt_is_not_put_before_the_query(
