@@ -135,7 +135,9 @@ def test_near_duplicates_are_left_out(tmp_path: Path, spark: SparkSession) -> No
     assert json.loads((out / "run.json").read_text())["counts"]["repeated"] >= 2 * len(docs) - 20
 
 
-@pytest.mark.parametrize("format_", ["labeled-list", "flagembedding"])
+@pytest.mark.parametrize(
+    "format_", ["labeled-list", pytest.param("flagembedding", marks=pytest.mark.slow)]
+)
 def test_the_same_seed_gives_the_same_bytes(
     format_: str, tmp_path: Path, spark: SparkSession
 ) -> None:

@@ -234,6 +234,7 @@ def test_jobs_fuse_writes_a_table_that_jobs_evaluate_takes(
     assert len(list((out / "unpublished").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_list_of_100_000_candidates_is_fused(spark: SparkSession) -> None:
     rows = spark.range(100_000).select(
         F.lit("q").alias("query_id"), F.col("id").cast("string").alias("doc_id"),

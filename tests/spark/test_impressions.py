@@ -15,7 +15,7 @@ from jobs.runtime.errors import DONE, REFUSED
 from tests.conftest import SENTENCES
 from tests.spark.conftest import Job
 
-DAYS, ROWS, QUERIES, DOCS = 30, 1_000, 50, 20
+DAYS, ROWS, QUERIES, DOCS = 6, 500, 50, 20
 STUB = {"model__backend": "stub", "input__doc_template": None, "input__max_reject_rate": 0.1}
 
 
@@ -29,7 +29,7 @@ def counts(out: Path) -> dict[str, Any]:
 
 
 def log() -> pd.DataFrame:
-    """Thirty days in which the same thousand pairs, or some of them twice, are shown."""
+    """Days in which the same thousand pairs, or some of them twice, are shown."""
     generator = np.random.default_rng(3)
     days = []
     for day in range(DAYS):
@@ -52,7 +52,7 @@ def log() -> pd.DataFrame:
     return rows
 
 
-def test_a_log_of_thirty_days_comes_out_whole(job: Job, tmp_path: Path) -> None:
+def test_a_log_of_many_days_comes_out_whole(job: Job, tmp_path: Path) -> None:
     rows = log()
     rows.to_parquet(tmp_path / "log", partition_cols=["date"])
     out = tmp_path / "out"

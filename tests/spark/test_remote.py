@@ -85,7 +85,7 @@ def test_a_task_holds_no_more_pairs_than_a_kill_may_cost(
     assert len(server.started) <= 28 * 2 + PAIRS / 5
 
 
-@pytest.mark.parametrize("fault", ["401", "404"])
+@pytest.mark.parametrize("fault", ["401", pytest.param("404", marks=pytest.mark.slow)])
 def test_a_refusal_ends_the_job_at_once_in_one_sentence(
     fault: str, job: Job, keys: Keys, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
