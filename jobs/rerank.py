@@ -213,10 +213,11 @@ def counting_kept(store: ScoreStore) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kept = "the scores of finished tasks"
+        kept, folder = "the scores of finished tasks", Path(store.folder.removeprefix("file:"))
         with suppress(OSError, ValueError):
-            files = Path(store.folder.removeprefix("file:")).glob("attempt=*/*.parquet")
-            kept = f"{sum(pq.read_metadata(file).num_rows for file in files):,} scored pairs"
+            if folder.is_dir():  # of this machine
+                files = folder.glob("attempt=*/*.parquet")
+                kept = f"{sum(pq.read_metadata(file).num_rows for file in files):,} scored pairs"
         error.add_note(f"{kept} are kept in {store.folder}")
         raise
 

@@ -37,7 +37,7 @@ SCORING_VERSION: Final = 4
 _NOT_SCORING: Final = (
     "model_path", "device", "max_tokens", "max_pairs", "window", "batch_timeout", "remote"
 )  # fmt: skip
-# The same for remote models: what is asked for, and how an answer becomes a logit.
+# Raise it whenever requests to remote models, or how an answer becomes a logit, change.
 REMOTE_VERSION: Final = 1
 # Fields added later; hashed only where they are set, so that older scores stay valid.
 _HASHED_IF_SET: Final = ("passages", "prompt", "label", "modular")
