@@ -12,6 +12,7 @@ HOLD ?= 'torch==2.13.0' 'pandas-stubs<3'
 # What `udfs` and the UDF of jobs/evaluation/measures.py import, besides the pyspark that a cluster has
 # of its own. `make environment EXECUTOR='... onnxruntime'` is for model.backend: onnxruntime,
 # EXECUTOR='pandas pyarrow scipy ir-measures pytrec-eval-terrier httpx' for model.backend: remote.
+# An archive that exists is not made anew for that: remove dist/environment.tar.gz first.
 EXECUTOR := torch transformers safetensors pandas pyarrow scipy ir-measures pytrec-eval-terrier
 
 # Tests of one file share a Spark session, so a file stays with one process.
