@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -86,6 +87,22 @@ def age(store: ScoreStore, hours: float) -> None:
     folder = Path(store.folder)
     for path in [*folder.rglob("*"), folder]:
         os.utime(path, (then, then))
+
+
+def test_a_platforms_own_commit_protocol_is_not_used_for_scores(
+    store: ScoreStore, spark: SparkSession
+) -> None:
+    """Databricks' publishes nothing before the job ends: a killed run would lose its tasks."""
+    key = "spark.sql.sources.commitProtocolClass"
+    spark.conf.set(key, "org.example.NoSuchProtocol")
+    try:
+        rows = store.read().limit(1)
+        with pytest.raises(Py4JJavaError, match="NoSuchProtocol"):
+            rows.write.parquet(f"{store.folder}/other")
+        store.append(rows)
+        assert spark.conf.get(key) == "org.example.NoSuchProtocol"
+    finally:
+        spark.conf.unset(key)
 
 
 def test_ls_tells_what_a_store_holds(store: ScoreStore, capsys: pytest.CaptureFixture[str]) -> None:
