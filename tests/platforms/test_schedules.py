@@ -17,7 +17,7 @@ import pytest
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED
 from tests.conftest import ROOT, SENTENCES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(6000)]
 
 SCHEDULES = ROOT / "conf" / "schedule"
 DAYS = ("2026-03-01", "2026-03-02")
@@ -65,7 +65,7 @@ def test_a_night_from_cron(commands: dict[str, str], tmp_path: Path) -> None:
     def night(day: str, gate: str) -> int:
         script = ["sh", str(SCHEDULES / "nightly.sh"), day]
         env = {**places(tmp_path), **given, "GATE": gate}
-        return subprocess.run(script, cwd=ROOT, env=env, check=False, timeout=900).returncode
+        return subprocess.run(script, cwd=ROOT, env=env, check=False, timeout=3000).returncode
 
     assert night(DAYS[0], PASSES) == DONE
     assert published(tmp_path, DAYS[0]) == {"nights": True, "verdicts": True, "labels": True}
@@ -93,7 +93,7 @@ def test_a_night_in_airflow(commands: dict[str, str], tmp_path: Path) -> None:
         variable = {"AIRFLOW_VAR_SPARK_RERANK": json.dumps({**chosen, "gate": gate})}
         return subprocess.run(
             [os.environ["AIRFLOW"], *words], env={**env, **variable}, capture_output=True,
-            text=True, timeout=1200, check=False,
+            text=True, timeout=3000, check=False,
         )  # fmt: skip
 
     def states(day: str, gate: str) -> dict[str, str]:
