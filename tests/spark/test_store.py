@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from jobs.output.filesystem import Files
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, UNEXPECTED
 from jobs.store.__main__ import main, merge, take_inventory
-from jobs.store.scores import ScoreStore, damaged
+from jobs.store.scores import READ_ERRORS, ScoreStore, damaged
 from tests.conftest import ROOT
 from tests.sample import PAIRS
 from tests.spark.conftest import Job
@@ -93,14 +92,14 @@ def test_a_platforms_own_commit_protocol_is_not_used_for_scores(
     store: ScoreStore, spark: SparkSession
 ) -> None:
     """Databricks' publishes nothing before the job ends: a killed run would lose its tasks."""
-    key = "spark.sql.sources.commitProtocolClass"
-    spark.conf.set(key, "org.example.NoSuchProtocol")
+    key, other = "spark.sql.sources.commitProtocolClass", "ManifestFileCommitProtocol"
+    spark.conf.set(key, f"org.apache.spark.sql.execution.streaming.{other}")
     try:
         rows = store.read().limit(1)
-        with pytest.raises(Py4JJavaError, match="NoSuchProtocol"):
+        with pytest.raises(READ_ERRORS, match="setupManifestOptions"):
             rows.write.parquet(f"{store.folder}/other")
         store.append(rows)
-        assert spark.conf.get(key) == "org.example.NoSuchProtocol"
+        assert str(spark.conf.get(key)).endswith(other)
     finally:
         spark.conf.unset(key)
 
