@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
 
-from jobs.config.section import Age, Section, Share
+from jobs.config.section import Age, Section, Share, refuse_object_store
 
 
 class InputConfig(Section):
@@ -116,6 +116,11 @@ class StoreConfig(Section):
     tolerance: NonNegativeFloat = 0.05
     """jobs.store verify: how far two scores of one pair may differ [logit]"""
 
+    @model_validator(mode="after")
+    def _can_be_renamed_in(self) -> Self:
+        refuse_object_store("store.path", self.path)
+        return self
+
 
 class OutputConfig(Section):
     """Where results go."""
@@ -152,4 +157,9 @@ class OutputConfig(Section):
                 "output.table_mode=partitions needs output.partition_by, the columns whose "
                 "partitions are replaced"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_renamed_in(self) -> Self:
+        refuse_object_store("output.path", self.path)
         return self

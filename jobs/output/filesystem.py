@@ -1,4 +1,4 @@
-"""Small files and renames on any file system Spark can reach (local, HDFS, S3A, ...)."""
+"""Small files and renames on any file system Spark can reach (local, HDFS, ABFS, ...)."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Files:
         modes[0] = mode.OVERWRITE
         try:
             context = self._hadoop.FileContext.getFileContext(source.toUri(), self._conf)
-        except Py4JJavaError:  # a scheme without an AbstractFileSystem, such as s3, dbfs or oss
+        except Py4JJavaError:  # a scheme without an AbstractFileSystem, such as dbfs
             system, _ = self._at(path)
             system.delete(target, False)
             if not system.rename(source, target):
@@ -202,6 +202,11 @@ class Files:
         """Return the path with its scheme, as Spark would resolve it."""
         system, at = self._at(path)
         return str(system.makeQualified(at).toString())
+
+    def scheme(self, path: str) -> str:
+        """Return the scheme of a path; where it has none, that of the default file system."""
+        uri, default = self._hadoop.Path(path).toUri(), self._hadoop.FileSystem.getDefaultUri
+        return str(uri.getScheme() or default(self._conf).getScheme())
 
     def matches(self, pattern: str, name: str) -> bool:
         """Return whether a part of a path is one of those that a Hadoop pattern names."""

@@ -12,6 +12,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from jobs.config import OutputConfig
+from jobs.config.section import refuse_object_store
 from jobs.output.filesystem import Files, local_path
 from jobs.output.folder import published_record
 from jobs.output.names import REPLACED, SCORES, SWAP, UNPUBLISHED, WORK
@@ -51,7 +52,10 @@ def refuse_locations(
         )
     for key, target in targets.items():
         try:
+            refuse_object_store(key, f"{files.scheme(target)}:")  # also by default, fs.defaultFS
             files.try_write(target)
+        except ValueError as error:
+            errors.append(str(error))
         except OSError as error:
             errors.append(f"{key}={target} cannot be written ({error}); check the path")
     if not config.overwrite:

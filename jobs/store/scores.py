@@ -46,6 +46,9 @@ _WRITE: Final = {
     # does to a driver that dies half-way).
     "mapreduce.fileoutputcommitter.algorithm.version": "2",
 }
+# Databricks has a protocol of its own, which publishes nothing before the job ends.
+_PROTOCOL: Final = "spark.sql.sources.commitProtocolClass"
+_HADOOPS: Final = "org.apache.spark.sql.execution.datasources.SQLHadoopMapReduceCommitProtocol"
 
 
 def read_files(spark: SparkSession, paths: Sequence[str], **options: str) -> DataFrame:
@@ -178,7 +181,15 @@ class ScoreStore:
         attempt = f"{self.folder}/{ATTEMPT}{uuid.uuid4().hex}"
         fields = [*SCHEMA.fields, *self._passages]
         names = [F.col(field.name).cast(field.dataType) for field in fields]
-        scores.select(*names).write.options(**_WRITE).parquet(attempt)
+        conf = self._spark.conf
+        former = conf.get(_PROTOCOL, None)
+        conf.set(_PROTOCOL, _HADOOPS)
+        try:
+            scores.select(*names).write.options(**_WRITE).parquet(attempt)
+        finally:
+            conf.unset(_PROTOCOL)
+            if former:
+                conf.set(_PROTOCOL, former)
         return attempt
 
     def _set_aside(self, paths: Sequence[str]) -> None:

@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 import pyspark
 
 from jobs import evaluate, rerank
-from jobs.demo import FOLDER
 from jobs.runtime.errors import DONE
 from jobs.store.__main__ import main as store
+from tests.sample import PAIRS, SAMPLE
 
-SAMPLE = FOLDER / "sample.jsonl"
 TOLERANCE = 1e-6  # logits in fp32
 
 
@@ -51,8 +50,7 @@ def compare(out: Path, reference: Path) -> None:
 
 def main(argv: list[str]) -> None:
     out, reference = Path(argv[0]), Path(argv[1]) if argv[1:] else None
-    pairs = sum(1 for _ in SAMPLE.open())
-    assert scored(out / "first", out / "scores") > 0.9 * pairs
+    assert scored(out / "first", out / "scores") > 0.9 * PAIRS
     assert scored(out / "again", out / "scores") == 0
     table, gate = out / "first" / "ranked", "nDCG@10 delta >= 0"
     code = evaluate.main(
@@ -65,7 +63,7 @@ def main(argv: list[str]) -> None:
         assert scored(out / "theirs", reference / "scores") == 0, "scores of another Spark"
         for name in ("first", "again", "theirs"):
             compare(out / name, reference / "first")
-    print(f"Spark {pyspark.__version__}: {pairs} pairs, all as they should be")
+    print(f"Spark {pyspark.__version__}: {PAIRS} pairs, all as they should be")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ iceberg = pytest.importorskip(
 )
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(
         not pyspark.__version__.startswith("3.5"), reason="the jar is for Spark 3.5"
     ),

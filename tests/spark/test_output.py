@@ -108,7 +108,7 @@ def test_a_lock_by_name_is_exclusive_and_says_how_to_get_rid_of_it(
 
 
 def test_a_file_system_that_cannot_rename_over_a_file(spark: SparkSession, tmp_path: Path) -> None:
-    """As Hadoop's for s3, dbfs and oss, which have no AbstractFileSystem; links lead to a disk."""
+    """As for dbfs, which has no AbstractFileSystem in plain Hadoop; links lead to a disk."""
     overload = "org.apache.hadoop.fs.viewfs.ViewFileSystemOverloadScheme"
     disk = "org.apache.hadoop.fs.LocalFileSystem"
     hadoop = spark._jsc.hadoopConfiguration()  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from jobs import evaluate
 from jobs.config import OutputConfig
 from jobs.output.filesystem import Files
 from jobs.output.locations import refuse_locations
-from jobs.runtime.errors import DONE, REFUSED, ErrorCollector
+from jobs.runtime.errors import DONE, REFUSED, ErrorCollector, RefusedError
 from tests.conftest import ROOT, SENTENCES
 from tests.sample import SAMPLE
 from tests.spark.conftest import Job
@@ -143,6 +143,20 @@ def test_overlaps_are_seen_through_dots_links_and_patterns(
     config, errors = OutputConfig(path=f"{tmp_path}/{out}"), ErrorCollector()
     errors.run(refuse_locations, spark, config, [f"{tmp_path}/{source}"])
     assert bool(errors) == refused
+
+
+def test_a_default_file_system_that_copies_to_rename_is_refused(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    hadoop = spark._jsc.hadoopConfiguration()  # type: ignore[attr-defined]
+    before = hadoop.get("fs.defaultFS")
+    hadoop.set("fs.defaultFS", "gs://bucket")
+    try:
+        with pytest.raises(RefusedError, match=r"^output\.path is on gs://, where a rename"):
+            refuse_locations(spark, OutputConfig(path="/out"))
+        refuse_locations(spark, OutputConfig(path=f"file:{tmp_path}/out"))
+    finally:
+        hadoop.set("fs.defaultFS", before)
 
 
 def test_an_evaluation_reports_everything_at_once(

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from jobs.output.filesystem import Files
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, UNEXPECTED
 from jobs.store.__main__ import main, merge, take_inventory
-from jobs.store.scores import ScoreStore, damaged
+from jobs.store.scores import READ_ERRORS, ScoreStore, damaged
 from tests.conftest import ROOT
 from tests.sample import PAIRS
 from tests.spark.conftest import Job
@@ -86,6 +86,22 @@ def age(store: ScoreStore, hours: float) -> None:
     folder = Path(store.folder)
     for path in [*folder.rglob("*"), folder]:
         os.utime(path, (then, then))
+
+
+def test_a_platforms_own_commit_protocol_is_not_used_for_scores(
+    store: ScoreStore, spark: SparkSession
+) -> None:
+    """Databricks' publishes nothing before the job ends: a killed run would lose its tasks."""
+    key, other = "spark.sql.sources.commitProtocolClass", "ManifestFileCommitProtocol"
+    spark.conf.set(key, f"org.apache.spark.sql.execution.streaming.{other}")
+    try:
+        rows = store.read().limit(1)
+        with pytest.raises(READ_ERRORS, match="setupManifestOptions"):
+            rows.write.parquet(f"{store.folder}/other")
+        store.append(rows)
+        assert str(spark.conf.get(key)).endswith(other)
+    finally:
+        spark.conf.unset(key)
 
 
 def test_ls_tells_what_a_store_holds(store: ScoreStore, capsys: pytest.CaptureFixture[str]) -> None:

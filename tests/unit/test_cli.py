@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,43 @@ def test_all_errors_of_files_and_arguments_come_together(tmp_path: Path) -> None
 )
 def test_a_refusal_names_the_remedy(argv: list[str], message: str) -> None:
     assert message in refused(*argv)
+
+
+@pytest.mark.parametrize("key", ["output.path", "store.path"])
+@pytest.mark.parametrize(
+    "scheme", ["s3", "s3a", "S3A", "s3n", "gs", "oss", "cos", "cosn", "wasb", "wasbs", "swift"]
+)
+def test_results_on_a_file_system_that_copies_to_rename_are_refused(key: str, scheme: str) -> None:
+    text = refused(*GIVEN, f"--{key}", f"{scheme}://bucket/out")
+    assert f"{key} is on {scheme}://, where a rename is a copy" in text
+    assert all(remedy in text for remedy in ("HDFS", "abfss://", "mounted volume", "output.table"))
+
+
+@pytest.mark.parametrize(
+    "path", ["hdfs://n/o", "abfss://b@a/o", "dbfs:/o", "/Volumes/o", "file:/o", "gs/o", "s3"]
+)
+def test_file_systems_that_rename_take_results_and_any_gives_inputs(path: str) -> None:
+    words = ["--output.path", path, "--store.path", f"{path}-scores", "--input.path", "s3a://b/in",
+             "--input.corpus", "gs://b/corpus", "--evaluation.qrels", "s3://b/qrels.txt",
+             "--ranked.path", "a=wasbs://b@a/ranked"]  # fmt: skip
+    assert load_config(words).output.path == path
+
+
+def test_windows_is_refused_in_one_sentence() -> None:
+    """Before a module is imported that is not there."""
+    for module in ("rerank", "evaluate", "tune", "store", "demo", "output.tracking"):
+        code = (
+            f"import runpy, sys; sys.platform = 'win32'; sys.modules['fcntl'] = None\n"
+            f"runpy.run_module('jobs.{module}', run_name='__main__')"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert ended.returncode == REFUSED
+        assert ended.stderr == (
+            "refused: spark-rerank does not run on Windows itself, which lacks the file locks and "
+            "forks it needs; run the same command in WSL 2, in a container or on a Linux machine\n"
+        )
 
 
 @pytest.mark.parametrize(

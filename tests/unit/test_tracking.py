@@ -78,7 +78,7 @@ def test_no_password_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config.model_validate(
         {
             "mlflow": {"tracking_uri": "https://user:secret@mlflow.example.org:5000/x"},
-            "store": {"path": "s3a://key:secret/with/slash@bucket/scores"},
+            "store": {"path": "abfss://key:secret/with/slash@box/scores"},
             "ranked": {"path": ["a=s3a://key:secret@bucket/ranked"]},
             "evaluation": {"baseline": "wasbs://box@account/r?sig=secret"},
             "spark": {"settings": {"fs.s3a.secret.key": "secret-of-spark"}},
@@ -88,7 +88,7 @@ def test_no_password_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     said = json.dumps(public_config(config))
     assert "secret" not in said.replace("s3a.secret.key", "")
-    assert public_config(config)["store"]["path"] == "s3a://***@bucket/scores"
+    assert public_config(config)["store"]["path"] == "abfss://***@box/scores"
 
 
 def test_a_replay_asks_for_the_password_that_the_record_does_not_hold(
