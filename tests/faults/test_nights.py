@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -14,22 +13,11 @@ from tests.faults import oracle
 from tests.faults.conftest import KILLED, Job
 from tests.faults.daemon import Faults
 from tests.faults.launch import Driver
-from tests.spark.test_nightly import (
-    QUERIES,
-    ROWS,
-    day,
-    files,
-    of,
-    record,
-    table,
-    unseen,
-    write_log,
-)
+from tests.spark.test_nightly import ROWS, day, files, of, record, table, unseen, write_log
 
 pytestmark = pytest.mark.slow
 
 DAYS, NIGHT = 6, 3
-SIZES = {"DAYS": "6", "ROWS": "500"}  # of the environment
 
 
 def keys(folder: Path, number: int) -> dict[str, object]:
@@ -134,36 +122,3 @@ def test_days_with_new_rows_are_taken_once(job: Job, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(table(out), table(whole))
     columns = [name for name in table(whole, "drift") if name != "from_store"]
     pd.testing.assert_frame_equal(table(out, "drift")[columns], table(whole, "drift")[columns])
-
-
-@pytest.mark.timeout(7200)
-def test_a_month_of_nights(job: Job, tmp_path: Path) -> None:
-    """NIGHTS_DAYS=30 NIGHTS_ROWS=20000 asks for a month; one night is killed and repeated."""
-    count, size = (int(os.environ.get(f"NIGHTS_{name}", n)) for name, n in SIZES.items())
-    rows = write_log(tmp_path, count, size, max(QUERIES, size // 20), 1000)
-    out, whole, new, killed = tmp_path / "out", tmp_path / "whole", unseen(rows), min(12, count - 1)
-    more = {"batching__window": 1024, "spark__settings": {
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "1024"}}  # fmt: skip
-    for number in range(count):
-        before, lost = files(out, "ranked", "rejects"), 0
-        if number == killed - 1:
-            driver, scored = Driver("moved:1"), len(oracle.stored(out))
-            assert job.run(out, None, driver, **keys(tmp_path, number), **more).code == KILLED
-            lost = len(oracle.stored(out)) - scored
-            assert lost == new[day(number)]  # all of them were scored, and are kept
-        job.finish(out, **keys(tmp_path, number), **more)
-        counts = record(out)["counts"]
-        assert counts["input"] == counts["ranked"] == size
-        assert counts["scored"] == new[day(number)] - lost
-        assert before.items() <= files(out, "ranked", "rejects").items()
-    assert len(oracle.stored(out)) == sum(new.values()) == size + (count - 1) * (size * 2 // 5)
-
-    ranked, others = table(out), files(out, "ranked", "rejects")
-    others = {name: content for name, content in others.items() if day(1) not in name}
-    job.finish(out, **keys(tmp_path, 1), **more)  # a night twice
-    assert record(out)["counts"]["scored"] == 0
-    assert others.items() <= files(out, "ranked", "rejects").items()
-    pd.testing.assert_frame_equal(table(out), ranked)
-    job.finish(whole, **{**keys(tmp_path, 0), **of(0, count - 1)}, **more)
-    assert record(whole)["counts"]["scored"] == sum(new.values())
-    pd.testing.assert_frame_equal(table(whole), ranked)

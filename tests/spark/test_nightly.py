@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from datetime import date, timedelta
 from pathlib import Path
@@ -20,9 +21,14 @@ from jobs.input.readers import read_source
 from jobs.input.selection import select_rows
 from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from tests.conftest import SENTENCES, Database
+from tests.faults.conftest import KILLED
+from tests.faults.conftest import Job as Killed
+from tests.faults.launch import Driver
+from tests.faults.oracle import stored
 from tests.spark.conftest import Job
 
 DAYS, ROWS, QUERIES, DOCS = 3, 150, 15, 40
+SIZES = {"DAYS": "6", "ROWS": "500"}  # of the environment
 KEYS = ["date", "query_id", "doc_id"]
 
 
@@ -168,6 +174,46 @@ def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
         drift.drop(columns="from_store"),
         atol=2e-3,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_month(job: Job, tiny_bert: Path, tmp_path: Path) -> None:
+    """Night by night, one of them killed and repeated: as one run over all, and nothing twice.
+
+    NIGHTS_DAYS=30 NIGHTS_ROWS=20000 asks for a month.
+    """
+    count, size = (int(os.environ.get(f"NIGHTS_{name}", n)) for name, n in SIZES.items())
+    rows = write_log(tmp_path, count, size, max(QUERIES, size // 20), 1000)
+    out, whole, new, killed = tmp_path / "out", tmp_path / "whole", unseen(rows), min(11, count - 2)
+    given = keys(tmp_path, model__backend="stub")
+    for number in range(count):
+        before, lost = files(out, "ranked", "rejects"), 0
+        if number == killed:
+            lists = {name: [given[name]] for name in
+                     ("input__group", "output__partition_by", "label__thresholds")}  # fmt: skip
+            process, scored = Killed(tmp_path, {"model.name": tiny_bert}), len(stored(tmp_path))
+            keys_of_night = {**given, **lists, **of(number), "input__doc_template": None}
+            assert process.run(out, None, Driver("moved:1"), **keys_of_night).code == KILLED
+            lost = len(stored(tmp_path)) - scored
+            assert lost == new[day(number)]  # all of them were scored, and are kept
+        assert job(out, **{**given, **of(number)}) == DONE
+        counts = record(out)["counts"]
+        assert counts["input"] == counts["ranked"] == size
+        assert counts["scored"] == new[day(number)] - lost
+        assert before.items() <= files(out, "ranked", "rejects").items()
+    total = size + (count - 1) * (size * 2 // 5)
+    assert len(stored(tmp_path)) == sum(new.values()) == total
+
+    ranked, others = table(out), files(out, "ranked", "rejects")
+    others = {name: content for name, content in others.items() if day(1) not in name}
+    assert job(out, **{**given, **of(1)}) == DONE  # a night twice
+    assert record(out)["counts"]["scored"] == 0
+    assert others.items() <= files(out, "ranked", "rejects").items()
+    pd.testing.assert_frame_equal(table(out), ranked)
+    assert job(whole, **{**given, "store__path": tmp_path / "other"}) == DONE
+    assert record(whole)["counts"]["scored"] == total
+    pd.testing.assert_frame_equal(table(whole), ranked)
 
 
 @pytest.mark.slow
