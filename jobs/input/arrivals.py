@@ -19,7 +19,7 @@ from jobs.input.columns import quoted
 from jobs.input.readers import USUAL, resolve_format, text_folders
 from jobs.input.selection import day_of, refuse_days
 from jobs.input.texts import require
-from jobs.output.filesystem import literal
+from jobs.output.filesystem import Files, literal
 from jobs.runtime.compat import condition_of
 from jobs.runtime.errors import RefusedError
 
@@ -86,9 +86,13 @@ def _days(spark: SparkSession, config: InputConfig) -> DataFrame:
                 if kind in USUAL:
                     options = {"header": "true", **USUAL[kind], **options}
                     kind = "csv"
-                there = spark.read.format(kind).options(**options).load(literal(path))
+                folder = Files(spark).entry(path)
+                if folder and folder.is_folder:  # or Spark finds no partitions behind brackets
+                    options["basePath"] = path
+                pattern = literal(path) if folder else path
+                there = spark.read.format(kind).options(**options).load(pattern)
                 stream = spark.readStream.format(kind).options(**options, **_EVER)
-                rows = stream.schema(there.schema).load(literal(path))
+                rows = stream.schema(there.schema).load(pattern)
     except AnalysisException as error:
         raise RefusedError(
             f"{config.table or config.path} cannot be read as a stream ({condition_of(error)}); "
