@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import date as Day
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from jobs.evaluation.labels import make_grades, refuse_labels, unfitted
 from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
+from jobs.input.arrivals import for_new_days
 from jobs.input.layouts import pair_texts
 from jobs.input.validation import ValidatedInput, validate
 from jobs.output.catalog import refuse_table, write_table
 from jobs.output.folder import OutputFolder
+from jobs.output.locations import refuse_locations
 from jobs.output.names import DRIFT, PARTITIONS, PER_QUERY, RANKED, REJECTS, SCORES
 from jobs.output.publish import publish, result_files, track_run
 from jobs.output.record import (
@@ -40,8 +43,9 @@ from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
 from jobs.ranking import Results, all_candidates, ranked_schema, with_scores, write_ranked
 from jobs.runtime.command import Command
-from jobs.runtime.errors import DONE, GATE_NOT_PASSED, TOO_MANY_REJECTS
+from jobs.runtime.errors import DONE, GATE_NOT_PASSED, NOT_TRACKED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
+from jobs.runtime.session import open_session
 from jobs.scoring import stage
 from jobs.scoring.fill import count_passages, distinct_keys, fill_store, scoring_stats
 from jobs.scoring.models import embedded_model
@@ -66,9 +70,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """Refuse all that can be refused, then rerank, or say what it would cost."""
+    if config.input.checkpoint:
+        return rerank_new_days(config)
     watch = Stopwatch()
     ready = check_rerank(config, watch)
     return dry_run(config, ready) if config.dry_run else rerank(config, ready, watch)
+
+
+def rerank_new_days(config: Config) -> int:
+    """Rerank the days that have new rows; days in a row are a run. They are taken if it publishes.
+
+    Returns the code of a run that ended otherwise, or else the highest.
+    """
+    spark, codes = open_session(config.spark), [DONE]
+    refuse_locations(spark, config.output, [config.input.checkpoint], config.store.path)
+
+    def process(first: Day, last: Day) -> None:
+        watch, days = Stopwatch(), {"since": first, "until": last, "allow_empty": True}
+        night = config.model_copy(update={"input": config.input.model_copy(update=days)})
+        codes.append(rerank(night, check_rerank(night, watch), watch))
+        if codes[-1] not in (DONE, NOT_TRACKED):
+            raise _NotTakenError
+
+    with suppress(_NotTakenError):
+        for_new_days(spark, config.input, process)
+    if len(codes) == 1:
+        sys.stdout.write(f"no new rows since the last run with {config.input.checkpoint}\n")
+    return codes[-1] if codes[-1] != DONE else max(codes)
+
+
+class _NotTakenError(Exception):
+    """A run has not published its days; the next one begins with them."""
 
 
 def rerank(config: Config, ready: Rerank, watch: Stopwatch) -> int:

@@ -88,6 +88,16 @@ class Config(Section):
                 f"output.partition_by={day} replaces results day by day, so a list must be of one "
                 f"day; add input.group={day}"
             )
+        if self.input.checkpoint and day not in self.output.partition_by:
+            raise ValueError(
+                "input.checkpoint takes some days, which would replace the results of all; add "
+                f"output.partition_by={day}"
+            )
+        if self.input.checkpoint and (self.dry_run or self.input.since or self.input.until):
+            raise ValueError(
+                "input.checkpoint takes new days and no others; leave out input.since, input.until "
+                "and dry_run, or input.checkpoint"
+            )
         return self
 
     @model_validator(mode="after")

@@ -69,6 +69,10 @@ class InputConfig(Section):
     """first day of input.date that is taken, e.g. 2026-01-31"""
     until: Day | None = None
     """last day of input.date that is taken"""
+    checkpoint: str | None = None
+    """instead of since and until: take the days of input.date that have rows in new files, or new
+    commits of the table, since the last run with this folder, which Spark's streaming keeps [path
+    or URI]"""
     allow_empty: bool = False
     """accept an input without any row"""
     max_reject_rate: Share = 0.01
@@ -99,6 +103,11 @@ class InputConfig(Section):
             raise ValueError("input.since and input.until need input.date, the column of the day")
         if self.since and self.until and self.since > self.until:
             raise ValueError(f"input.since={self.since} is after input.until={self.until}")
+        if self.checkpoint and (self.run or not self.date):
+            raise ValueError(
+                "input.checkpoint needs input.date, the column of the day, and input.path or "
+                "input.table"
+            )
         return self
 
 

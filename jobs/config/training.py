@@ -1,5 +1,6 @@
 """Sections `distill` and `export`: how a smaller cross-encoder is trained, and on what."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -8,6 +9,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -45,6 +47,19 @@ class DistillConfig(Section):
     """processes that tokenise"""
     seed: Annotated[int, Field(ge=0)] = 7
     """of the order of the lists"""
+    register_as: str = ""
+    """name in MLflow's model registry that the model becomes a version of, NAME or NAME@ALIAS,
+    which jobs.rerank takes as model.name=models:/NAME@ALIAS (empty: none)"""
+
+    @field_validator("register_as")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[^/:@\s]+(@[A-Za-z][\w-]*)?", value):
+            raise ValueError(
+                f"distill.register_as={value} is no name of a registered model; give NAME or "
+                "NAME@ALIAS, without slashes and colons"
+            )
+        return value
 
 
 class ExportConfig(Section):

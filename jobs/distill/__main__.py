@@ -3,26 +3,27 @@
 python -m jobs.distill --distill.lists LISTS --model.name DIR --output.path OUT
 
 Without Spark: on one machine, on its GPU if it has one. Writes OUT/model. The same command goes on
-from the last checkpoint if it was stopped.
+from the last checkpoint if it was stopped. With MLflow its curves are in a run, and the model, if
+`distill.register_as` names it, in the registry.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 
 from jobs.config import Config, DistillConfig
-from jobs.output.tracking.client import fetch_model, resolve_uri
+from jobs.output.tracking.client import TrackingError, fetch_model, refuse_tracking
 from jobs.runtime.command import Command
-from jobs.runtime.errors import DONE, RefusedError
+from jobs.runtime.errors import DONE, NOT_TRACKED, RefusedError
 from jobs.scoring.models import resolve_model
 
 COMMAND: Final = Command(
@@ -48,6 +49,10 @@ def run(config: Config) -> int:
     from jobs.distill import training
 
     options, out = config.distill, Path(str(config.output.path)).absolute()
+    if options.register_as and not config.mlflow.enabled:
+        raise RefusedError(
+            f"distill.register_as={options.register_as} needs MLflow; set mlflow.enabled"
+        )
     lists = read_lists(options)
     model = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
     if not model.plain:
@@ -57,29 +62,60 @@ def run(config: Config) -> int:
         )
     if unknown := [n for n in options.layers if n >= training.count_layers(model.path)]:
         raise RefusedError(f"distill.layers={unknown[0]}: {config.model.name} has fewer layers")
-    if config.mlflow.enabled:  # read by the callback of transformers
-        os.environ["MLFLOW_TRACKING_URI"] = resolve_uri(config.mlflow.tracking_uri)
-        os.environ["MLFLOW_EXPERIMENT_NAME"] = config.mlflow.experiment
-    settings = training.Settings(
+    refuse_tracking(config.mlflow)
+    start = training.shorten(model.path, options.layers, out) if options.layers else model.path
+    with _tracked(config) as run_id:
+        try:
+            student, curve = training.train(start, lists, out / "checkpoints", _settings(config))
+        except training.OtherRunError as error:
+            raise RefusedError(f"output.path={out}: {error}") from None
+        training.save(student, out / "model", options.weights)
+        card = model_card(str(config.model.name), model.digest, lists, options, curve)
+        (out / "model" / "README.md").write_text(card, encoding="utf-8")
+        best = max(curve, key=lambda point: point["ndcg@10"])
+        sys.stdout.write(
+            f"held-out nDCG@10 {best['ndcg@10']:.4f} at step {best['step']:.0f} "
+            f"({curve[0]['ndcg@10']:.4f} at the first measurement)\n{out / 'model'}\n"
+        )
+        return _register(options.register_as, run_id, out / "model")
+
+
+def _settings(config: Config) -> Any:
+    from jobs.distill.training import Settings
+
+    options = config.distill
+    return Settings(
         losses={str(name): weight for name, weight in options.losses.items()},
         scale=options.score_scale, lists=options.batch,
         max_length=config.model.max_length, rate=options.rate, epochs=options.epochs,
         evaluations=options.evaluations, patience=options.patience, workers=options.workers,
         seed=options.seed, report_to=("mlflow",) if config.mlflow.enabled else (),
     )  # fmt: skip
-    start = training.shorten(model.path, options.layers, out) if options.layers else model.path
+
+
+def _tracked(config: Config) -> AbstractContextManager[str]:
+    """Return the context of the MLflow run; of none if MLflow, which takes seconds, is off."""
+    if not config.mlflow.enabled:
+        return nullcontext("")
+    from jobs.output.tracking.registry import training_run
+
+    return training_run(config.mlflow)
+
+
+def _register(name: str, run_id: str, folder: Path) -> int:
+    """Register the model if a name is given; return an exit code."""
+    if not name:
+        return DONE
+    from jobs.output.tracking.registry import register
+
     try:
-        student, curve = training.train(start, lists, out / "checkpoints", settings)
-    except training.OtherRunError as error:
-        raise RefusedError(f"output.path={out}: {error}") from None
-    training.save(student, out / "model", options.weights)
-    card = model_card(str(config.model.name), model.digest, lists, options, curve)
-    (out / "model" / "README.md").write_text(card, encoding="utf-8")
-    best = max(curve, key=lambda point: point["ndcg@10"])
-    sys.stdout.write(
-        f"held-out nDCG@10 {best['ndcg@10']:.4f} at step {best['step']:.0f} "
-        f"({curve[0]['ndcg@10']:.4f} at the first measurement)\n{out / 'model'}\n"
-    )
+        sys.stdout.write(f"{register(name, run_id, folder)}\n")
+    except TrackingError as error:
+        sys.stderr.write(
+            f"{folder} is complete, but distill.register_as={name} failed: {error}\n"
+            "run the same command again to register it\n"
+        )
+        return NOT_TRACKED
     return DONE
 
 

@@ -8,7 +8,8 @@ in a way that keeps the original bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from pyspark.errors import AnalysisException
@@ -41,7 +42,7 @@ _FILE_OPTIONS: Final = (
 _ENCODED: Final = frozenset({"encoding", "charset"})
 _NO_LINES: Final = _ENCODED | {"multiline", "linesep"}
 # RFC 4180 doubles quotes. Tab-separated collections (MS MARCO) use none and hold single ones.
-_USUAL: Final = {"csv": {"escape": '"'}, "tsv": {"sep": "\t", "quote": ""}}
+USUAL: Final = {"csv": {"escape": '"'}, "tsv": {"sep": "\t", "quote": ""}}
 # An escape in JSON for half of a character: a high surrogate that no low one follows, or a low
 # one that no high one precedes. An even number of backslashes before the `u` is plain text.
 _LONE_SURROGATE: Final = (
@@ -75,33 +76,41 @@ def read_source(
         RefusedError: if it is not there, has no header, or Spark cannot read it.
     """
     options = dict(options or {})
-    typed_folders = str(spark.conf.get(_TYPED_FOLDERS))
     try:
-        spark.conf.set(_TYPED_FOLDERS, "false")
-        if table:
-            rows = _read_table(spark, table)
+        with text_folders(spark):
+            if table:
+                rows = _read_table(spark, table)
+                refuse_internal_names(rows.columns)
+                return rows.withColumn(READ_ERROR, nothing())
+            assert path is not None, "the configuration has a path or a table"
+            kind = resolve_format(spark, path, source_format, otherwise)
+            pattern = literal(path) if Files(spark).exists(path) else path
+            if kind == "trec":
+                return _read_trec_run(spark, pattern)
+            if kind in USUAL:
+                return _read_csv(spark, pattern, kind, options, expected)
+            rows = spark.read.format(kind).options(**options).load(pattern)
             refuse_internal_names(rows.columns)
+            if kind == "json" and not _NO_LINES & {key.lower() for key in options}:
+                return _read_json_lines(spark, pattern, options, rows.schema)
             return rows.withColumn(READ_ERROR, nothing())
-        assert path is not None, "the configuration has a path or a table"
-        kind = _resolve_format(spark, path, source_format, otherwise)
-        pattern = literal(path) if Files(spark).exists(path) else path
-        if kind == "trec":
-            return _read_trec_run(spark, pattern)
-        if kind in _USUAL:
-            return _read_csv(spark, pattern, kind, options, expected)
-        rows = spark.read.format(kind).options(**options).load(pattern)
-        refuse_internal_names(rows.columns)
-        if kind == "json" and not _NO_LINES & {key.lower() for key in options}:
-            return _read_json_lines(spark, pattern, options, rows.schema)
-        return rows.withColumn(READ_ERROR, nothing())
     except AnalysisException as error:
         what = f"input.table={table}" if table else path
         condition = condition_of(error)
         raise RefusedError(
             f"{what} cannot be read ({condition}); check its name and format"
         ) from None
+
+
+@contextmanager
+def text_folders(spark: SparkSession) -> Iterator[None]:
+    """Have values of partition folders read as text."""
+    typed = str(spark.conf.get(_TYPED_FOLDERS))
+    try:
+        spark.conf.set(_TYPED_FOLDERS, "false")
+        yield
     finally:
-        spark.conf.set(_TYPED_FOLDERS, typed_folders)
+        spark.conf.set(_TYPED_FOLDERS, typed)
 
 
 def _read_table(spark: SparkSession, name: str) -> DataFrame:
@@ -115,7 +124,7 @@ def _read_table(spark: SparkSession, name: str) -> DataFrame:
     return spark.read.option("snapshot-id", snapshots[0][0]).table(name)
 
 
-def _resolve_format(spark: SparkSession, path: str, given: str, otherwise: str | None) -> str:
+def resolve_format(spark: SparkSession, path: str, given: str, otherwise: str | None) -> str:
     """Return the format of a path: as given, or by its ending; a folder's by its first file."""
     if given != "auto":
         return given
@@ -197,7 +206,7 @@ def _read_csv(
     given = {key.lower() for key in options}
     if kind == "csv" and not (_NO_LINES | {"quote", "escape"}) & given:
         options["multiLine"] = str(_records_span_lines(spark, path, options)).lower()
-    options = {"header": "true", **_USUAL[kind], **options}
+    options = {"header": "true", **USUAL[kind], **options}
     if as_bytes := not _ENCODED & given:
         options["encoding"] = "ISO-8859-1"
     names = spark.read.options(**options).csv(path).columns

@@ -85,7 +85,8 @@ def with_published(
     return partitions.union(more).distinct()
 
 
-def _of_days(rows: DataFrame, name: str, config: InputConfig) -> DataFrame:
+def refuse_days(rows: DataFrame, name: str) -> None:
+    """Refuse a column that holds no days."""
     kind = rows.schema[name].dataType
     wrong = "" if isinstance(kind, _DAYS) else f"is {kind.simpleString()}"
     if isinstance(kind, StringType):
@@ -96,6 +97,11 @@ def _of_days(rows: DataFrame, name: str, config: InputConfig) -> DataFrame:
             f"input.date={name} {wrong}; it has to be a date, a timestamp, or text that starts "
             "like 2026-01-31"
         )
+
+
+def _of_days(rows: DataFrame, name: str, config: InputConfig) -> DataFrame:
+    refuse_days(rows, name)
+    kind = rows.schema[name].dataType
     if config.since:
         rows = _kept(rows, quoted(name) >= _literal(config.since, kind))
     if config.until:

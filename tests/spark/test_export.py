@@ -16,7 +16,7 @@ from jobs.config import DistillConfig
 from jobs.distill.__main__ import read_lists
 from jobs.export import __main__ as export
 from jobs.runtime.errors import DONE, REFUSED
-from tests.conftest import SENTENCES
+from tests.conftest import SENTENCES, shared_data
 
 QUERIES, DOCS = 60, 20
 
@@ -154,6 +154,62 @@ def test_the_same_seed_gives_the_same_bytes(
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", str(former))
     assert len(found["a"]) == 2 and found["a"] == found["b"] != found["c"]
+
+
+def real(name: str) -> pd.DataFrame:
+    """BM25's candidates with texts and grades; scores lie around zero, as logits do."""
+    if name == "dl19":
+        rows = pd.read_parquet(shared_data("trec-dl19/candidates.parquet"))
+        columns = ["query_id", "q0", "doc_id", "grade"]
+        qrels = pd.read_csv(shared_data("trec-dl19/qrels.txt"), sep=" ", names=columns, dtype=str)
+    else:
+        texts = pd.read_json(shared_data("scifact/corpus.jsonl"), lines=True, dtype=str)
+        texts = texts.assign(doc_id=texts["_id"], doc=texts["title"] + " " + texts["text"])
+        asked = pd.read_json(shared_data("scifact/queries.jsonl"), lines=True, dtype=str)
+        asked = asked.rename(columns={"_id": "query_id", "text": "query"})[["query_id", "query"]]
+        columns = ["query_id", "q0", "doc_id", "retrieval_rank", "retrieval_score", "tag"]
+        run_file = shared_data("scifact/run.bm25.trec")
+        rows = pd.read_csv(run_file, sep=" ", names=columns, dtype={"query_id": str, "doc_id": str})
+        rows = rows.merge(texts[["doc_id", "doc"]]).merge(asked)
+        qrels = pd.read_csv(shared_data("scifact/qrels/test.tsv"), sep="\t", dtype=str)
+        qrels.columns = ["query_id", "doc_id", "grade"]
+    rows = rows.merge(qrels[["query_id", "doc_id", "grade"]], how="left").fillna({"grade": 0})
+    score = (rows["retrieval_score"] - rows["retrieval_score"].median()).astype(np.float32)
+    label = rows["grade"].astype(int)
+    return rows.assign(score=score, rank=rows["retrieval_rank"].astype(int), label=label)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("dl19", 35), ("scifact", 150)])
+def test_ranked_tables_of_real_collections(
+    name: str, least: int, tmp_path: Path, spark: SparkSession
+) -> None:
+    table, found = real(name), {}
+    table[["query_id", "query", "doc_id", "doc"]].to_parquet(tmp_path / "log.parquet")
+    table[["query_id", "doc_id", "score", "rank", "label"]].to_parquet(tmp_path / "ranked.parquet")
+    former = spark.conf.get("spark.sql.shuffle.partitions")
+    try:
+        for partitions in (1, 3, 17):
+            spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
+            out = tmp_path / str(partitions)
+            assert run(tmp_path, out, ranked__path=tmp_path / "ranked.parquet",
+                       export__absolute_margin=0.5, export__relative_margin=0.1,
+                       export__sampling="random") == DONE  # fmt: skip
+            found[partitions] = hashes(out)
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", str(former))
+    assert len(found[1]) == 2 and found[1] == found[3] == found[17]
+    made = lists(out)
+    assert len(made) >= least and made.groupby("query")["split"].nunique().max() == 1
+    assert set(made["split"]) == {"train", "dev"}
+    grades = table.groupby(["query", "doc"])["label"].max()
+    for row in made.itertuples():
+        good = np.array(row.labels) > 0
+        lowest = row.scores[good].min()
+        limit = min(lowest - 0.5, lowest - 0.1 * abs(lowest))
+        assert (row.scores[~good] <= limit + 1e-5).all() and 1 <= (~good).sum() <= 8
+        assert all(grades[row.query, doc] == 0 for doc in np.array(row.docs)[~good])
+        assert good.sum() == (table["label"][table["query"] == row.query] > 0).sum()
 
 
 FORMATS: dict[str, list[str]] = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +15,44 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.config import DistillConfig, InputConfig
-from jobs.distill.__main__ import read_lists
+from jobs.config import InputConfig
 from jobs.evaluation.ranked import read_ranked
-from jobs.export import __main__ as export
 from jobs.input.readers import read_source
 from jobs.input.selection import select_rows
 from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from tests.conftest import SENTENCES, Database
+from tests.faults.conftest import KILLED
+from tests.faults.conftest import Job as Killed
+from tests.faults.launch import Driver
+from tests.faults.oracle import stored
 from tests.spark.conftest import Job
 
-DAYS, ROWS, QUERIES, DOCS = 6, 300, 25, 40
+DAYS, ROWS, QUERIES, DOCS = 3, 150, 15, 40
+SIZES = {"DAYS": "6", "ROWS": "500"}  # of the environment
 KEYS = ["date", "query_id", "doc_id"]
 
 
 def day(number: int) -> str:
-    return f"2026-01-{30 + number:02}" if number < 2 else f"2026-02-{number - 1:02}"
+    return str(date(2026, 1, 30) + timedelta(days=number))
 
 
-def write_log(folder: Path) -> pd.DataFrame:
-    """Six days, 60% of the pairs seen before; texts in tables of their own."""
+def write_log(
+    folder: Path, count: int = DAYS, rows_a_day: int = ROWS, queries: int = QUERIES,
+    docs: int = DOCS,
+) -> pd.DataFrame:  # fmt: skip
+    """Write some days, 60% of whose pairs were seen before; texts are in tables of their own."""
     generator = np.random.default_rng(5)
-    seen: list[tuple[int, int]] = []
-    days = []
-    every = [(q, d) for q in range(QUERIES) for d in range(DOCS)]
-    for number in range(DAYS):
-        unseen = [every[i] for i in generator.permutation(len(every)) if every[i] not in set(seen)]
-        fresh = ROWS if not seen else ROWS * 2 // 5
-        again = [seen[i] for i in generator.permutation(len(seen))[: ROWS - fresh]]
-        pairs = sorted([*unseen[:fresh], *again])
-        seen += unseen[:fresh]
+    order, seen, days = generator.permutation(queries * docs), 0, []
+    for number in range(count):
+        fresh = rows_a_day * 2 // 5 if seen else rows_a_day
+        again = generator.permutation(seen)[: rows_a_day - fresh]
+        pairs = np.sort(order[[*range(seen, seen + fresh), *again]])
+        seen += fresh
         days.append(
             pd.DataFrame(
                 {
-                    "query_id": [f"q{q}" for q, _ in pairs],
-                    "doc_id": [f"d{d}" for _, d in pairs],
+                    "query_id": [f"q{pair // docs}" for pair in pairs],
+                    "doc_id": [f"d{pair % docs}" for pair in pairs],
                     "retrieval_score": generator.random(len(pairs)),
                     "clicks": generator.integers(3, size=len(pairs)),
                     "date": day(number),
@@ -58,14 +63,14 @@ def write_log(folder: Path) -> pd.DataFrame:
     rows.to_parquet(folder / "log", partition_cols=["date"])
     pd.DataFrame(
         {
-            "query_id": [f"q{q}" for q in range(QUERIES)],
-            "query": [f"{SENTENCES[q % 8]} {q}" for q in range(QUERIES)],
+            "query_id": [f"q{q}" for q in range(queries)],
+            "query": [f"{SENTENCES[q % 8]} {q}" for q in range(queries)],
         }
     ).to_parquet(folder / "queries.parquet")
     pd.DataFrame(
         {
-            "doc_id": [f"d{d}" for d in range(DOCS)],
-            "doc": [f"{d} {SENTENCES[d % 8]} {SENTENCES[d % 5]}" for d in range(DOCS)],
+            "doc_id": [f"d{d}" for d in range(docs)],
+            "doc": [f"{d} {SENTENCES[d % 8]} {SENTENCES[d % 5]}" for d in range(docs)],
         }
     ).to_parquet(folder / "corpus.parquet")
     return rows
@@ -111,7 +116,7 @@ def files(out: Path, *names: str) -> dict[str, bytes]:
 def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
     rows, out, whole = write_log(tmp_path), tmp_path / "out", tmp_path / "whole"
     new = unseen(rows)
-    assert sum(new.values()) < len(rows) / 2 + ROWS
+    assert sum(new.values()) == ROWS + (DAYS - 1) * ROWS * 2 // 5
     for number in range(DAYS):
         before = files(out, "ranked", "rejects")
         assert job(out, **keys(tmp_path, **of(number))) == DONE
@@ -125,13 +130,13 @@ def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
 
     # A day that is run again scores nothing and says the same.
     others = {name: content for name, content in files(out, "ranked").items()
-              if day(3) not in name}  # fmt: skip
-    assert job(out, **keys(tmp_path, **of(3))) == DONE
+              if day(1) not in name}  # fmt: skip
+    assert job(out, **keys(tmp_path, **of(1))) == DONE
     assert record(out)["counts"]["scored"] == 0
     pd.testing.assert_frame_equal(table(out), ranked)
     assert others.items() <= files(out, "ranked").items()
     again = table(out, "drift")
-    assert again.pop("from_store").tolist()[3] == 1.0
+    assert again.pop("from_store").tolist()[1] == 1.0
     pd.testing.assert_frame_equal(again, drift.drop(columns="from_store"))
 
     assert job(whole, **keys(tmp_path, store__path=tmp_path / "other")) == DONE
@@ -141,19 +146,6 @@ def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(at_once[columns], ranked[columns])
     np.testing.assert_allclose(at_once["score"], ranked["score"], atol=1e-4, rtol=0)
     assert (at_once["label"] == ranked["label"]).mean() > 0.99  # a score at the edge may differ
-
-    # A training set of all days; the ranked table has the ids, the corpus the texts.
-    words = {"ranked.path": out / "ranked", "input.path": out / "ranked", "export.negatives": 4,
-             "input.corpus": tmp_path / "corpus.parquet", "export.held_out": 0.2,
-             "input.queries": tmp_path / "queries.parquet", "output.path": tmp_path / "set",
-             "mlflow.enabled": "false"}  # fmt: skip
-    assert (
-        export.main([word for key, value in words.items() for word in (f"--{key}", str(value))])
-        == 0
-    )
-    lists = read_lists(DistillConfig(lists=str(tmp_path / "set" / "training")))
-    graded = ranked.groupby("query_id")["label"].max()
-    assert len(lists) <= graded.sum() <= len(lists) + 2
 
     # Drift, against pandas.
     assert drift["day"].tolist() == [day(n) for n in range(DAYS)]
@@ -184,11 +176,52 @@ def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_month(job: Job, tiny_bert: Path, tmp_path: Path) -> None:
+    """Night by night, one of them killed and repeated: as one run over all, and nothing twice.
+
+    NIGHTS_DAYS=30 NIGHTS_ROWS=20000 asks for a month.
+    """
+    count, size = (int(os.environ.get(f"NIGHTS_{name}", n)) for name, n in SIZES.items())
+    rows = write_log(tmp_path, count, size, max(QUERIES, size // 20), 1000)
+    out, whole, new, killed = tmp_path / "out", tmp_path / "whole", unseen(rows), min(11, count - 2)
+    given = keys(tmp_path, model__backend="stub")
+    for number in range(count):
+        before, lost = files(out, "ranked", "rejects"), 0
+        if number == killed:
+            lists = {name: [given[name]] for name in
+                     ("input__group", "output__partition_by", "label__thresholds")}  # fmt: skip
+            process, scored = Killed(tmp_path, {"model.name": tiny_bert}), len(stored(tmp_path))
+            keys_of_night = {**given, **lists, **of(number), "input__doc_template": None}
+            assert process.run(out, None, Driver("moved:1"), **keys_of_night).code == KILLED
+            lost = len(stored(tmp_path)) - scored
+            assert lost == new[day(number)]  # all of them were scored, and are kept
+        assert job(out, **{**given, **of(number)}) == DONE
+        counts = record(out)["counts"]
+        assert counts["input"] == counts["ranked"] == size
+        assert counts["scored"] == new[day(number)] - lost
+        assert before.items() <= files(out, "ranked", "rejects").items()
+    total = size + (count - 1) * (size * 2 // 5)
+    assert len(stored(tmp_path)) == sum(new.values()) == total
+
+    ranked, others = table(out), files(out, "ranked", "rejects")
+    others = {name: content for name, content in others.items() if day(1) not in name}
+    assert job(out, **{**given, **of(1)}) == DONE  # a night twice
+    assert record(out)["counts"]["scored"] == 0
+    assert others.items() <= files(out, "ranked", "rejects").items()
+    pd.testing.assert_frame_equal(table(out), ranked)
+    assert job(whole, **{**given, "store__path": tmp_path / "other"}) == DONE
+    assert record(whole)["counts"]["scored"] == total
+    pd.testing.assert_frame_equal(table(whole), ranked)
+
+
+@pytest.mark.slow
 def test_days_of_which_nothing_is_left_go_and_others_stay(job: Job, tmp_path: Path) -> None:
-    write_log(tmp_path)
+    write_log(tmp_path, 6)
     out = tmp_path / "out"
     assert job(out, **keys(tmp_path)) == DONE
-    assert set(table(out)["date"]) == {day(n) for n in range(DAYS)}
+    assert set(table(out)["date"]) == {day(n) for n in range(6)}
     before = files(out, "ranked")
 
     shutil.rmtree(tmp_path / "log" / f"date={day(2)}")
@@ -237,7 +270,7 @@ def test_days_and_conditions(kind: str, spark: SparkSession, tmp_path: Path) -> 
         found = read_source(spark, path=str(path), source_format="json" if "js" in kind else "auto")
         return select_rows(found, config).toPandas()
 
-    first, last = day(1), day(3)
+    first, last = day(1), day(2)
     wanted = rows[(rows["date"] >= first) & (rows["date"] <= last)]
     # A record that cannot be read is of no day; it is kept, to be rejected.
     broken = int(kind == "json lines")
@@ -251,7 +284,7 @@ def test_days_and_conditions(kind: str, spark: SparkSession, tmp_path: Path) -> 
 
 
 def test_only_the_folders_of_the_days_are_read(spark: SparkSession, tmp_path: Path) -> None:
-    write_log(tmp_path)
+    write_log(tmp_path, 5)
     for number in (0, 4):  # whoever opens these fails
         for file in (tmp_path / "log" / f"date={day(number)}").glob("*.parquet"):
             file.write_bytes(b"no parquet")
@@ -309,7 +342,14 @@ def test_settings_that_cannot_go_together(
     assert "input.since='soon': input should be a valid date" in refused(input__since="soon")
     assert "label.column=clicks is a column of the ranked" in refused(label__column="clicks")
     assert "label.scale=platt is fitted to judgements" in refused(label__scale="platt")
-    # Other days of one log replace nothing where results are not split by day.
+
+
+@pytest.mark.slow
+def test_other_days_replace_nothing_where_results_are_not_split(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_log(tmp_path)
+    out = tmp_path / "out"
     plain = {"output__partition_by": None, "label__thresholds": None}
     assert job(out, **keys(tmp_path, **plain, **of(1))) == DONE
     capsys.readouterr()
@@ -317,6 +357,7 @@ def test_settings_that_cannot_go_together(
     assert f"holds results of {tmp_path}/log ({day(1)} to {day(1)}); set" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_grades_by_judgements(
     job: Job, spark: SparkSession, tmp_path: Path, database: Database,
     capsys: pytest.CaptureFixture[str],

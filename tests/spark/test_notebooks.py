@@ -41,4 +41,5 @@ def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_compare_models"]
+    names = ["01_quickstart", "02_compare_models", "03_relabel_and_distill"]
+    assert [path.stem for path in NOTEBOOKS] == names

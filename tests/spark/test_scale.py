@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -59,8 +61,13 @@ def run(source: Path, out: Path, model: Path) -> tuple[int, float]:
     return watched("jobs.rerank", options)
 
 
-def watched(module: str, options: Mapping[str, object]) -> tuple[int, float]:
-    """Run a command of its own; return its peak resident memory [kB] and the seconds taken."""
+def watched(
+    module: str, options: Mapping[str, object], *, with_children: bool = False
+) -> tuple[int, float]:
+    """Run a command of its own; return its peak resident memory [kB] and the seconds taken.
+
+    With its children, JVM and workers, what they share counts once for each.
+    """
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     start = time.monotonic()
     with subprocess.Popen(
@@ -72,9 +79,22 @@ def watched(module: str, options: Mapping[str, object]) -> tuple[int, float]:
             if status.exists():
                 lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
                 peak = max(peak, int(lines.get("VmHWM", "0 kB").split()[0]))
+            if with_children:
+                peak = max(peak, _resident(driver.pid) // 1024)
             time.sleep(0.5)
     assert driver.returncode == 0
     return peak, time.monotonic() - start
+
+
+def _resident(pid: int) -> int:
+    """Return the memory of a process and all below it [bytes]."""
+    total = 0
+    with suppress(psutil.Error):
+        whole = psutil.Process(pid)
+        for process in [whole, *whole.children(recursive=True)]:
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total
 
 
 def test_a_million_pairs_with_exact_counts_and_flat_driver_memory(
@@ -122,7 +142,7 @@ def test_two_thousand_texts_of_five_megabytes_in_two_gigabytes(
     sys.stdout.write(f"{texts} texts: {seconds:.1f} s, driver peak {peak // 1024} MiB\n")
 
 
-def write_ranked(folder: Path, pairs: int) -> None:
+def write_ranked(folder: Path, pairs: int, *, with_rank: bool = False) -> None:
     """A ranked table of a hundred candidates a query, with labels of 0 to 2."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(6)
@@ -138,6 +158,7 @@ def write_ranked(folder: Path, pairs: int) -> None:
             "n_tokens": generator.integers(20, 513, len(at)).astype(np.int32),
             "truncated": generator.random(len(at)) < 0.05,
             "label": label.astype(np.int32),
+            **({"rank": (at % 100 + 1).astype(np.int32)} if with_rank else {}),
         }
         pq.write_table(pa.table(table), folder / f"part-{start}.parquet")
 
@@ -161,3 +182,21 @@ def test_ten_million_candidates_are_evaluated_in_linear_time(tmp_path: Path) -> 
             f"{pairs} candidates: {seconds[pairs]:.1f} s, driver peak {peak // 1024} MiB\n"
         )
     assert seconds[10_000_000] <= 11 * seconds[1_000_000]
+
+
+def test_a_million_pairs_are_exported_within_four_gigabytes(tmp_path: Path) -> None:
+    """For the driver, its JVM and all workers together."""
+    source, ranked, out = tmp_path / "pairs.parquet", tmp_path / "ranked", tmp_path / "out"
+    write_pairs(source, PAIRS)
+    write_ranked(ranked, PAIRS, with_rank=True)
+    options = {
+        "ranked.path": ranked, "input.path": source, "output.path": out, "mlflow.enabled": "false",
+        "spark.master": "local[2]", "spark.settings": "spark.driver.memory=2g",
+    }  # fmt: skip
+    peak, seconds = watched("jobs.export", options, with_children=True)
+    counts = json.loads((out / "run.json").read_text())["counts"]
+    assert 0.9 * PAIRS / 100 < counts["train"] + counts["dev"] <= PAIRS / 100
+    lists = pq.read_table(out / "training", columns=["docs"]).num_rows
+    assert lists == counts["train"] + counts["dev"]
+    sys.stdout.write(f"{PAIRS} pairs exported: {seconds:.1f} s, peak {peak // 1024} MiB in all\n")
+    assert peak < 4 * 2**20

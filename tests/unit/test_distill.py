@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ import torch
 
 pytest.importorskip("datasets")
 
+from jobs.config import ModelConfig
 from jobs.distill import losses
 from jobs.distill.__main__ import main
 from jobs.distill.evaluator import ndcg
-from jobs.runtime.errors import DONE, REFUSED
-from tests.conftest import ROOT, SENTENCES
+from jobs.output.tracking.client import fetch_model
+from jobs.runtime.errors import DONE, REFUSED, RefusedError
+from jobs.scoring.models import resolve_model
+from tests.conftest import ROOT, SENTENCES, Database
 from udfs.checkpoint import inspect_checkpoint
 
 
@@ -129,3 +133,64 @@ def test_losses_are_least_where_the_targets_are_met() -> None:
 
 def test_ndcg_takes_labels_below_zero_for_irrelevant() -> None:
     assert ndcg([3.0, 2.0, 1.0], [-1, 1, 0]) == pytest.approx(1 / np.log2(3))
+
+
+def test_a_registered_student_is_what_a_run_scores_with(
+    tiny_bert: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Two trainings, the alias on the second: curves in MLflow, and the files themselves."""
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    uri, lists = database(tmp_path / "mlflow.db"), make_lists(tmp_path / "lists.parquet", 24)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    before, client = mlflow.get_tracking_uri(), MlflowClient(uri)
+    more = {
+        "mlflow.enabled": "true", "mlflow.tracking_uri": uri, "mlflow.experiment": "students",
+        "distill.register_as": "student@champion", "distill.epochs": 1,
+    }  # fmt: skip
+    try:
+        for number, layers in enumerate(([], ["--distill.layers", "1"]), start=1):
+            out = tmp_path / f"out{number}"
+            assert main([*options(lists, tiny_bert, out, **more), *layers]) == DONE
+            assert f"models:/student/{number}" in capsys.readouterr().out
+            version = client.get_model_version_by_alias("student", "champion")
+            assert int(version.version) == number
+            run = client.get_run(str(version.run_id))
+            assert run.info.status == "FINISHED"
+            logged = client.get_metric_history(run.info.run_id, "eval_ndcg_10")
+            assert [point.value for point in logged] == pytest.approx(curve(out))
+            losses = client.get_metric_history(run.info.run_id, "loss")
+            assert len(losses) == 5 and all(np.isfinite(point.value) for point in losses)
+            assert Path(run.info.artifact_uri.removeprefix("file:")).is_relative_to(tmp_path)
+        fetch = partial(fetch_model, uri)
+        digests = [inspect_checkpoint(tmp_path / f"out{n}" / "model").digest for n in (1, 2)]
+        assert len({*digests}) == 2
+        for name, digest in (("student/1", digests[0]), ("student@champion", digests[1])):
+            found = resolve_model(ModelConfig(name=f"models:/{name}", max_length=64), fetch)
+            assert found.digest == digest
+            assert found.path.is_relative_to(tmp_path / "cache")
+        for name in ("student@nobody", "student/9", "teacher@champion"):
+            said = rf"models:/{name} cannot be fetched .* its name, its version or alias"
+            with pytest.raises(RefusedError, match=said):
+                resolve_model(ModelConfig(name=f"models:/{name}", max_length=64), fetch)
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def test_a_registry_that_is_not_there_is_refused(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RefusedError, match=r"no registry in .*mlflow\.db; set mlflow\.tracking_ur"):
+        fetch_model(None, "models:/student@champion", tmp_path / "cache")
+    assert not (tmp_path / "mlflow.db").exists()
+    words = options(make_lists(tmp_path / "lists.parquet", 12), tiny_bert, tmp_path / "out")
+    assert main([*words, "--distill.register_as", "student"]) == REFUSED
+    assert "distill.register_as=student needs MLflow" in capsys.readouterr().err
+    assert main([*words, "--distill.register_as", "a/b"]) == REFUSED
+    assert "distill.register_as=a/b is no name of a registered model" in capsys.readouterr().err

@@ -78,28 +78,41 @@ def fetch_baseline(config: MlflowConfig, experiment: str) -> Path | None:
 
 
 def fetch_model(tracking_uri: str | None, uri: str, folder: Path) -> Path:
-    """Fetch a registered model (`models:/NAME/VERSION`) into a folder; refuse an unknown one."""
+    """Fetch a registered model (`models:/NAME/VERSION`, `models:/NAME@ALIAS`) into a folder.
+
+    Raises:
+        RefusedError: if there is no registry, or no such model in it.
+    """
     import mlflow
 
-    mlflow.set_tracking_uri(resolve_uri(tracking_uri))
+    server = resolve_uri(tracking_uri)
+    elsewhere = os.environ.get("MLFLOW_REGISTRY_URI")
+    if not elsewhere and _is_new(server):  # MLflow would make one, and find nothing in it
+        raise RefusedError(
+            f"model.name={uri}: there is no registry in {masked(server)}; set mlflow.tracking_uri "
+            f"or {SERVER} to the server or database that has it"
+        )
+    mlflow.set_tracking_uri(server)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     except (mlflow.MlflowException, OSError) as error:
         code = getattr(error, "error_code", type(error).__name__)
         raise RefusedError(
-            f"model.name={uri} cannot be fetched from the registry ({code}); check its name and "
-            "version, and mlflow.tracking_uri"
+            f"model.name={uri} cannot be fetched from the registry in {masked(server)} ({code}); "
+            "check its name, its version or alias, and mlflow.tracking_uri"
         ) from None
 
 
 def refuse_tracking(config: MlflowConfig) -> None:
     """Refuse an experiment that MLflow cannot log to; a server that is down is no reason."""
-    uri = resolve_uri(config.tracking_uri)
-    is_new = uri.startswith(DATABASE) and not Path(uri.removeprefix(DATABASE)).exists()
-    if config.enabled and not is_new:
+    if config.enabled and not _is_new(resolve_uri(config.tracking_uri)):
         with suppress(TrackingError):
             _ask(config, min(config.timeout, _CHECK_TIMEOUT), "--check", config.experiment)
+
+
+def _is_new(uri: str) -> bool:
+    return uri.startswith(DATABASE) and not Path(uri.removeprefix(DATABASE)).exists()
 
 
 def _ask(config: MlflowConfig, timeout: float, *arguments: str) -> str:

@@ -33,7 +33,7 @@ def log_run(record: Mapping[str, Any], run_json: Path) -> str:
     alone and not logged.
     """
     settings, gate = record["config"]["mlflow"], record.get("gate")
-    experiment, parent = _experiment(settings["experiment"], record.get("mlflow_parent_run_id"))
+    experiment, parent = open_experiment(settings["experiment"], record.get("mlflow_parent_run_id"))
     found = _tagged(experiment, _RUN_TAG, record["run_id"])
     tags = {_RUN_TAG: record["run_id"], **({_PARENT_TAG: parent} if parent else {})}
     former, name = found[0].info.run_id if found else None, settings.get("run_name")
@@ -100,7 +100,7 @@ def _tagged(experiment: str, tag: str, value: str, most: int = 1) -> list[Any]:
     return list(found)
 
 
-def _experiment(name: str, parent: str | None) -> tuple[str, str | None]:
+def open_experiment(name: str, parent: str | None) -> tuple[str, str | None]:
     """Return the experiment of the run, made if it is not there, and the run it is part of.
 
     The run that MLFLOW_RUN_ID named, if this server knows it, decides the experiment.

@@ -1,0 +1,98 @@
+"""Which days of a log have new rows: every one once, and again if it was not dealt with."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs.config import Config, InputConfig
+from jobs.input.arrivals import for_new_days, in_a_row
+from jobs.runtime.errors import RefusedError
+
+
+class _BrokenError(Exception):
+    """What a run may raise."""
+
+
+def days(*numbers: int) -> list[date]:
+    return [date(2026, 1, number) for number in numbers]
+
+
+def test_days_in_a_row() -> None:
+    assert in_a_row(days(5, 1, 2, 4)) == [(*days(1, 2),), (*days(4, 5),)]
+    assert in_a_row([date(2025, 12, 31), *days(1)]) == [(date(2025, 12, 31), *days(1))]
+    assert in_a_row([]) == []
+
+
+@pytest.mark.parametrize("kind", ["folders", "json", "csv", "table"])
+def test_new_rows_are_seen_once(kind: str, spark: SparkSession, tmp_path: Path) -> None:
+    path, taken = str(tmp_path / "log [1]"), []
+    given = {"table": "arrivals_log"} if kind == "table" else {"path": path}
+    if kind not in ("table", "folders"):
+        given["format"] = kind
+    config = InputConfig.model_validate(
+        {**given, "date": "day", "checkpoint": str(tmp_path / "checkpoint")}
+    )
+
+    def arrive(*numbers: int) -> None:
+        rows = [(f"q{number}", str(day)) for number, day in enumerate(days(*numbers))]
+        frame = spark.createDataFrame(rows, "query_id string, day string").coalesce(1)
+        if kind == "table":
+            frame.write.format("parquet").mode("append").saveAsTable("arrivals_log")
+        elif kind == "folders":
+            frame.write.partitionBy("day").mode("append").parquet(path)
+        else:
+            if kind == "json":
+                frame = frame.selectExpr("query_id", "day || 'T23:59:00' AS day")
+            frame.write.format(kind).option("header", True).mode("append").save(path)
+
+    def new(fail: bool = False) -> list[tuple[date, date]]:
+        def process(first: date, last: date) -> None:
+            taken.append((first, last))
+            if fail:
+                raise _BrokenError
+
+        taken.clear()
+        for_new_days(spark, config, process)
+        return list(taken)
+
+    try:
+        arrive(1, 2)
+        assert new() == [(*days(1, 2),)]
+        assert new() == []
+        arrive(1, 3, 4)
+        with pytest.raises(_BrokenError):
+            new(fail=True)
+        assert taken == [(*days(1, 1),)]
+        arrive(9)
+        assert new() == [(*days(1, 1),), (*days(3, 4),), (*days(9, 9),)]
+        assert new() == []
+    finally:
+        spark.sql("DROP TABLE IF EXISTS arrivals_log")
+        spark.sparkContext.setLogLevel("WARN")
+
+
+def test_what_is_no_log_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    def refused(**keys: object) -> str:
+        config = InputConfig.model_validate({"date": "day", "checkpoint": str(tmp_path), **keys})
+        with pytest.raises(RefusedError) as error:
+            for_new_days(spark, config, lambda first, last: None)
+        return str(error.value)
+
+    spark.range(3).selectExpr("id", "'31.1.' day").write.parquet(str(tmp_path / "log.parquet"))
+    there = str(tmp_path / "log.parquet")
+    assert "input.date=day holds other text" in refused(path=there)
+    assert "input.date=id is bigint" in refused(path=there, date="id")
+    assert "has no column night" in refused(path=there, date="night")
+    assert "cannot be read as a stream" in refused(table="no_such_table")
+    with pytest.raises(ValueError, match=r"input\.checkpoint needs input\.date"):
+        InputConfig(path="log", checkpoint="c")
+    log = {"path": "log", "date": "day", "group": ["day"], "checkpoint": "c"}
+    with pytest.raises(ValueError, match=r"add output\.partition_by=day"):
+        Config.model_validate({"input": log})
+    by_day = {"output": {"partition_by": ["day"]}}
+    with pytest.raises(ValueError, match=r"leave out input\.since"):
+        Config.model_validate({"input": {**log, "since": "2026-01-31"}, **by_day})
