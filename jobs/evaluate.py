@@ -7,8 +7,6 @@ spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/evaluate.py ...
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 
 from jobs.config import Config
 from jobs.evaluation.report import render
@@ -30,26 +28,20 @@ COMMAND = Command(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.runtime.errors`."""
-    return COMMAND.run(argv, run)
-
-
-def run(config: Config) -> int:
+@COMMAND
+def main(config: Config) -> int:
     """Refuse all that can be refused, then measure, publish, report and log."""
     watch = Stopwatch()
     ready = check_evaluate(config, watch)
     with OutputFolder(ready.spark, config.output) as out:
         with watch.part("measuring"):
-            judged, *further = (ready.tables[name] for name in ready.paths)
             document = evaluate(
-                ready.plan, replace(judged, texts=ready.texts), further, ready.baseline,
-                ready.qrels, out, tie_break=config.ranking.tie_break,
+                ready.plan, ready.tables[0], ready.tables[1:], ready.baseline, ready.qrels, out,
+                tie_break=config.ranking.tie_break,
             )  # fmt: skip
         operations, gate = document.get("operations") or {}, document.get("gate")
         record = {
-            **make_record("evaluate", run_id=out.run_id, config=config, watch=watch,
-                          spark_version=ready.spark.version),
+            **make_record("evaluate", out, config, watch),
             "model": operations.get("model") or None,
             "device_ms": operations.get("ms_per_pair"),
             **evaluation_record(document),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
@@ -65,10 +65,8 @@ class Evaluate:
 
     spark: SparkSession
     plan: Plan
-    paths: dict[str, str]  # ranked tables by name, the judged one first
-    tables: dict[str, Table]  # the same, read
+    tables: list[Table]  # the judged one first, with its texts if any are to be shown
     qrels: DataFrame | None  # None where no rule needs any
-    texts: DataFrame | None  # the pairs with their texts, None if none are to be shown
     baseline: Baseline | Table | None  # None if there is nothing to compare with (yet)
 
 
@@ -160,8 +158,9 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
         baseline = _baseline(errors, spark, config, plan, others)
     errors.raise_if_any()
     assert plan is not None  # or it was refused
-    texts = None if pairs is None else pairs.rows
-    return Evaluate(spark, plan, paths, tables, qrels, texts, baseline)
+    if pairs is not None:
+        tables[first] = replace(tables[first], texts=pairs.rows)
+    return Evaluate(spark, plan, [*tables.values()], qrels, baseline)
 
 
 def judgements_of(

@@ -13,7 +13,6 @@ from typing import Final
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
 
 from jobs.config import OutputConfig, RankingConfig
 from jobs.fuse.fusion import FUSED, fusion_of, with_fused_score
@@ -25,7 +24,6 @@ from jobs.input.validation import REJECTED, ValidatedInput, content_hash
 from jobs.output.folder import OutputFolder
 from jobs.output.names import PARTITIONS, RANKED, REJECTS
 from jobs.runtime.errors import BookkeepingError
-from jobs.store.scores import PASSAGES, SCHEMA
 from udfs.scorers.base import OK
 
 COLUMNS: Final = (
@@ -105,17 +103,6 @@ def write_ranked(
     counts = {key: placed[key] for key in ("ranked", "cut", "rejected")}
     counts |= {key: written[key] for key in ("truncated", "queries")}
     return Results(ranked, group, scored, counts, reasons, written)
-
-
-def ranked_schema(
-    ranking: RankingConfig, validated: ValidatedInput, grade: Grade | None = None, *,
-    passages: bool,
-) -> StructType:  # fmt: skip
-    """Return the columns of the ranked table, without starting a job."""
-    fields = [*SCHEMA.fields, *(PASSAGES.fields if passages else [])]
-    none = validated.valid.sparkSession.createDataFrame([], StructType(fields))
-    rows = rank_candidates(with_scores(validated, none), validated, ranking)
-    return (grade(rows) if grade else rows).schema
 
 
 def with_scores(validated: ValidatedInput, scores: DataFrame) -> DataFrame:

@@ -7,7 +7,7 @@ spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/rerank.py --config conf
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import date as Day
@@ -20,7 +20,7 @@ from pyspark.sql.types import StructType
 
 from jobs.config import Config
 from jobs.evaluation.drift import stage_drift
-from jobs.evaluation.labels import make_grades, refuse_labels, unfitted
+from jobs.evaluation.labels import Grades, make_grades, refuse_labels
 from jobs.evaluation.ranked import Table
 from jobs.evaluation.report import render
 from jobs.evaluation.result import evaluate, refuse_unrelated
@@ -41,7 +41,7 @@ from jobs.output.record import (
 )
 from jobs.output.summary import closing_summary, dry_run_summary
 from jobs.preflight import Rerank, check_rerank, judgements_of
-from jobs.ranking import Results, all_candidates, ranked_schema, with_scores, write_ranked
+from jobs.ranking import Results, all_candidates, rank_candidates, with_scores, write_ranked
 from jobs.runtime.command import Command
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, NOT_TRACKED, TOO_MANY_REJECTS
 from jobs.runtime.redaction import masked
@@ -51,7 +51,7 @@ from jobs.scoring.fill import count_passages, distinct_keys, fill_store, scoring
 from jobs.scoring.models import embedded_model
 from jobs.scoring.remote import estimate_units, remote_spec
 from jobs.scoring.token_lengths import sample_lengths
-from jobs.store.scores import ScoreStore
+from jobs.store.scores import PASSAGES, SCHEMA, ScoreStore
 from udfs.spec import ScorerSpec
 
 COMMAND = Command(
@@ -61,11 +61,6 @@ COMMAND = Command(
     sections="input model remote passages batching scoring ranking label evaluation report store "
     "output mlflow spark dry_run",
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.runtime.errors`."""
-    return COMMAND.run(argv, run)
 
 
 def run(config: Config) -> int:
@@ -161,8 +156,7 @@ def produce(
         results, found = rank(config, out, done, store, qrels, filled.attempt)
         stats = measuring.result()
     record = {
-        **make_record("rerank", run_id=out.run_id, config=config, watch=watch,
-                      spark_version=spark.version),
+        **make_record("rerank", out, config, watch),
         "fingerprint": spec.fingerprint(),
         "model": {**model, "precision": None if spec.remote else spec.precision},
         **scoring_record(config, done.counts, stats, results, watch),
@@ -199,8 +193,11 @@ def rank(
 
 def schema_of(config: Config, done: ValidatedInput) -> StructType:
     """Return the columns of the ranked table, without starting a job."""
-    grade, passages = unfitted(config.label), bool(config.passages.size)
-    return ranked_schema(config.ranking, done, grade, passages=passages)
+    fields = [*SCHEMA.fields, *(PASSAGES.fields if config.passages.size else [])]
+    none = done.rows.sparkSession.createDataFrame([], StructType(fields))
+    rows, grades = with_scores(done, none), Grades(config.label)
+    rows = rank_candidates(rows, done, config.ranking)
+    return (grades(rows) if config.label.thresholds else rows).schema
 
 
 def spec_of(config: Config, ready: Rerank) -> ScorerSpec:
@@ -293,6 +290,8 @@ def _sizes(
         "percentiles": {p: sample.percentile(p) for p in (50, 95, 99)},
     }, None  # fmt: skip
 
+
+main = COMMAND(run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,7 +25,6 @@ from udfs.devices import DeviceError, TaskSlot, has_gpu
 from udfs.forward.base import ModelError
 from udfs.scorers.base import OK
 from udfs.scorers.cross_encoder import Scorer
-from udfs.spec import STAND_INS
 
 COMMAND: Final = Command(
     name='python -m jobs.try_model "query" "doc 1" "doc 2" ...',
@@ -51,7 +50,7 @@ def show(texts: Sequence[str], config: Config) -> int:
         )
     if not all(text.strip() for text in texts):
         raise RefusedError("a text is blank; leave it out")
-    if model.backend in (*STAND_INS, "remote"):
+    if model.backend in ("tokenizer", "stub", "remote"):
         raise RefusedError(f"model.backend={model.backend} runs no model; use torch or onnxruntime")
     original = resolve_model(model, partial(fetch_model, config.mlflow.tracking_uri))
     refuse_missing_packages(model.backend)

@@ -27,8 +27,6 @@ PRECISIONS: Final[Mapping[Backend, tuple[Precision, ...]]] = {
     "stub": get_args(Precision),
     "remote": get_args(Precision),  # the server's own; none is asked for
 }
-#: Backends that run no model: checksums of tokens or texts stand in for logits.
-STAND_INS: Final[tuple[Backend, ...]] = ("tokenizer", "stub")
 
 # Raise it whenever the scoring code changes the score of any pair: it opens a new fingerprint.
 SCORING_VERSION: Final = 4

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,7 +99,7 @@ def in_fresh_process(
     context.set_forkserver_preload(_PRELOAD)
     outcome = OUT_OF_MEMORY
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        answer = pool.submit(_in_memory, how, path, spec, slot, queries, docs)
+        answer = pool.submit(catch_oom, partial(how, path, spec, slot, queries, docs))
         try:
             if trial := answer.result():
                 return trial
@@ -107,7 +108,3 @@ def in_fresh_process(
         except Exception as error:  # its message could hold a text
             outcome = type(error).__name__
     return Trial(outcome, np.full(len(docs), np.nan, np.float32))
-
-
-def _in_memory(how: Callable[..., Trial], *given: Any) -> Trial | None:
-    return catch_oom(lambda: how(*given))

@@ -35,12 +35,8 @@ COMMAND: Final = Command(
 _PACKAGES: Final = ("sentence_transformers", "datasets", "accelerate")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.runtime.errors`."""
-    return COMMAND.run(argv, run)
-
-
-def run(config: Config) -> int:
+@COMMAND
+def main(config: Config) -> int:
     """Refuse all that can be refused, then train, save and say what came of it."""
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise RefusedError(

@@ -81,11 +81,6 @@ class Grades:
         }  # fmt: skip
 
 
-def unfitted(config: LabelConfig) -> Grades | None:
-    """Return grades for a schema alone, None without a rule."""
-    return Grades(config) if config.thresholds else None
-
-
 def refuse_labels(
     config: LabelConfig, ranking: RankingConfig, pairs: InputTable, *, judged: bool
 ) -> None:
@@ -140,7 +135,8 @@ def make_grades(
         return None
     judged = None if qrels is None else _judged(scored, qrels)
     separation = [] if judged is None else separate(judged)
-    warnings = [_said(row) for row in separation if _is_weak(row)]
+    warnings = [_said(row) for row in separation
+                if row["in_order"] < _SEPARATED or min(row["documents"]) < _FEW]  # fmt: skip
     cuts: dict[str, list[float]]
     day, date = None, table.config.date
     if config.scale == "quantile":
@@ -218,10 +214,6 @@ def separate(judged: pd.DataFrame) -> list[dict[str, Any]]:
             "in_order": round(float(mannwhitneyu(high, low).statistic / pairs), 4),
         })  # fmt: skip
     return found
-
-
-def _is_weak(row: Mapping[str, Any]) -> bool:
-    return bool(row["in_order"] < _SEPARATED or min(row["documents"]) < _FEW)
 
 
 def _said(row: Mapping[str, Any]) -> str:

@@ -17,8 +17,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.runtime.compat import seeded
-
 EXACT_UP_TO: Final = 10_000  # queries
 RESAMPLES: Final = 9_999
 SIGNIFICANT: Final = 0.05  # p after Holm's correction below which a difference is marked
@@ -81,7 +79,7 @@ def interval(values: Values) -> tuple[float, float]:
         return float(low), float(high)
     found = stats.bootstrap(
         (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
-        batch=max(1, _BATCH // len(values)), **seeded(stats.bootstrap, _SEED),
+        batch=max(1, _BATCH // len(values)), random_state=np.random.default_rng(_SEED),
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
 
@@ -111,7 +109,7 @@ def _p_value(difference: Values) -> tuple[float, str]:
     # the same distribution, and the exact one for more queries. One sample: signs are exchanged.
     p = stats.permutation_test(
         (changed,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
-        batch=max(1, _BATCH // len(changed)), **seeded(stats.permutation_test, _SEED),
+        batch=max(1, _BATCH // len(changed)), random_state=np.random.default_rng(_SEED),
     ).pvalue  # fmt: skip
     exact = len(changed) <= math.log2(RESAMPLES)
     kind = "all exchanges" if exact else f"{RESAMPLES:,} resamples"

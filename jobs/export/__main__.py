@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from pyspark.sql import DataFrame, SparkSession
@@ -21,7 +19,6 @@ from pyspark.sql import functions as F
 from jobs.config import Config, ModelConfig
 from jobs.export.choose import HELD_OUT, TRAIN
 from jobs.export.mining import formatted, mine, read_rows
-from jobs.input.layouts import InputTable
 from jobs.output.folder import OutputFolder
 from jobs.output.locations import refuse_locations
 from jobs.output.names import RUN, TRAINING
@@ -40,29 +37,14 @@ COMMAND: Final = Command(
 _QUERIES_PER_FILE: Final = 10_000
 
 
-@dataclass(frozen=True)
-class Export:
-    """What a run of `jobs.export` starts from, checked."""
-
-    spark: SparkSession
-    ranked: DataFrame  # query_id, doc_id, score, rank, label
-    pairs: InputTable  # the texts, without instructions
-    qrels: DataFrame | None  # None: labels of the ranked table
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.runtime.errors`."""
-    return COMMAND.run(argv, run)
-
-
-def run(config: Config) -> int:
+@COMMAND
+def main(config: Config) -> int:
     """Refuse all that can be refused, then mine, write and log."""
     watch, options = Stopwatch(), config.export
-    ready = check(config, watch)
-    with OutputFolder(ready.spark, config.output) as out:
+    spark, ranked, texts, qrels = check(config, watch)
+    with OutputFolder(spark, config.output) as out:
         with watch.part("mining"):
-            texts = ready.pairs.rows.where(F.isnull("reason"))
-            mined = mine(ready.ranked, texts, ready.qrels, options)
+            mined = mine(ranked, texts, qrels, options)
             mined = out.stage("mined", mined, "parquet")
             counts = count(mined)
         if not counts[TRAIN]:
@@ -78,8 +60,7 @@ def run(config: Config) -> int:
                 part = mined.where(F.col("split") == split)
                 out.stage(f"{TRAINING}/split={split}", formatted(part, options, files), kind)
         record = {
-            **make_record("export", run_id=out.run_id, config=config, watch=watch,
-                          spark_version=ready.spark.version),
+            **make_record("export", out, config, watch),
             "counts": counts,
         }  # fmt: skip
         places = publish(out, [TRAINING], {RUN: record})
@@ -88,8 +69,13 @@ def run(config: Config) -> int:
     return track_run(config.mlflow, out, record)
 
 
-def check(config: Config, watch: Stopwatch) -> Export:
-    """Look at everything `jobs.export` needs, and refuse all that cannot work."""
+def check(
+    config: Config, watch: Stopwatch
+) -> tuple[SparkSession, DataFrame, DataFrame, DataFrame | None]:
+    """Look at everything `jobs.export` needs, and refuse all that cannot work.
+
+    Returns the ranked table, the texts without instructions, and qrels if labels do not judge.
+    """
     errors, (path, *others) = ErrorCollector(), config.ranked.path
     if others:
         errors.add(f"ranked.path: jobs.export takes one table; leave out {', '.join(others)}")
@@ -102,7 +88,7 @@ def check(config: Config, watch: Stopwatch) -> Export:
         ranked = errors.run(read_rows, spark, path, config.export, graded=graded)
     errors.raise_if_any()
     assert ranked is not None and pairs is not None  # or it was refused
-    return Export(spark, ranked, pairs, qrels)
+    return spark, ranked, pairs.rows.where(F.isnull("reason")), qrels
 
 
 def count(mined: DataFrame) -> dict[str, int]:

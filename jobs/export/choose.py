@@ -44,7 +44,8 @@ class Choice:
             if len(chosen) == self.negatives:
                 break
             pieces = _pieces(doc)
-            if any(_alike(pieces, other) >= self.duplicates for other in kept):
+            shared = ((len(pieces & other), len(pieces) + len(other)) for other in kept)
+            if any(n / (both - n) >= self.duplicates for n, both in shared):  # Jaccard
                 repeated += 1
                 continue
             kept.append(pieces)
@@ -82,9 +83,3 @@ def _hash(text: str) -> str:
 def _pieces(text: str) -> set[str]:
     normal = _normal(text)
     return {normal[at : at + _PIECE] for at in range(max(1, len(normal) - _PIECE + 1))}
-
-
-def _alike(one: set[str], other: set[str]) -> float:
-    """Jaccard's coefficient."""
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)

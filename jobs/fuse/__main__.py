@@ -22,8 +22,8 @@ from jobs.input.readers import INTERNAL_PREFIX
 from jobs.output.catalog import refuse_table, write_table
 from jobs.output.folder import OutputFolder
 from jobs.output.locations import refuse_locations
-from jobs.output.names import OPTIONAL, PARTITIONS, RANKED, REJECTS
-from jobs.output.publish import publish, result_files, track_run
+from jobs.output.names import OPTIONAL, PARTITIONS, RANKED, REJECTS, RUN
+from jobs.output.publish import publish, track_run
 from jobs.output.record import Stopwatch, make_record
 from jobs.output.summary import fuse_summary
 from jobs.preflight import start
@@ -41,12 +41,8 @@ _FIRST: Final = f"{INTERNAL_PREFIX}first"
 _SCORE: Final = "score_"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.runtime.errors`."""
-    return COMMAND.run(argv, run)
-
-
-def run(config: Config) -> int:
+@COMMAND
+def main(config: Config) -> int:
     """Refuse all that can be refused, then fuse, publish and log."""
     watch = Stopwatch()
     config, spark, tables = check(config, watch)
@@ -63,15 +59,13 @@ def run(config: Config) -> int:
             ranked = out.stage(RANKED, fused)
             counts = count(every.groupBy(*ids).count(), ranked)
         record = {
-            **make_record("fuse", run_id=out.run_id, config=config, watch=watch,
-                          spark_version=spark.version),
+            **make_record("fuse", out, config, watch),
             "counts": counts,
         }  # fmt: skip
         kept = not counts["ranked"] and output.publish == "if_passed" and out.has_results()
         if output.table and not kept:
             write_table(spark, ranked, out.staged.get(PARTITIONS), output, out.run_id)
-        files = result_files(record, None, None)
-        places = publish(out, [RANKED], files, gone=OPTIONAL | {REJECTS}, hold_back=kept)
+        places = publish(out, [RANKED], {RUN: record}, gone=OPTIONAL | {REJECTS}, hold_back=kept)
     sys.stdout.write(fuse_summary(counts, [table.name for table in tables], places) + "\n")
     if not counts["ranked"]:
         sys.stderr.write("no row was ranked\n")

@@ -39,6 +39,7 @@ _BAD_NUMBERS: Final = f"{INTERNAL_PREFIX}numbers"
 # Smallest values that a role's numbers must stay below.
 _LIMITS: Final = {"retrieval_rank": 2.0**31, "retrieval_score": float("inf"), "label": float("inf")}
 _TEXTS: Final = ("query_id", "query", "doc_id", "doc")
+_BYTES: Final = "bytes: query_id: %d, query: %d, doc_id: %d, doc: %d"
 _SPANS_LINES: Final = (
     "the record does not fit the columns; if records span lines, set input.options multiLine=true"
 )
@@ -162,7 +163,7 @@ def _mapped(
         id_text(rows, config.query_id).alias("query_id"),
         _with_lead(_lead(rendering, config.instruction), trimmed(F.col(QUERY))).alias("query"),
         id_text(rows, config.doc_id).alias("doc_id"),
-        _with_lead(_literal(rendering.doc_instruction), trimmed(F.col(DOC))).alias("doc"),
+        _with_lead(rendering.doc_instruction, trimmed(F.col(DOC))).alias("doc"),
         values["retrieval_score"].alias("retrieval_score"),
         try_cast(values["retrieval_rank"], "int").alias("retrieval_rank"),
         values["label"].alias("label"),
@@ -194,7 +195,7 @@ def _with_reasons(rows: DataFrame) -> DataFrame:
     details = [
         F.when(error == "malformed_record", _SPANS_LINES),
         F.when(error.isNull() & (bad_numbers != ""), bad_numbers),
-        F.concat(F.lit("bytes: "), F.concat_ws(", ", *map(_size, _TEXTS))),
+        F.format_string(_BYTES, *map(F.octet_length, _TEXTS)),  # null is written `null`
     ]
     return (
         rows.withColumn("reason", reason)
@@ -208,31 +209,20 @@ def _with_reasons(rows: DataFrame) -> DataFrame:
     )
 
 
-def _size(name: str) -> Column:
-    """The length of a text [bytes], by its name."""
-    size = F.coalesce(F.octet_length(name).cast("string"), F.lit("null"))
-    return F.concat(F.lit(f"{name}: "), size)
-
-
-def _literal(text: str) -> Column | None:
-    return F.lit(text) if text else None
-
-
-def _lead(rendering: Rendering, instruction: str | None) -> Column | None:
+def _lead(rendering: Rendering, instruction: str | None) -> Column | str:
     """What is put before a query. `instruction`: the column of its own instruction."""
     if not instruction:
-        return _literal(rendering.query_instruction)
-    default = F.lit(rendering.query_instruction)
+        return rendering.query_instruction
     text, (before, behind) = as_text(instruction), rendering.lead.split("{instruction}")
     own = F.concat(F.lit(before), text, F.lit(behind))
-    return F.when(is_blank(text), default).otherwise(own)
+    return F.when(is_blank(text), rendering.query_instruction).otherwise(own)
 
 
-def _with_lead(lead: Column | None, text: Column) -> Column:
+def _with_lead(lead: Column | str, text: Column) -> Column:
     """The text as the model reads it. A blank text stays blank, to be rejected later."""
-    if lead is None:
+    if isinstance(lead, str) and not lead:
         return text
-    return F.when(is_blank(text), text).otherwise(F.concat(lead, text))
+    return F.when(is_blank(text), text).otherwise(F.concat(F.lit(lead), text))
 
 
 def pair_key() -> Column:

@@ -62,7 +62,7 @@ class OutputFolder:
 
     def __init__(self, spark: SparkSession, config: OutputConfig) -> None:
         """Write nothing yet."""
-        self._spark = spark
+        self.spark = spark
         self._files = Files(spark)
         self._format = config.format
         self._partition_by = config.partition_by
@@ -110,7 +110,7 @@ class OutputFolder:
             order = [columns[c] for c in (*by, "query_id", "rank") if c in columns]
             table = table.sortWithinPartitions(*order)
         table.write.format(kind).options(**options).partitionBy(*by).save(path)
-        reader = self._spark.read.format(kind).options(**options).schema(table.schema)
+        reader = self.spark.read.format(kind).options(**options).schema(table.schema)
         self.staged[name] = reader.load(literal(path)).select(*columns.values())
         return self.staged[name]
 
@@ -200,7 +200,7 @@ class OutputFolder:
             return None
         kind = output_format or self._format
         options = _CSV if kind == "csv" else {}
-        return self._spark.read.format(kind).options(**options).load(literal(path))
+        return self.spark.read.format(kind).options(**options).load(literal(path))
 
     def published_partitions(self) -> list[dict[str, str | None]]:
         """Return the values by column of the partitions that may stay, as text."""

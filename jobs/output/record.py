@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any, Final
 
 from jobs.config import Config, RemoteConfig
+from jobs.output.folder import OutputFolder
 from jobs.output.tracking.client import resolve_uri
 from jobs.runtime.redaction import known_secrets, masked, masked_tree
 from udfs.checkpoint import Checkpoint
@@ -49,17 +50,15 @@ class Stopwatch:
         return {**self.seconds, "total": round(time.perf_counter() - self._start, 3)}
 
 
-def make_record(
-    kind: str, *, run_id: str, config: Config, watch: Stopwatch, spark_version: str
-) -> dict[str, Any]:
+def make_record(kind: str, out: OutputFolder, config: Config, watch: Stopwatch) -> dict[str, Any]:
     """Return what the records of all commands have. Holds ids and settings, never a text."""
     return {
-        "run_id": run_id,
+        "run_id": out.run_id,
         "kind": kind,
         "started": watch.started.isoformat(timespec="seconds"),
         "config": public_config(config),
         "timings": watch.timings(),
-        "versions": {**versions(), "spark": spark_version},
+        "versions": {**versions(), "spark": out.spark.version},
         "metrics": None,
         "mlflow_run_id": None,
         # The run of `mlflow run`, a Databricks job or Airflow that this one is part of.

@@ -147,7 +147,7 @@ def _measures(document: Mapping[str, Any]) -> list[str]:
         test, best = (document["tests"] or {}).get(name), document["ceiling"].get(name)
         lines.append(
             f"{name:<20}  {before:.4f}  {after:.4f}  {delta:+.4f}  "
-            f"{_four(test and test['p_holm']):>8}  {_four(best):>7}"
+            f"{_fixed(test and test['p_holm']):>8}  {_fixed(best):>7}"
         )
     counted = {"queries_unanswered": "without a candidate, counted 0",
                "queries_without_relevant": "without a relevant document, counted 0",
@@ -186,8 +186,8 @@ def _systems(document: Mapping[str, Any]) -> list[str]:
         for name in names:
             versus = (row["versus"] or {}).get(name)
             star = "*" if versus and versus["p_holm"] < _SIGNIFICANT else " "
-            cells.append(f"  {_four(row['values'].get(name)) + star:>14}")
-        cells += ["  " + _two(row.get(key)).rjust(13) + " " for _, key in further]
+            cells.append(f"  {_fixed(row['values'].get(name)) + star:>14}")
+        cells += ["  " + _fixed(row.get(key), form=",.2f").rjust(13) + " " for _, key in further]
         mark = "" if row["versus"] is not None else "  (baseline)"
         lines.append(f"{row['name']:<{width}}{''.join(cells)}{mark}")
     return [*lines, f"* differs from the baseline, p < {_SIGNIFICANT} after Holm"]
@@ -200,18 +200,14 @@ def _gate(document: Mapping[str, Any]) -> list[str]:
         return []
     lines = ["", f"gate {'passed' if gate['passed'] else 'NOT PASSED'}"]
     for row in gate["rules"]:
-        mark, value = "ok  " if row["passed"] else "FAIL", _four(row["value"], "unknown")
+        mark, value = "ok  " if row["passed"] else "FAIL", _fixed(row["value"], "unknown")
         note = f" ({row['note']})" if row["note"] else ""
         lines.append(f"  {mark} {row['rule']}: {value}{note}")
     return lines
 
 
-def _four(value: float | None, otherwise: str = "-") -> str:
-    return otherwise if value is None else f"{value:.4f}"
-
-
-def _two(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.2f}"
+def _fixed(value: float | None, otherwise: str = "-", form: str = ".4f") -> str:
+    return otherwise if value is None else f"{value:{form}}"
 
 
 def _files(places: Mapping[str, str]) -> list[str]:

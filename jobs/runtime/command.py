@@ -51,6 +51,10 @@ class Command:
     sections: str = ""  # fields of the configuration that `--help` shows; empty: all
     config: type[Config] = Config
 
+    def __call__(self, action: Callable[[Config], int]) -> Callable[..., int]:
+        """Make the `main` of a command out of what it does: arguments in, exit code out."""
+        return lambda argv=None: self.run(argv, action)
+
     def run(self, argv: Sequence[str] | None, action: Callable[[Config], int]) -> int:
         """Resolve the configuration and run an action; report all errors of a refusal at once.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any, Final
 
-import numpy as np
 from pyspark import accumulators
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
@@ -70,12 +69,6 @@ def limit_batches(texts: DataFrame) -> None:
         largest = texts.agg(F.max(size)).collect()[0][0] or 1
         rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // largest))
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(rows))
-
-
-def seeded(function: Any, seed: int) -> dict[str, Any]:
-    """Return scipy's argument for a random generator: `random_state` before 1.15."""
-    name = "rng" if "rng" in inspect.signature(function).parameters else "random_state"
-    return {name: np.random.default_rng(seed)}
 
 
 def _column(text: Column | str) -> Column:

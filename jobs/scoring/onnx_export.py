@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -83,11 +82,6 @@ def export(checkpoint: Checkpoint, precision: Precision) -> Checkpoint:
 
     folder = cached_folder(cache() / "onnx" / f"{key}-{precision}", make)
     return replace(checkpoint, path=folder, runtime=runtime)
-
-
-def copied_files(folder: Path) -> Iterable[Path]:
-    """List the files of a copy that executors need."""
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.name != PARITY)
 
 
 def _make(checkpoint: Checkpoint, precision: Precision, copy: Checkpoint) -> None:

@@ -22,7 +22,6 @@ from jobs.runtime.compat import has_profiles
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.session import is_local
 from jobs.scoring.models import EMBEDDED
-from jobs.scoring.onnx_export import copied_files
 from udfs import devices
 from udfs.checkpoint import Checkpoint, scoring_files
 from udfs.forward.base import ModelError
@@ -108,7 +107,7 @@ def ship_model(
     target = cache() / "archives" / f"{folder.name}-{os.getpid()}.zip"
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for file in copied_files(folder) if checkpoint.runtime else scoring_files(folder):
+        for file in sorted(folder.iterdir()) if checkpoint.runtime else scoring_files(folder):
             archive.write(file, file.relative_to(folder))
     atexit.register(target.unlink, missing_ok=True)
     spark.sparkContext.addArchive(f"{target}#{name}")

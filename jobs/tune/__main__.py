@@ -7,7 +7,7 @@ spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/tune/__main__.py --conf
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -48,12 +48,8 @@ COMMAND = Command(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is one of `jobs.runtime.errors`."""
-    return COMMAND.run(argv, run)
-
-
-def run(config: Config) -> int:
+@COMMAND
+def main(config: Config) -> int:
     """Refuse all that can be refused, then sample, measure, recommend, write, track."""
     watch = Stopwatch()
     ready = check_tune(config, watch)
@@ -79,8 +75,7 @@ def run(config: Config) -> int:
     with watch.part("measuring"):
         rows, reference_at, measured_on = sweep(config.tune, grid, sample, trial)
     record = {
-        **make_record("tune", run_id=out.run_id, config=config, watch=watch,
-                      spark_version=spark.version),
+        **make_record("tune", out, config, watch),
         "model": model_record(config, checkpoint) | {"positions": checkpoint.positions},
         "device": device,
         "task_slots": task_slots(spark),

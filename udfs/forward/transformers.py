@@ -65,8 +65,10 @@ def load(
             f"{len(lacking)} weights of {path} are missing or have another shape, first "
             f"{lacking[0]}; they would be random. Name a complete reranker checkpoint"
         )
-    if answers or spec.modular:
-        model = _with_head(model, path, answers, tensors, hashes)
+    if answers:
+        model = AnsweringModel(model, answers, tensors)
+    elif spec.modular:
+        model = ModularModel(model, path, hashes)
     elif precision != "fp32":
         _keep_head_in_float32(model, tensors)
     # It may be another machine's folder of that name, or one that was replaced since the driver
@@ -88,16 +90,11 @@ def load_untrained(path: Path, spec: ScorerSpec, answers: Sequence[int] = ()) ->
     config.num_hidden_layers = 1
     with no_init_weights():
         model = kind(config).to(_DTYPES[spec.precision])
-    if answers or spec.modular:
-        model = _with_head(model, path, answers, {}, {})
+    if answers:
+        model = AnsweringModel(model, answers, {})
+    elif spec.modular:
+        model = ModularModel(model, path, {})
     return _on_device(model, torch.device("cpu"), spec, packed=False)
-
-
-def _with_head(
-    model: Any, path: Path, answers: Sequence[int], tensors: dict[str, torch.Tensor],
-    hashes: dict[Path, bytes],
-) -> torch.nn.Module:  # fmt: skip
-    return AnsweringModel(model, answers, tensors) if answers else ModularModel(model, path, hashes)
 
 
 def _on_device(model: Any, device: torch.device, spec: ScorerSpec, *, packed: bool) -> LogitModel:

@@ -117,8 +117,10 @@ class Scorer:
         scores.truncated = pairs.truncated
         self._score_rows(self._model, pairs, np.arange(len(scores)), scores)
         lost = _nonfinite(scores)
-        if lost.size and (model := self._float32_model()):
-            self._score_rows(model, pairs, lost, scores)
+        if lost.size and self._in_float32 is None and self._spec.precision != "fp32":
+            self._in_float32 = catch_oom(lambda: self._load("fp32"))  # None: it does not fit, too
+        if lost.size and self._in_float32 is not None:
+            self._score_rows(self._in_float32, pairs, lost, scores)
             self._rescored += lost.size
             lost = _nonfinite(scores)
         self._scored += len(scores)
@@ -177,12 +179,6 @@ class Scorer:
         scores.logit[rows] = output.logits
         scores.n_padded[rows] = output.padding
         scores.device_ms[rows] = milliseconds * lengths / lengths.sum()
-
-    def _float32_model(self) -> LogitModel | None:
-        """Return the model in float32; None if it is this one, or does not fit beside it."""
-        if self._in_float32 is None and self._spec.precision != "fp32":
-            self._in_float32 = catch_oom(lambda: self._load("fp32"))
-        return self._in_float32
 
 
 def _nonfinite(scores: Scores) -> NDArray[np.intp]:
