@@ -71,9 +71,7 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
         )
     if checkpoint.kind == "llm":
         try:
-            prompt, lead = _prompt_of(config, checkpoint), ""
-            if config.query_instruction == INSTRUCTION:
-                prompt, lead = split_lead(prompt)
+            prompt, lead = _prompt_of(config, checkpoint)
             checkpoint = replace(checkpoint, template=prompt, lead=lead)
         except RefusedError as error:
             errors += error.messages
@@ -106,13 +104,15 @@ def rendering(config: ModelConfig, checkpoint: Checkpoint | None) -> Rendering:
     return Rendering(with_instruction(checkpoint.lead, instruction), doc, checkpoint.lead)
 
 
-def _prompt_of(config: ModelConfig, checkpoint: Checkpoint) -> Prompt:
-    """Return how a causal language model is asked: by `model.template`, or its chat template."""
+def _prompt_of(config: ModelConfig, checkpoint: Checkpoint) -> tuple[Prompt, str]:
+    """Return how a causal language model is asked, and what rows put before their queries."""
     instruction = config.query_instruction
     if config.template:
-        return read_template(config.template).prompt(instruction)
-    if prompt := chat_prompt(checkpoint.path, instruction or checkpoint.prompt):
-        return prompt
+        prompt: Prompt | None = read_template(config.template).prompt(instruction)
+    else:
+        prompt = chat_prompt(checkpoint.path, instruction or checkpoint.prompt)
+    if prompt:
+        return split_lead(prompt) if instruction == INSTRUCTION else (prompt, "")
     raise RefusedError(
         f"model.name={config.name}: {checkpoint.architecture} is a causal language model, which "
         "scores at random without the prompt that it was trained with; set model.template to "
