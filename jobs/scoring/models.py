@@ -42,7 +42,6 @@ _UNWANTED: Final = ["onnx/*", "openvino/*", "*/onnx/*"]
 def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) -> Checkpoint:
     """Find the model (a local folder, a hub id, `models:/...` or `embedded`), and check it.
 
-    Where `query_instruction` is `{instruction}`, rows have their own.
     `download` fetches a `models:/` URI into a folder (see `jobs.output.tracking`).
 
     Raises:
