@@ -1,4 +1,4 @@
-"""The night that cron runs (conf/schedule/nightly.sh): exit codes of its commands are the contract."""
+"""The night that cron runs (conf/schedule/nightly.sh): exit codes are the contract."""
 
 from __future__ import annotations
 
