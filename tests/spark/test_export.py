@@ -178,11 +178,13 @@ def real(name: str) -> pd.DataFrame:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("dl19", 35), ("scifact", 150)])
+@pytest.mark.parametrize(("name", "least"), [("dl19", 5), ("scifact", 200)])
 def test_ranked_tables_of_real_collections(
     name: str, least: int, tmp_path: Path, spark: SparkSession
 ) -> None:
     table, found = real(name), {}
+    graded = table[table["query_id"].isin(table[table["label"] > 0]["query_id"])]
+    allowed = oracle(graded, absolute=0.5, relative=0.1, top=1e9, first=1, last=200)
     table[["query_id", "query", "doc_id", "doc"]].to_parquet(tmp_path / "log.parquet")
     table[["query_id", "doc_id", "score", "rank", "label"]].to_parquet(tmp_path / "ranked.parquet")
     former = spark.conf.get("spark.sql.shuffle.partitions")
@@ -198,15 +200,15 @@ def test_ranked_tables_of_real_collections(
         spark.conf.set("spark.sql.shuffle.partitions", str(former))
     assert len(found[1]) == 2 and found[1] == found[3] == found[17]
     made = lists(out)
-    assert len(made) >= least and made.groupby("query")["split"].nunique().max() == 1
+    assert least < 0.9 * len(allowed) <= len(made) and {*made["query"]} <= {*allowed}
+    assert made.groupby("query")["split"].nunique().max() == 1
     assert set(made["split"]) == {"train", "dev"}
-    grades = table.groupby(["query", "doc"])["label"].max()
     for row in made.itertuples():
         good = np.array(row.labels) > 0
         lowest = row.scores[good].min()
         limit = min(lowest - 0.5, lowest - 0.1 * abs(lowest))
         assert (row.scores[~good] <= limit + 1e-5).all() and 1 <= (~good).sum() <= 8
-        assert all(grades[row.query, doc] == 0 for doc in np.array(row.docs)[~good])
+        assert {*np.array(row.docs)[~good]} <= allowed[row.query]
         assert good.sum() == (table["label"][table["query"] == row.query] > 0).sum()
 
 
