@@ -162,7 +162,9 @@ def real(name: str) -> pd.DataFrame:
         qrels = pd.read_csv(shared_data("trec-dl19/qrels.txt"), sep=" ", names=columns, dtype=str)
     else:
         texts = pd.read_json(shared_data("scifact/corpus.jsonl"), lines=True, dtype=str)
-        texts = texts.assign(doc_id=texts["_id"], doc=texts["title"] + " " + texts["text"])
+        texts = texts.assign(
+            doc_id=texts["_id"], doc=(texts["title"] + " " + texts["text"]).str.strip()
+        )
         asked = pd.read_json(shared_data("scifact/queries.jsonl"), lines=True, dtype=str)
         asked = asked.rename(columns={"_id": "query_id", "text": "query"})[["query_id", "query"]]
         columns = ["query_id", "q0", "doc_id", "retrieval_rank", "retrieval_score", "tag"]
