@@ -90,7 +90,9 @@ def rerank_new_days(config: Config) -> int:
     with suppress(_NotTakenError):
         for_new_days(spark, config.input, process)
     if len(codes) == 1:
-        sys.stdout.write(f"no new rows since the last run with {config.input.checkpoint}\n")
+        sys.stdout.write(
+            f"no new rows since the last run with {masked(str(config.input.checkpoint))}\n"
+        )
     return codes[-1] if codes[-1] != DONE else max(codes)
 
 

@@ -164,7 +164,9 @@ def real(name: str) -> pd.DataFrame:
         qrels = pd.read_csv(shared_data("trec-dl19/qrels.txt"), sep=" ", names=columns, dtype=str)
     else:
         texts = pd.read_json(shared_data("scifact/corpus.jsonl"), lines=True, dtype=str)
-        texts = texts.assign(doc_id=texts["_id"], doc=texts["title"] + " " + texts["text"])
+        texts = texts.assign(
+            doc_id=texts["_id"], doc=(texts["title"] + " " + texts["text"]).str.strip()
+        )
         asked = pd.read_json(shared_data("scifact/queries.jsonl"), lines=True, dtype=str)
         asked = asked.rename(columns={"_id": "query_id", "text": "query"})[["query_id", "query"]]
         columns = ["query_id", "q0", "doc_id", "retrieval_rank", "retrieval_score", "tag"]
@@ -180,11 +182,13 @@ def real(name: str) -> pd.DataFrame:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("dl19", 35), ("scifact", 150)])
+@pytest.mark.parametrize(("name", "least"), [("dl19", 5), ("scifact", 200)])
 def test_ranked_tables_of_real_collections(
     name: str, least: int, tmp_path: Path, spark: SparkSession
 ) -> None:
     table, found = real(name), {}
+    graded = table[table["query_id"].isin(table[table["label"] > 0]["query_id"])]
+    allowed = oracle(graded, absolute=0.5, relative=0.1, top=1e9, first=1, last=200)
     table[["query_id", "query", "doc_id", "doc"]].to_parquet(tmp_path / "log.parquet")
     table[["query_id", "doc_id", "score", "rank", "label"]].to_parquet(tmp_path / "ranked.parquet")
     former = spark.conf.get("spark.sql.shuffle.partitions")
@@ -200,15 +204,15 @@ def test_ranked_tables_of_real_collections(
         spark.conf.set("spark.sql.shuffle.partitions", str(former))
     assert len(found[1]) == 2 and found[1] == found[3] == found[17]
     made = lists(out)
-    assert len(made) >= least and made.groupby("query")["split"].nunique().max() == 1
+    assert least < 0.9 * len(allowed) <= len(made) and {*made["query"]} <= {*allowed}
+    assert made.groupby("query")["split"].nunique().max() == 1
     assert set(made["split"]) == {"train", "dev"}
-    grades = table.groupby(["query", "doc"])["label"].max()
     for row in made.itertuples():
         good = np.array(row.labels) > 0
         lowest = row.scores[good].min()
         limit = min(lowest - 0.5, lowest - 0.1 * abs(lowest))
         assert (row.scores[~good] <= limit + 1e-5).all() and 1 <= (~good).sum() <= 8
-        assert all(grades[row.query, doc] == 0 for doc in np.array(row.docs)[~good])
+        assert {*np.array(row.docs)[~good]} <= allowed[row.query]
         assert good.sum() == (table["label"][table["query"] == row.query] > 0).sum()
 
 

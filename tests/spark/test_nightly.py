@@ -119,7 +119,7 @@ def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
     assert sum(new.values()) == ROWS + (DAYS - 1) * ROWS * 2 // 5
     for number in range(DAYS):
         before = files(out, "ranked", "rejects")
-        assert job(out, **keys(tmp_path, **of(number))) == DONE
+        assert job(out, **keys(tmp_path, model__backend="stub", **of(number))) == DONE
         counts = record(out)["counts"]
         assert counts["input"] == counts["ranked"] == ROWS
         assert counts["scored"] == new[day(number)]
@@ -131,7 +131,7 @@ def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
     # A day that is run again scores nothing and says the same.
     others = {name: content for name, content in files(out, "ranked").items()
               if day(1) not in name}  # fmt: skip
-    assert job(out, **keys(tmp_path, **of(1))) == DONE
+    assert job(out, **keys(tmp_path, model__backend="stub", **of(1))) == DONE
     assert record(out)["counts"]["scored"] == 0
     pd.testing.assert_frame_equal(table(out), ranked)
     assert others.items() <= files(out, "ranked").items()
@@ -139,7 +139,8 @@ def test_day_by_day_is_one_run_over_all(job: Job, tmp_path: Path) -> None:
     assert again.pop("from_store").tolist()[1] == 1.0
     pd.testing.assert_frame_equal(again, drift.drop(columns="from_store"))
 
-    assert job(whole, **keys(tmp_path, store__path=tmp_path / "other")) == DONE
+    at = {"store__path": tmp_path / "other", "model__backend": "stub"}
+    assert job(whole, **keys(tmp_path, **at)) == DONE
     assert record(whole)["counts"]["scored"] == sum(new.values())
     at_once = table(whole)
     columns = [*KEYS, "rank", "clicks", "retrieval_rank", "n_tokens"]
