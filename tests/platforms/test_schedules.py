@@ -72,7 +72,7 @@ def test_a_night_from_cron(commands: dict[str, str], tmp_path: Path) -> None:
     labels = json.loads((tmp_path / "labels" / f"date={DAYS[0]}" / "run.json").read_text())
     assert labels["counts"]["scored"] == 0 and labels["counts"]["ranked"] == 40
     assert night(DAYS[1], FAILS) == GATE_NOT_PASSED
-    assert published(tmp_path, DAYS[1]) == {"nights": True, "verdicts": False, "labels": False}
+    assert published(tmp_path, DAYS[1]) == {"nights": True, "verdicts": True, "labels": False}
 
 
 @pytest.mark.skipif("AIRFLOW" not in os.environ, reason="AIRFLOW names no program")
@@ -114,4 +114,4 @@ def test_a_night_in_airflow(commands: dict[str, str], tmp_path: Path) -> None:
         "rerank": "success", "evaluate": "failed", "relabel": "upstream_failed",
         "track": "upstream_failed",
     }  # fmt: skip
-    assert published(tmp_path, DAYS[1]) == {"nights": True, "verdicts": False, "labels": False}
+    assert published(tmp_path, DAYS[1]) == {"nights": True, "verdicts": True, "labels": False}
