@@ -95,7 +95,9 @@ def rendering(config: ModelConfig, checkpoint: Checkpoint | None) -> Rendering:
     """Return how texts are rendered: an instruction in the prompt is not put before the query."""
     query, doc = config.query_instruction, config.doc_instruction
     if checkpoint is None or checkpoint.template is None:
-        return Rendering(query, doc)
+        # Only rows with instructions of their own get here without a choice, see `resolve_model`.
+        unset = checkpoint is not None and "query_instruction" not in config.model_fields_set
+        return Rendering(checkpoint.prompt if checkpoint and unset else query, doc)
     if not checkpoint.lead:
         return Rendering("", doc)
     own = read_template(config.template).instruction if config.template else checkpoint.prompt

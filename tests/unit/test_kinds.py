@@ -161,6 +161,12 @@ def test_modules_with_a_prompt_labels_and_an_activation(backbone: Path, tmp_path
     expected = peer.predict(PAIRS, activation_fn=RAW)[:, 1]
     scores = score(tmp_path / "m", label="1", query_instruction="query: ")
     np.testing.assert_allclose(scores.logit, expected, atol=1e-4)
+    # Where rows have instructions of their own, the prompt is for those that have none.
+    asked = config(tmp_path / "m", label="1")
+    by_row = resolve_model(asked.model_copy(update={"query_instruction": "{instruction}"}), never)
+    assert rendering(asked, by_row).query_instruction == "query: "
+    without = config(tmp_path / "m", label="1", query_instruction="")
+    assert rendering(without, by_row).query_instruction == ""
 
 
 def test_files_of_modules_are_hashed_and_shipped(backbone: Path, tmp_path: Path) -> None:
