@@ -33,6 +33,11 @@ class DistillConfig(Section):
     """what scores are multiplied by before they are followed"""
     batch: PositiveInt = 16
     """lists of a step"""
+    processes: PositiveInt = 1
+    """processes that share the lists of a step, one a GPU where there are GPUs"""
+    cluster: bool = False
+    """whether they are tasks of spark.master's cluster (Spark's TorchDistributor) and not of this
+    machine; all have to see distill.lists, model.name and output.path under the same paths"""
     epochs: PositiveFloat = 1.0
     """passes over the lists"""
     rate: PositiveFloat = 5e-5

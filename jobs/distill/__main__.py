@@ -2,9 +2,10 @@
 
 python -m jobs.distill --distill.lists LISTS --model.name DIR --output.path OUT
 
-Without Spark: on one machine, on its GPU if it has one. Writes OUT/model. The same command goes on
-from the last checkpoint if it was stopped. With MLflow its curves are in a run, and the model, if
-`distill.register_as` names it, in the registry.
+On one machine, on its GPU if it has one; `distill.processes` shares the work, on a Spark cluster
+with `distill.cluster`. Writes OUT/model. The same command goes on from the last checkpoint if it
+was stopped. With MLflow its curves are in a run, and the model, if `distill.register_as` names it,
+in the registry.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ COMMAND: Final = Command(
     name="python -m jobs.distill",
     about="Train a smaller cross-encoder on lists with a teacher's scores, or labels.",
     require=("distill.lists", "model.name", "output.path"),
-    sections="distill model output mlflow",
+    sections="distill model output mlflow spark",
 )
 _PACKAGES: Final = ("sentence_transformers", "datasets", "accelerate")
 
@@ -43,12 +44,14 @@ def main(config: Config) -> int:
             f"jobs.distill needs {', '.join(missing)}; pip install 'spark-rerank[train]'"
         )
     from jobs.distill import training
+    from jobs.distill.launch import launch, refuse_processes
 
     options, out = config.distill, Path(str(config.output.path)).absolute()
     if options.register_as and not config.mlflow.enabled:
         raise RefusedError(
             f"distill.register_as={options.register_as} needs MLflow; set mlflow.enabled"
         )
+    refuse_processes(config)
     lists = read_lists(options)
     model = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
     if not model.plain:
@@ -60,12 +63,16 @@ def main(config: Config) -> int:
         raise RefusedError(f"distill.layers={unknown[0]}: {config.model.name} has fewer layers")
     refuse_tracking(config.mlflow)
     start = training.shorten(model.path, options.layers, out) if options.layers else model.path
-    with _tracked(config) as run_id:
-        try:
-            student, curve = training.train(start, lists, out / "checkpoints", _settings(config))
-        except training.OtherRunError as error:
-            raise RefusedError(f"output.path={out}: {error}") from None
-        training.save(student, out / "model", options.weights)
+    work = training.Training(
+        start.absolute(), str(Path(str(options.lists)).absolute()), out, _settings(config),
+        options.weights,
+    )  # fmt: skip
+    try:
+        training.last_checkpoint(start, out / "checkpoints", work.settings, lists)
+    except training.OtherRunError as error:
+        raise RefusedError(f"output.path={out}: {error}") from None
+    with _tracked(config, out) as run_id:
+        curve = launch(work, config, run_id)
         card = model_card(str(config.model.name), model.digest, lists, options, curve)
         (out / "model" / "README.md").write_text(card, encoding="utf-8")
         best = max(curve, key=lambda point: point["ndcg@10"])
@@ -82,20 +89,20 @@ def _settings(config: Config) -> Any:
     options = config.distill
     return Settings(
         losses={str(name): weight for name, weight in options.losses.items()},
-        scale=options.score_scale, lists=options.batch,
+        scale=options.score_scale, lists=options.batch, processes=options.processes,
         max_length=config.model.max_length, rate=options.rate, epochs=options.epochs,
         evaluations=options.evaluations, patience=options.patience, workers=options.workers,
         seed=options.seed, report_to=("mlflow",) if config.mlflow.enabled else (),
     )  # fmt: skip
 
 
-def _tracked(config: Config) -> AbstractContextManager[str]:
+def _tracked(config: Config, out: Path) -> AbstractContextManager[str]:
     """Return the context of the MLflow run; of none if MLflow, which takes seconds, is off."""
     if not config.mlflow.enabled:
         return nullcontext("")
     from jobs.output.tracking.registry import training_run
 
-    return training_run(config.mlflow)
+    return training_run(config.mlflow, out / "checkpoints" / "mlflow_run")
 
 
 def _register(name: str, run_id: str, folder: Path) -> int:

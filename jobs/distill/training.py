@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from jobs.distill.losses import MixedLoss
 from udfs.checkpoint import digest_of
 
 _BUCKETS: Final = 40  # batches that are sorted by length together
+Curve = list[dict[str, float]]  # step and nDCG@10 of the held-out lists
 
 
 class OtherRunError(Exception):
@@ -45,7 +47,8 @@ class Settings:
     losses: Mapping[str, float] = field(default_factory=lambda: {"listwise_kl": 1.0})
     scale: float = 1.0  # of the teacher's scores
     max_length: int = 256  # tokens of a pair
-    lists: int = 16  # of a batch
+    lists: int = 16  # of a step, shared out to the processes
+    processes: int = 1
     rate: float = 5e-5
     weight_decay: float = 0.01
     epochs: float = 1.0
@@ -54,6 +57,33 @@ class Settings:
     workers: int = 0  # processes that tokenise
     seed: int = 7
     report_to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training, as each of its processes is told; all of them see the same files."""
+
+    start: Path  # model folder
+    lists: str  # Parquet
+    out: Path  # gets `checkpoints` and `model`
+    settings: Settings
+    weights: str  # see `save`
+    server: str = ""  # MLflow's, if another process has opened the run
+    run_id: str = ""
+
+
+def run(work: Training) -> Curve:
+    """Train, alone or as one of the processes that torch has started, and save the best model."""
+    for place in (work.start, work.lists, work.out):
+        if not Path(place).exists():
+            raise FileNotFoundError(f"{place} is not on this machine; use a shared file system")
+    if work.run_id:
+        os.environ.update(MLFLOW_TRACKING_URI=work.server, MLFLOW_RUN_ID=work.run_id)
+    lists = pd.read_parquet(work.lists)
+    student, curve = train(work.start, lists, work.out / "checkpoints", work.settings)
+    if os.environ.get("RANK", "0") == "0":
+        save(student, work.out / "model", work.weights)
+    return curve
 
 
 def make_dataset(lists: pd.DataFrame) -> Dataset:
@@ -127,7 +157,7 @@ def train(
     settings: Settings,
     adapt: Callable[[Any], None] = lambda model: None,
     callbacks: Sequence[Any] = (),
-) -> tuple[CrossEncoder, list[dict[str, float]]]:
+) -> tuple[CrossEncoder, Curve]:
     """Train on the rows whose `split` is train; keep what has the best nDCG@10 on the others.
 
     `lists` has query, docs, split and scores, labels or both, a value a document or None. `work`
@@ -161,7 +191,8 @@ def train(
 def _arguments(work: Path, settings: Settings, steps: int) -> CrossEncoderTrainingArguments:
     every = max(1, steps // settings.evaluations)
     return CrossEncoderTrainingArguments(
-        output_dir=str(work), max_steps=steps, per_device_train_batch_size=settings.lists,
+        output_dir=str(work), max_steps=steps,
+        per_device_train_batch_size=settings.lists // settings.processes,
         learning_rate=settings.rate, warmup_steps=max(1, steps // 15), lr_scheduler_type="cosine",
         weight_decay=settings.weight_decay, bf16=torch.cuda.is_available(),
         batch_sampler=LengthSampler, dataloader_num_workers=settings.workers,

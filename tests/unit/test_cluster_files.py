@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from jobs.config import Config
+from jobs.runtime.cli import load_config
 from jobs.runtime.session import _refuse_settings
 from tests.conftest import ROOT
 
@@ -44,14 +46,21 @@ def test_only_scoring_tasks_are_given_the_gpu(name: str) -> None:
     _refuse_settings({**settings, "spark.master": "yarn"})
 
 
-def test_the_databricks_bundle_asks_for_a_classic_session() -> None:
+def test_the_databricks_bundle_is_a_night_in_classic_sessions() -> None:
     content = yaml.safe_load((CLUSTER / "databricks.yaml").read_text())
-    job = content["resources"]["jobs"]["rerank"]
+    job = content["resources"]["jobs"]["nightly"]
     (cluster,) = job["job_clusters"]
     assert cluster["new_cluster"]["data_security_mode"] == "SINGLE_USER"
     assert cluster["new_cluster"]["spark_conf"].items() >= NEEDED.items()
-    (task,) = job["tasks"]
-    assert (CLUSTER / task["spark_python_task"]["python_file"]).resolve().is_file()
+    assert [task["task_key"] for task in job["tasks"]] == ["rerank", "evaluate", "relabel"]
+    for task in job["tasks"]:
+        script = (CLUSTER / task["spark_python_task"]["python_file"]).resolve()
+        required = importlib.import_module(f"jobs.{script.stem}").COMMAND.require
+        words = [
+            word.replace("/Workspace/PATH", str(ROOT)).replace("{{job.parameters.day}}", "1")
+            for word in task["spark_python_task"]["parameters"]
+        ]
+        assert load_config(words, required).output.path.endswith("/date=1")
 
 
 def test_the_operators_application_is_that_of_kubernetes_conf() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 
 pytest.importorskip("datasets")
 
@@ -98,11 +99,15 @@ def test_what_cannot_be_trained_on_is_refused(
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_curve(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_to_the_same_curve(
+    tiny_bert: Path, tmp_path: Path, database: Database
+) -> None:
     lists = make_lists(tmp_path / "lists.parquet")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(options(lists, tiny_bert, whole)) == DONE
-    words = options(lists, tiny_bert, killed)
+    uri = database(tmp_path / "mlflow.db")
+    logged = {"mlflow.enabled": "true", "mlflow.tracking_uri": uri}
+    words = options(lists, tiny_bert, killed, **logged)
     process = subprocess.Popen([sys.executable, "-m", "jobs.distill", *words], cwd=ROOT)
     while process.poll() is None and not list(killed.glob("checkpoints/*/trainer_state.json")):
         time.sleep(0.02)
@@ -111,10 +116,58 @@ def test_a_killed_training_goes_on_to_the_same_curve(tiny_bert: Path, tmp_path: 
     assert not (killed / "model").exists()
     assert main(words) == DONE
     np.testing.assert_allclose(curve(killed), curve(whole), atol=1e-6)
+    assert logged_curve(uri) == pytest.approx(curve(whole), abs=1e-6)
     assert main(options(lists, tiny_bert, killed, **{"distill.rate": 1e-3})) == REFUSED
     frame = pd.read_parquet(lists)
     frame.assign(query=frame["query"][::-1].to_numpy()).to_parquet(lists)
     assert main(words) == REFUSED
+
+
+def logged_curve(uri: str) -> list[float]:
+    """Return the curve of the only run of a server, the last value of each step."""
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    points = client.get_metric_history(run.info.run_id, "eval_ndcg_10")
+    return [value for _, value in sorted({p.step: p.value for p in points}.items())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["machine", "cluster"])
+def test_two_processes_share_the_lists(
+    where: str, tiny_bert: Path, tmp_path: Path, database: Database
+) -> None:
+    """The same steps as in one process, from other batches; one model, one run."""
+    lists, out = make_lists(tmp_path / "lists.parquet", 96), tmp_path / "out"
+    uri = database(tmp_path / "mlflow.db")
+    words = options(lists, tiny_bert, out, **{
+        "distill.epochs": 12, "distill.processes": 2, "distill.cluster": where == "cluster",
+        "spark.master": "local[2]", "mlflow.enabled": "true", "mlflow.tracking_uri": uri,
+    })  # fmt: skip
+    called = subprocess.run(
+        [sys.executable, "-m", "jobs.distill", *words], cwd=ROOT, check=False, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert called.returncode == DONE, called.stderr
+    state = json.loads(max(out.glob("checkpoints/*/trainer_state.json")).read_text())
+    assert state["max_steps"] == 240  # 80 lists in steps of 4, 12 times
+    assert max(curve(out)) > 0.75
+    assert logged_curve(uri) == pytest.approx(curve(out))
+    inspect_checkpoint(out / "model")
+    assert main([word if word != "2" else "4" for word in words]) == REFUSED  # another run's
+
+
+def test_processes_that_cannot_share_a_step_are_refused(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = options(make_lists(tmp_path / "lists.parquet", 12), tiny_bert, tmp_path / "out", **{
+        "distill.processes": 3, "distill.cluster": "true", "spark.master": "spark://host:7077",
+        "mlflow.enabled": "true", "mlflow.tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
+    })  # fmt: skip
+    assert main(words) == REFUSED
+    said = capsys.readouterr().err
+    assert "distill.batch=4 lists cannot be shared out evenly to distill.processes=3" in said
+    assert "mlflow.tracking_uri is on this machine" in said
 
 
 def test_losses_are_least_where_the_targets_are_met() -> None:
@@ -141,7 +194,6 @@ def test_a_registered_student_is_what_a_run_scores_with(
 ) -> None:  # fmt: skip
     """Two trainings, the alias on the second: curves in MLflow, and the files themselves."""
     import mlflow
-    from mlflow.tracking import MlflowClient
 
     uri, lists = database(tmp_path / "mlflow.db"), make_lists(tmp_path / "lists.parquet", 24)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

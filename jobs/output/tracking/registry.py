@@ -21,13 +21,28 @@ _EXISTS: Final = "RESOURCE_ALREADY_EXISTS"
 
 
 @contextmanager
-def training_run(config: MlflowConfig) -> Iterator[str]:
-    """Open the run that the callback of transformers logs to, and yield its id."""
+def training_run(config: MlflowConfig, note: Path) -> Iterator[str]:
+    """Open the run that the callback of transformers logs to, and yield its id.
+
+    `note` keeps the id, so that a training that was stopped goes on in its run.
+    """
     os.environ[SERVER] = resolve_uri(config.tracking_uri)
     mlflow.set_tracking_uri(os.environ[SERVER])
     experiment, _ = open_experiment(config.experiment, None)
-    with mlflow.start_run(experiment_id=experiment, run_name=config.run_name) as run:
+    former = note.read_text() if note.exists() else None
+    if former and not _is_open(former, experiment):
+        former = None
+    with mlflow.start_run(former, experiment, config.run_name) as run:
+        note.write_text(run.info.run_id)
         yield str(run.info.run_id)
+
+
+def _is_open(run_id: str, experiment: str) -> bool:
+    try:
+        info = MlflowClient().get_run(run_id).info
+    except mlflow.MlflowException:  # of another server
+        return False
+    return bool(info.experiment_id == experiment and info.lifecycle_stage == "active")
 
 
 def register(target: str, run_id: str, folder: Path) -> str:
