@@ -93,6 +93,14 @@ class Config(Section):
                 "input.checkpoint takes some days, which would replace the results of all; add "
                 f"output.partition_by={day}"
             )
+        mode, narrow = self.output.commit_mode, self.input.since or self.input.until
+        if self.output.table and day in self.output.partition_by and (
+            (mode != "partitions" and self.input.checkpoint) or (mode == "replace" and narrow)
+        ):  # fmt: skip
+            raise ValueError(
+                f"output.table_mode={mode} would not keep the table's other days as they are, of "
+                "which this run reads none; leave it out, or set it to partitions"
+            )
         if self.input.checkpoint and (self.dry_run or self.input.since or self.input.until):
             raise ValueError(
                 "input.checkpoint takes new days and no others; leave out input.since, input.until "

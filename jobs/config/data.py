@@ -146,9 +146,10 @@ class OutputConfig(Section):
     table: str | None = None
     """table of a catalog (Iceberg, Delta) that gets the ranked rows, too, in one commit before OUT
     is published [catalog.schema.table]"""
-    table_mode: Literal["replace", "append", "partitions"] = "replace"
+    table_mode: Literal["replace", "append", "partitions"] | None = None
     """replace: the whole table; append: add rows, twice if a run is killed between the commit and
-    its end and repeated; partitions: replace those of output.partition_by that the input has"""
+    its end and repeated; partitions: replace those of output.partition_by that the input has
+    (unset: partitions with output.partition_by, else replace)"""
     table_format: str | None = None
     """format of a new table, e.g. delta (unset: the catalog's own)"""
     publish: Literal["always", "if_passed"] = "if_passed"
@@ -167,6 +168,11 @@ class OutputConfig(Section):
                 "partitions are replaced"
             )
         return self
+
+    @property
+    def commit_mode(self) -> Literal["replace", "append", "partitions"]:
+        """What a commit to the table does."""
+        return self.table_mode or ("partitions" if self.partition_by else "replace")
 
     @model_validator(mode="after")
     def _can_be_renamed_in(self) -> Self:

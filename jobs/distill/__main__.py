@@ -44,15 +44,17 @@ def main(config: Config) -> int:
             f"jobs.distill needs {', '.join(missing)}; pip install 'spark-rerank[train]'"
         )
     from jobs.distill import training
-    from jobs.distill.launch import launch, refuse_processes
+    from jobs.distill.launch import launch, prepare
 
     options, out = config.distill, Path(str(config.output.path)).absolute()
     if options.register_as and not config.mlflow.enabled:
         raise RefusedError(
             f"distill.register_as={options.register_as} needs MLflow; set mlflow.enabled"
         )
-    refuse_processes(config)
-    lists = read_lists(options)
+    for key, path in (("distill.lists", options.lists), ("output.path", config.output.path)):
+        if "://" in str(path):
+            raise RefusedError(f"{key}={path} has to be a local path; mount it, or copy it")
+    tasks, lists = prepare(config), read_lists(options)
     model = resolve_model(config.model, partial(fetch_model, config.mlflow.tracking_uri))
     if not model.plain:
         raise RefusedError(
@@ -72,7 +74,7 @@ def main(config: Config) -> int:
     except training.OtherRunError as error:
         raise RefusedError(f"output.path={out}: {error}") from None
     with _tracked(config, out) as run_id:
-        curve = launch(work, config, run_id)
+        curve = launch(work, config, tasks, run_id)
         card = model_card(str(config.model.name), model.digest, lists, options, curve)
         (out / "model" / "README.md").write_text(card, encoding="utf-8")
         best = max(curve, key=lambda point: point["ndcg@10"])

@@ -19,49 +19,54 @@ from jobs.runtime.session import is_local, open_session
 _GPUS_OF_A_TASK: Final = "spark.task.resource.gpu.amount"
 
 
-def refuse_processes(config: Config) -> None:
-    """Refuse numbers of processes that a step's lists or this machine's GPUs do not suffice for."""
-    options, tracking = config.distill, config.mlflow
-    count, gpus = options.processes, torch.cuda.device_count()
-    findings = []
+def prepare(config: Config) -> TorchDistributor | None:
+    """Refuse processes that cannot share the work; return Spark's, if tasks of it are to train.
+
+    Raises:
+        RefusedError: a step's lists that cannot be divided, too few GPUs, or a session that cannot
+            be had.
+    """
+    options, count = config.distill, config.distill.processes
     if options.batch % count:
-        findings.append(
+        raise RefusedError(
             f"distill.batch={options.batch} lists cannot be shared out evenly to "
             f"distill.processes={count}; change one"
         )
-    if not options.cluster and 0 < gpus < count:
-        findings.append(
-            f"distill.processes={count} is more than the {gpus} GPUs of this machine; lower it, or "
-            "set distill.cluster"
-        )
-    here = resolve_uri(tracking.tracking_uri).startswith(("sqlite:", "file:", "/", "."))
-    if options.cluster and tracking.enabled and here and not is_local(config.spark.master):
-        findings.append(
+    if not options.cluster:
+        if 0 < (gpus := torch.cuda.device_count()) < count:
+            raise RefusedError(
+                f"distill.processes={count} is more than the {gpus} GPUs of this machine; lower "
+                "it, or set distill.cluster"
+            )
+        return None
+    here = resolve_uri(config.mlflow.tracking_uri).startswith(("sqlite:", "file:", "/", "."))
+    if config.mlflow.enabled and here and not is_local(config.spark.master):
+        raise RefusedError(
             "mlflow.tracking_uri is on this machine, and distill.cluster trains on others; name a "
             "server, or set mlflow.enabled=false"
         )
-    if findings:
-        raise RefusedError(findings)
+    spark = open_session(config.spark)
+    share = spark.conf.get(_GPUS_OF_A_TASK, None) or "0"
+    if float(share) % 1:
+        raise RefusedError(
+            f"{_GPUS_OF_A_TASK}={share} shares a GPU; set it to 1 for distill.cluster"
+        )
+    return TorchDistributor(count, local_mode=False, use_gpu=float(share) > 0)
 
 
-def launch(work: Training, config: Config, run_id: str) -> Curve:
-    """Train with `distill.processes`; the first of them saves the model, and logs to the run."""
-    options = config.distill
-    if options.processes == 1 and not options.cluster:
+def launch(work: Training, config: Config, tasks: TorchDistributor | None, run_id: str) -> Curve:
+    """Train in the processes asked for; the first one saves the model, and logs to the run."""
+    count = config.distill.processes
+    if count == 1 and tasks is None:
         return training.run(work)
     if run_id:
         work = replace(work, server=resolve_uri(config.mlflow.tracking_uri), run_id=run_id)
-    if not options.cluster:
-        how = LaunchConfig(1, 1, options.processes, run_id="distill", rdzv_backend="c10d",
-                           rdzv_endpoint="localhost:0", max_restarts=0)  # fmt: skip
-        curves: dict[int, Curve] = elastic_launch(how, training.run)(work)
-        return curves[0]
-    spark = open_session(config.spark)
-    gpus = float(spark.conf.get(_GPUS_OF_A_TASK, "0") or 0)
-    if gpus % 1:
-        raise RefusedError(
-            f"{_GPUS_OF_A_TASK}={gpus} shares a GPU; set it to 1 for distill.cluster"
-        )
-    tasks = TorchDistributor(options.processes, local_mode=False, use_gpu=gpus > 0)
-    found: Any = tasks.run(training.run, work)
-    return list(found)
+    if tasks:
+        found: Any = tasks.run(training.run, work)
+        return list(found)
+    how = LaunchConfig(
+        1, 1, count, run_id="distill", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )  # fmt: skip
+    curves: dict[int, Curve] = elastic_launch(how, training.run)(work)
+    return curves[0]

@@ -213,8 +213,9 @@ def last_checkpoint(start: Path, work: Path, settings: Settings, lists: pd.DataF
         raise OtherRunError(
             "has checkpoints of another model, other settings or lists; choose another folder"
         )
-    work.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(ours))
+    if not note.exists():  # or another process may be reading it
+        work.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(ours))
     # The state is written last; a folder without it is what a killed run has left.
     done = [state.parent for state in work.glob("checkpoint-*/trainer_state.json")]
     return str(max(done, key=lambda path: int(path.name.split("-")[1]))) if done else None

@@ -153,7 +153,11 @@ def _top_changes(
     lists = [name for name in (*group, "query_id") if name != date]
 
     def tops(table: DataFrame, days: set[str]) -> DataFrame:
-        texts = [quoted(name).cast("string").alias(name) for name in (*lists, "doc_id")]
+        # Null is a value of a column of input.group, and has to meet null in the join.
+        texts = [
+            F.coalesce(quoted(name).cast("string"), F.lit("\0")).alias(name)
+            for name in (*lists, "doc_id")
+        ]
         wanted = (F.col("rank").cast("int") == 1) & F.col("day").isin(sorted(days))
         return table.where(wanted).select("day", *texts)
 

@@ -16,10 +16,10 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs.config import InputConfig
 from jobs.input.columns import quoted
-from jobs.input.readers import USUAL, resolve_format, text_folders
+from jobs.input.readers import USUAL, csv_options, resolve_format
 from jobs.input.selection import day_of, refuse_days
 from jobs.input.texts import require
-from jobs.output.filesystem import Files, literal
+from jobs.output.filesystem import Files, literal, text_folders
 from jobs.runtime.compat import condition_of
 from jobs.runtime.errors import RefusedError
 
@@ -43,8 +43,8 @@ def for_new_days(
 
     def take(batch: DataFrame, _: int) -> None:
         try:
-            days = [row["day"] for row in batch.distinct().collect() if row["day"]]
-            for first, last in in_a_row(map(Day.fromisoformat, days)):
+            found = [_parsed(row["day"]) for row in batch.distinct().collect()]
+            for first, last in in_a_row(day for day in found if day):
                 process(first, last)
         except BaseException as error:
             failed.append(error)
@@ -59,6 +59,14 @@ def for_new_days(
         if failed:
             raise failed[0] from None
         raise
+
+
+def _parsed(day: str | None) -> Day | None:
+    """Return a day; None of anything else, as a damaged record may have there."""
+    try:
+        return Day.fromisoformat(day or "")
+    except ValueError:
+        return None
 
 
 def in_a_row(days: Iterable[Day]) -> list[tuple[Day, Day]]:
@@ -83,13 +91,12 @@ def _days(spark: SparkSession, config: InputConfig) -> DataFrame:
             else:
                 path = str(config.path)
                 kind = resolve_format(spark, path, config.format, None)
-                if kind in USUAL:
-                    options = {"header": "true", **USUAL[kind], **options}
-                    kind = "csv"
                 folder = Files(spark).entry(path)
                 if folder and folder.is_folder:  # or Spark finds no partitions behind brackets
                     options["basePath"] = path
                 pattern = literal(path) if folder else path
+                if kind in USUAL:
+                    kind, options = "csv", csv_options(spark, pattern, kind, options)
                 there = spark.read.format(kind).options(**options).load(pattern)
                 stream = spark.readStream.format(kind).options(**options, **_EVER)
                 rows = stream.schema(there.schema).load(pattern)

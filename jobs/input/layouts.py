@@ -155,7 +155,7 @@ def _mapped(
     if ordered:
         values["retrieval_rank"] = F.col(_POSITION)
     used = {config.query_id, config.query, config.doc_id, *own, *present.values()}
-    used -= set(config.group)
+    used -= {*config.group, str(config.date)}  # they tell lists and days apart in what comes out
     passed = [
         name for name in rows.columns if name not in used and not name.startswith(INTERNAL_PREFIX)
     ]

@@ -8,8 +8,7 @@ in a way that keeps the original bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from pyspark.errors import AnalysisException
@@ -18,7 +17,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from jobs.input.columns import BYTE_ORDER_MARK, nothing, quoted
-from jobs.output.filesystem import Files, literal
+from jobs.output.filesystem import Files, literal, text_folders
 from jobs.runtime.compat import condition_of, is_valid_utf8, make_valid_utf8
 from jobs.runtime.errors import RefusedError
 
@@ -50,7 +49,6 @@ _LONE_SURROGATE: Final = (
     r"|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2})"
 )
 _TREC: Final = {"query_id": 0, "doc_id": 2, "retrieval_rank": 3, "retrieval_score": 4}
-_TYPED_FOLDERS: Final = "spark.sql.sources.partitionColumnTypeInference.enabled"
 
 
 def read_source(
@@ -100,17 +98,6 @@ def read_source(
         raise RefusedError(
             f"{what} cannot be read ({condition}); check its name and format"
         ) from None
-
-
-@contextmanager
-def text_folders(spark: SparkSession) -> Iterator[None]:
-    """Have values of partition folders read as text."""
-    typed = str(spark.conf.get(_TYPED_FOLDERS))
-    try:
-        spark.conf.set(_TYPED_FOLDERS, "false")
-        yield
-    finally:
-        spark.conf.set(_TYPED_FOLDERS, typed)
 
 
 def _read_table(spark: SparkSession, name: str) -> DataFrame:
@@ -203,11 +190,8 @@ def _read_csv(
     spark: SparkSession, path: str, kind: str, options: dict[str, str], expected: Collection[str]
 ) -> DataFrame:
     """Read bytes one to one as Latin-1, then take them for the UTF-8 they should be."""
-    given = {key.lower() for key in options}
-    if kind == "csv" and not (_NO_LINES | {"quote", "escape"}) & given:
-        options["multiLine"] = str(_records_span_lines(spark, path, options)).lower()
-    options = {"header": "true", **USUAL[kind], **options}
-    if as_bytes := not _ENCODED & given:
+    options = csv_options(spark, path, kind, options)
+    if as_bytes := not _ENCODED & {key.lower() for key in options}:
         options["encoding"] = "ISO-8859-1"
     names = spark.read.options(**options).csv(path).columns
     if not names:
@@ -231,6 +215,19 @@ def _read_csv(
         )
     malformed = F.when(F.isnotnull(_RECORD), "malformed_record")
     return rows.withColumn(READ_ERROR, malformed).drop(_RECORD)
+
+
+def csv_options(
+    spark: SparkSession, path: str, kind: str, options: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the options that a kind of CSV is read with: those given, and what its lines ask for.
+
+    `kind` is a key of `USUAL`.
+    """
+    given, lines = {key.lower() for key in options}, {}
+    if kind == "csv" and not (_NO_LINES | {"quote", "escape"}) & given:
+        lines["multiLine"] = str(_records_span_lines(spark, path, options)).lower()
+    return {"header": "true", **USUAL[kind], **options, **lines}
 
 
 def _records_span_lines(spark: SparkSession, path: str, options: Mapping[str, str]) -> bool:

@@ -70,8 +70,9 @@ def with_published(
     """Add to the input's partitions published ones of the days asked for, of which it has no row.
 
     `published` are values by column, as text. Lists are then of one day, and none of it is left.
+    Partitions of a day and something else may be those of other inputs, and stay.
     """
-    if not (config.since or config.until):
+    if not (config.since or config.until) or partitions.columns != [config.date]:
         return partitions
     since, until = str(config.since or "0"), str(config.until or "9999-12-31")
     there = [p for p in published if since <= (p.get(str(config.date)) or "")[:10] <= until]

@@ -39,7 +39,7 @@ def refuse_table(spark: SparkSession, config: OutputConfig, schema: StructType) 
             f"output.table={name} would be in Spark's own catalog, which replaces nothing in one "
             f"commit; name a table of a catalog of Iceberg or Delta ({_CATALOGS}NAME)"
         )
-    if not exists or config.table_mode == "replace":
+    if not exists or config.commit_mode == "replace":
         return
     there = {field.name: field.dataType.simpleString() for field in spark.table(name).schema}
     here = {field.name: field.dataType.simpleString() for field in schema}
@@ -78,16 +78,16 @@ def write_table(
     name, by = str(config.table), [_column(name) for name in config.partition_by]
     writer = ranked.writeTo(name).option(_RUN_ID, run_id)
     with _failures_said(name):
-        new = config.table_mode == "replace" or not _exists(spark, name)
+        new = config.commit_mode == "replace" or not _exists(spark, name)
         if new and config.table_format:
             writer = writer.using(config.table_format)
         if new and by:
             writer = writer.partitionedBy(*by)
-        if config.table_mode == "replace":
+        if config.commit_mode == "replace":
             writer.createOrReplace()
         elif new:
             writer.create()
-        elif config.table_mode == "append" or processed is None:
+        elif config.commit_mode == "append" or processed is None:
             writer.append()
         elif rows := processed.select(*by).distinct().collect():
             writer.overwrite(reduce(or_, (_is(row.asDict()) for row in rows)))

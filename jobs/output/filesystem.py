@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 
 from jobs.runtime.errors import LockedError
 
+_TYPED_FOLDERS: Final = "spark.sql.sources.partitionColumnTypeInference.enabled"
 _GLOB: Final = re.compile(r"([\\{}\[\]*?])")
 _LOCK_POLL: Final = 0.2  # s
 _LOCK_TIMEOUT: Final = 120.0  # s; what is locked takes a few renames
@@ -25,6 +26,17 @@ _LOCK_TIMEOUT: Final = 120.0  # s; what is locked takes a few renames
 def literal(path: str) -> str:
     """Return a path for Spark's readers, which take `[`, `{`, `*` and `?` as patterns."""
     return _GLOB.sub(r"\\\1", path)
+
+
+@contextmanager
+def text_folders(spark: SparkSession) -> Iterator[None]:
+    """Have values of partition folders read as text."""
+    typed = str(spark.conf.get(_TYPED_FOLDERS))
+    try:
+        spark.conf.set(_TYPED_FOLDERS, "false")
+        yield
+    finally:
+        spark.conf.set(_TYPED_FOLDERS, typed)
 
 
 def local_path(path: str) -> Path | None:
@@ -193,7 +205,7 @@ class Files:
 
     def copy_to_local(self, path: str, target: Path) -> None:
         """Copy a file or folder to this machine, replacing what is there."""
-        local = target.absolute().as_uri()
+        local = f"file://{target.absolute()}"  # Hadoop does not decode what as_uri() encodes
         self.delete(local)
         system, at = self._at(path)
         system.copyToLocalFile(False, at, self._hadoop.Path(local), True)

@@ -29,7 +29,7 @@ from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs.config import OutputConfig
-from jobs.output.filesystem import Files, literal
+from jobs.output.filesystem import Files, literal, text_folders
 from jobs.output.names import LOCK, PARTITIONED, PARTITIONS, RUN, SWAP, TUNING, UNPUBLISHED, WORK
 
 _FORMER: Final = "_former"  # in the workspace: what is being replaced
@@ -193,14 +193,15 @@ class OutputFolder:
     def published(self, name: str, output_format: str | None = None) -> DataFrame | None:
         """Return a published table whose other partitions stay; None where there is none.
 
-        Partition columns are typed as Spark infers them.
+        Partition columns are text.
         """
         path = f"{self.path}/{name}"
         if not (self._stays() and self._files.exists(path)):
             return None
         kind = output_format or self._format
         options = _CSV if kind == "csv" else {}
-        return self.spark.read.format(kind).options(**options).load(literal(path))
+        with text_folders(self.spark):
+            return self.spark.read.format(kind).options(**options).load(literal(path))
 
     def published_partitions(self) -> list[dict[str, str | None]]:
         """Return the values by column of the partitions that may stay, as text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -126,8 +127,10 @@ def _run_stoppable(action: Callable[[], int]) -> int:
 
 
 def _cancel_jobs(outcome: Future[int]) -> None:
-    """Cancel Spark's jobs, again and again, until the action has ended."""
+    """Cancel Spark's jobs, again and again, until the action has ended; stop other processes."""
     deadline = time.monotonic() + _GRACE
+    for process in multiprocessing.active_children():
+        process.terminate()
     while not outcome.done() and time.monotonic() < deadline:
         context: Any = SparkContext._active_spark_context
         with suppress(Py4JError, OSError):

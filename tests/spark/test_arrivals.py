@@ -75,6 +75,26 @@ def test_new_rows_are_seen_once(kind: str, spark: SparkSession, tmp_path: Path) 
         spark.sparkContext.setLogLevel("WARN")
 
 
+def test_records_of_several_lines_and_other_text_for_days(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """A line that begins within a record is no record, and what is no day is of no day."""
+    (tmp_path / "log").mkdir()
+    config = InputConfig(path=str(tmp_path / "log"), format="csv", date="day", checkpoint="-")
+
+    def new(checkpoint: str, *lines: str) -> list[tuple[date, date]]:
+        taken: list[tuple[date, date]] = []
+        (tmp_path / "log" / "part.csv").write_text("\n".join(lines) + "\n")
+        chosen = config.model_copy(update={"checkpoint": str(tmp_path / checkpoint)})
+        for_new_days(spark, chosen, lambda first, last: taken.append((first, last)))
+        return taken
+
+    rows = ('"two\nlines",2026-01-01', '"three\n\nlines",2026-01-03')
+    assert new("last", "doc,day", *rows) == [(*days(1, 1),), (*days(3, 3),)]
+    rows = ('2026-01-01,"two\nlines"', "2026-02-30,one", "no day at all,one")
+    assert new("first", "day,doc", *rows) == [(*days(1, 1),)]
+
+
 def test_what_is_no_log_is_refused(spark: SparkSession, tmp_path: Path) -> None:
     def refused(**keys: object) -> str:
         config = InputConfig.model_validate({"date": "day", "checkpoint": str(tmp_path), **keys})
@@ -94,5 +114,13 @@ def test_what_is_no_log_is_refused(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"add output\.partition_by=day"):
         Config.model_validate({"input": log})
     by_day = {"output": {"partition_by": ["day"]}}
+    commits = {"partition_by": ["day"], "table": "lake.search.ranked"}
+    assert (
+        Config.model_validate({"input": log, "output": commits}).output.commit_mode == "partitions"
+    )
+    for mode, narrow in (("replace", log), ("append", log), ("replace", {"since": "2026-01-31"})):
+        given = {"path": "log", "date": "day", "group": ["day"], **narrow}
+        with pytest.raises(ValueError, match=f"output.table_mode={mode} would not keep"):
+            Config.model_validate({"input": given, "output": {**commits, "table_mode": mode}})
     with pytest.raises(ValueError, match=r"leave out input\.since"):
         Config.model_validate({"input": {**log, "since": "2026-01-31"}, **by_day})

@@ -346,6 +346,43 @@ def test_settings_that_cannot_go_together(
 
 
 @pytest.mark.slow
+def test_partitions_of_a_day_that_a_run_does_not_ask_for_stay(job: Job, tmp_path: Path) -> None:
+    """Tenants whose names look like numbers, each relabeled by itself."""
+    rows = [
+        {
+            "query_id": f"q{query}", "query": SENTENCES[query], "doc_id": f"d{doc}",
+            "text": SENTENCES[doc], "date": day(number), "tenant": tenant,
+        }
+        for number in range(3) for tenant in ("007", "08") for query in range(3)
+        for doc in range(4)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_parquet(tmp_path / "log.parquet")
+    out, both = tmp_path / "out", '["date", "tenant"]'
+    given: dict[str, object] = {
+        "input__path": tmp_path / "log.parquet", "input__doc_template": "{text}",
+        "input__date": "date", "input__group": both, "output__partition_by": both,
+        "store__path": tmp_path / "scores",
+    }  # fmt: skip
+    assert job(out, **given, **of(0, 1)) == DONE
+    before = files(out, "ranked")
+    assert len(before) == 4
+    assert job(out, **given, **of(1), input__where="tenant = '007'") == DONE
+    kept = {name: content for name, content in before.items()
+            if f"date={day(1)}/tenant=007" not in name}  # fmt: skip
+    assert len(kept) == 3 and kept.items() <= files(out, "ranked").items()
+    # The day before is read from what is published.
+    assert job(out, **given, **of(2)) == DONE
+    drift = table(out, "drift").set_index("day")
+    assert drift["top1_change_rate"].tolist()[1:] == [0.0, 0.0]
+    # A date that documents are made of tells days apart all the same.
+    other = {"input__doc_template": "{date}: {text}", "input__group": None,
+             "output__partition_by": None, "label__scale": "quantile",
+             "label__thresholds": 0.5}  # fmt: skip
+    assert job(tmp_path / "other", **{**given, **other}) == DONE
+    assert set(record(tmp_path / "other")["labels"]["cuts"]) == {day(n) for n in range(3)}
+
+
+@pytest.mark.slow
 def test_other_days_replace_nothing_where_results_are_not_split(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

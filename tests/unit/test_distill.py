@@ -160,14 +160,21 @@ def test_two_processes_share_the_lists(
 def test_processes_that_cannot_share_a_step_are_refused(
     tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = options(make_lists(tmp_path / "lists.parquet", 12), tiny_bert, tmp_path / "out", **{
-        "distill.processes": 3, "distill.cluster": "true", "spark.master": "spark://host:7077",
-        "mlflow.enabled": "true", "mlflow.tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
-    })  # fmt: skip
-    assert main(words) == REFUSED
-    said = capsys.readouterr().err
-    assert "distill.batch=4 lists cannot be shared out evenly to distill.processes=3" in said
-    assert "mlflow.tracking_uri is on this machine" in said
+    lists, out = make_lists(tmp_path / "lists.parquet", 12), tmp_path / "out"
+    cluster = {
+        "distill.cluster": "true", "spark.master": "spark://host:7077", "mlflow.enabled": "true",
+        "mlflow.tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
+    }  # fmt: skip
+    for more, said in (
+        (
+            {"distill.processes": 3},
+            "distill.batch=4 lists cannot be shared out evenly to distill.p",
+        ),
+        (cluster, "mlflow.tracking_uri is on this machine"),
+        ({"output.path": "hdfs://nn/out"}, "output.path=hdfs://nn/out has to be a local path"),
+    ):
+        assert main(options(lists, tiny_bert, out, **more)) == REFUSED
+        assert said in capsys.readouterr().err
 
 
 def test_losses_are_least_where_the_targets_are_met() -> None:

@@ -22,7 +22,7 @@ def judged(size: int, slope: float, seed: int = 1) -> pd.DataFrame:
     logit = generator.normal(0, 3, size).astype(np.float32)
     chance = 1 / (1 + np.exp(-(slope * logit - 0.5)))
     grade = (generator.random(size) < chance).astype(int) * generator.integers(1, 3, size)
-    return pd.DataFrame({"logit": logit, "relevance": grade})
+    return pd.DataFrame({"logit": logit, "relevance": grade, "documents": 1})
 
 
 def rule(on: str, *thresholds: float) -> LabelConfig:
@@ -68,14 +68,25 @@ def test_scores_that_fall_with_relevance_give_no_grade_above_the_base_rate(on: s
 
 
 def test_separable_judgements_give_finite_cuts() -> None:
-    rows = pd.DataFrame({"logit": [-3.0, -2, 2, 3], "relevance": [0, 0, 1, 1]})
+    rows = pd.DataFrame({"logit": [-3.0, -2, 2, 3], "relevance": [0, 0, 1, 1], "documents": 1})
     for on in ("platt", "isotonic"):
         (cut,) = fitted_cuts(rule(on, 0.5), rows)
         assert -2 < cut < 2
 
 
+def test_documents_counted_together_weigh_as_much_as_one_by_one() -> None:
+    rows = judged(300, 0.9)
+    rows["logit"] = rows["logit"].round(0)
+    counted = rows.groupby(["logit", "relevance"], as_index=False)["documents"].sum()
+    assert len(counted) < 60
+    for on in ("platt", "isotonic"):
+        chosen = rule(on, 0.3, 0.6)
+        assert fitted_cuts(chosen, counted) == pytest.approx(fitted_cuts(chosen, rows), abs=1e-4)
+    assert separate(counted) == separate(rows)
+
+
 def test_judgements_of_one_kind_are_refused() -> None:
-    rows = pd.DataFrame({"logit": [-3.0, 2.0], "relevance": [1, 2]})
+    rows = pd.DataFrame({"logit": [-3.0, 2.0], "relevance": [1, 2], "documents": 1})
     with pytest.raises(RefusedError, match="of 2 judged documents with a score 2 are relevant"):
         fitted_cuts(rule("isotonic", 0.5), rows)
 
