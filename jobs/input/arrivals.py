@@ -40,13 +40,17 @@ def for_new_days(
         Exception: what `process` raises.
     """
     failed: list[BaseException] = []
+    done: list[Day] = []
 
     def take(batch: DataFrame, _: int) -> None:
         try:
             found = [_parsed(row["day"]) for row in batch.distinct().collect()]
             for first, last in in_a_row(day for day in found if day):
                 process(first, last)
+                done.append(last)
         except BaseException as error:
+            if done:
+                error.add_note(f"this is about days after {done[-1]}; those up to it are published")
             failed.append(error)
             spark.sparkContext.setLogLevel("OFF")  # it would show the stack of the stream's end
             raise

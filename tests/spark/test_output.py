@@ -77,6 +77,13 @@ def test_runs_that_publish_at_the_same_time_never_mix(spark: SparkSession, tmp_p
     assert not (out / "_swap.json").exists()
 
 
+def test_a_copy_goes_to_a_folder_of_any_name(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    target = tmp_path / "Zürich 50% [1]" / "run.json"
+    Files(spark).copy_to_local(f"file:{tmp_path}/run.json", target)
+    assert target.read_text() == "{}"
+
+
 def test_a_lock_goes_with_its_holder(spark: SparkSession, tmp_path: Path) -> None:
     """Another process holds it and is killed."""
     publish(spark, tmp_path)
