@@ -101,7 +101,7 @@ def recommended_yaml(document: Mapping[str, Any]) -> str:
         f"Recommended by jobs.tune, {document['started']}, for {document['model']['name']}.",
         f"On {document['counts']['measured_on']} pairs, one task slot, {document['device']}:",
         f"{row['pairs_per_s']:.1f} pairs/s, {row['memory_mb']:,.0f} MB a worker{against}.",
-        "  python -m jobs.rerank --config THIS --input.path IN --output.path OUT",
+        "  python -m jobs.rerank --config YOURS --config THIS --input.path IN --output.path OUT",
     ]
     body = yaml.safe_dump(document["recommended"], sort_keys=False, allow_unicode=True)
     return "".join(f"# {line}\n" for line in head) + body
