@@ -39,8 +39,10 @@ def nothing() -> Column:
 def trimmed(text: Column, extra: str = "") -> Column:
     """Return a text without white space, and characters of `extra`, at its ends."""
     characters = WHITE_SPACE + extra
-    # Trimming walks through the whole text; most texts need none. Broken UTF-8 is rejected later.
-    at_ends = F.left(text, F.lit(1)).isin(*characters) | F.right(text, F.lit(1)).isin(*characters)
+    # Trimming walks through the whole text, as does finding its last character; the last byte is at
+    # hand, and of white space it is at most a blank's or no ASCII. Broken UTF-8 is rejected later.
+    last = F.substring(text.cast("binary"), -1, 1)
+    at_ends = F.left(text, F.lit(1)).isin(*characters) | ~last.between(F.lit(b"!"), F.lit(b"\x7f"))
     return F.when(at_ends & is_valid_utf8(text), F.btrim(text, F.lit(characters))).otherwise(text)
 
 
