@@ -195,6 +195,8 @@ def _arguments(work: Path, settings: Settings, steps: int) -> CrossEncoderTraini
         per_device_train_batch_size=settings.lists // settings.processes,
         learning_rate=settings.rate, warmup_steps=max(1, steps // 15), lr_scheduler_type="cosine",
         weight_decay=settings.weight_decay, bf16=torch.cuda.is_available(),
+        # Or processes on CPUs do not find each other.
+        use_cpu=settings.processes > 1 and not torch.cuda.is_available(),
         batch_sampler=LengthSampler, dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every,
