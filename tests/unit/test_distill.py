@@ -144,9 +144,10 @@ def test_two_processes_share_the_lists(
         "distill.epochs": 12, "distill.processes": 2, "distill.cluster": where == "cluster",
         "spark.master": "local[2]", "mlflow.enabled": "true", "mlflow.tracking_uri": uri,
     })  # fmt: skip
+    # Tasks import the package as it is installed; here that is this checkout.
     called = subprocess.run(
         [sys.executable, "-m", "jobs.distill", *words], cwd=ROOT, check=False, capture_output=True,
-        text=True,
+        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert called.returncode == DONE, called.stderr
     state = json.loads(max(out.glob("checkpoints/*/trainer_state.json")).read_text())
