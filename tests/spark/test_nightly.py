@@ -352,16 +352,17 @@ def test_partitions_of_a_day_that_a_run_does_not_ask_for_stay(job: Job, tmp_path
         {
             "query_id": f"q{query}", "query": SENTENCES[query], "doc_id": f"d{doc}",
             "text": SENTENCES[doc], "date": day(number), "tenant": tenant,
+            "list": f"{query} {number} {tenant}",
         }
         for number in range(3) for tenant in ("007", "08") for query in range(3)
         for doc in range(4)
     ]  # fmt: skip
     pd.DataFrame(rows).to_parquet(tmp_path / "log.parquet")
-    out, both = tmp_path / "out", '["date", "tenant"]'
+    out, both = tmp_path / "out", tmp_path / "both.yaml"
+    both.write_text("input: {group: [date, tenant]}\noutput: {partition_by: [date, tenant]}\n")
     given: dict[str, object] = {
         "input__path": tmp_path / "log.parquet", "input__doc_template": "{text}",
-        "input__date": "date", "input__group": both, "output__partition_by": both,
-        "store__path": tmp_path / "scores",
+        "input__date": "date", "store__path": tmp_path / "scores", "config": both,
     }  # fmt: skip
     assert job(out, **given, **of(0, 1)) == DONE
     before = files(out, "ranked")
@@ -375,8 +376,8 @@ def test_partitions_of_a_day_that_a_run_does_not_ask_for_stay(job: Job, tmp_path
     drift = table(out, "drift").set_index("day")
     assert drift["top1_change_rate"].tolist()[1:] == [0.0, 0.0]
     # A date that documents are made of tells days apart all the same.
-    other = {"input__doc_template": "{date}: {text}", "input__group": None,
-             "output__partition_by": None, "label__scale": "quantile",
+    other = {"input__doc_template": "{date}: {text}", "config": None,
+             "input__query_id": "list", "label__scale": "quantile",
              "label__thresholds": 0.5}  # fmt: skip
     assert job(tmp_path / "other", **{**given, **other}) == DONE
     assert set(record(tmp_path / "other")["labels"]["cuts"]) == {day(n) for n in range(3)}
