@@ -1,4 +1,4 @@
-"""Tiny real models, made once per test run: a BERT and an XLM-RoBERTa with tokenizers trained here.
+"""Tiny real models, made once per test run: a BERT and an XLM-RoBERTa with tokenizers of our own.
 
 Their weights are random, so their scores mean nothing; what is tested is that every way of
 computing them agrees.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,17 +36,34 @@ SENTENCES = [
 ]
 
 
+def pieces(normalizer: Any, pre_tokenizer: Any) -> tuple[list[str], list[str]]:
+    """The words and the characters of `SENTENCES`, in order.
+
+    A vocabulary is built of these, as tokenizers' trainers for WordPiece and Unigram give other
+    pieces in each process, and so other models.
+    """
+    words = {
+        word
+        for sentence in SENTENCES
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(sentence))
+    }
+    return sorted(words), sorted(set("".join(words)))
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT cross-encoder with 128 positions."""
     import torch
-    from tokenizers import BertWordPieceTokenizer
+    from tokenizers import BertWordPieceTokenizer, normalizers, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(SENTENCES, vocab_size=400, min_frequency=1, show_progress=False)
-    trained.save(str(folder.parent / "bert-tokenizer.json"))
+    words, letters = pieces(normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer())
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+    BertWordPieceTokenizer({piece: at for at, piece in enumerate(vocabulary)}).save(
+        str(folder.parent / "bert-tokenizer.json")
+    )
     tokenizer = BertTokenizerFast(
         tokenizer_file=str(folder.parent / "bert-tokenizer.json"), model_max_length=128
     )
@@ -71,7 +89,6 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
         normalizers,
         pre_tokenizers,
         processors,
-        trainers,
     )
     from transformers import (
         PreTrainedTokenizerFast,
@@ -81,16 +98,14 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "tiny-xlmr"
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trained = Tokenizer(models.Unigram())
-    trained.normalizer = normalizers.NFKC()
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    normalizer, metaspace = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    words, letters = pieces(normalizer, metaspace)
+    # A word is likelier than its letters.
+    likely = dict.fromkeys(special, 0.0) | dict.fromkeys(letters, -9.0) | dict.fromkeys(words, -6.0)
+    trained = Tokenizer(models.Unigram([*likely.items()], unk_id=3))
+    trained.normalizer = normalizer
+    trained.pre_tokenizer = metaspace
     trained.decoder = decoders.Metaspace()
-    trained.train_from_iterator(
-        SENTENCES * 4,
-        trainers.UnigramTrainer(
-            vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
-        ),
-    )
     trained.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",
