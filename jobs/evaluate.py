@@ -4,8 +4,6 @@ python -m jobs.evaluate --ranked.path OUT/ranked --evaluation.qrels QRELS --outp
 spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/evaluate.py ...
 """
 
-from __future__ import annotations
-
 import sys
 
 from jobs.config import Config

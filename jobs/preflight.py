@@ -4,8 +4,6 @@ What needs no Spark comes first, but does not end the look-around: a user who me
 wants to know about the missing column, too. Only a session that cannot start hides what is behind.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@
 is the ranking before `top_k` and `min_score`, which an evaluation measures.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

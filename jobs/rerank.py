@@ -4,8 +4,6 @@ python -m jobs.rerank --config conf/local.yaml --input.path IN --output.path OUT
 spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/rerank.py --config conf/gpu.yaml ...
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 python -m jobs.try_model --model.name DIR "query" "doc 1" "doc 2" ...
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import sys

@@ -1,7 +1,5 @@
 """Inspect a model folder without running or unpickling anything in it, and without torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Which kind of scorer a model folder holds, by what its files say."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Limits of this process: memory, recovery where none is left, and the time of a batch."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import re

@@ -1,7 +1,5 @@
 """`ScorerSpec`: everything that decides a score, in one frozen, hashable value."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ Abstract: {abstract}
 {body}
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

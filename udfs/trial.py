@@ -3,8 +3,6 @@
 That process is forked from a server that has torch in memory and no model.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The scoring UDF, and what else runs in Spark tasks. The only module here that imports pyspark."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The scorer of a Python worker process: one, loaded on first use and kept across tasks."""
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 python -m jobs.demo [OUT]
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ was stopped. With MLflow its curves are in a run, and the model, if `distill.reg
 in the registry.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

@@ -1,7 +1,5 @@
 """nDCG@10 of held-out lists, while a model is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Final
 

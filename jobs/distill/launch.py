@@ -1,7 +1,5 @@
 """Train in this process, in several of this machine, or in tasks of a Spark cluster."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """What the logits of a list of documents are to come to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Final
@@ -55,7 +53,7 @@ def lambda_loss(logits: Tensor, labels: Tensor) -> Tensor:
     # It asks a model for its logits; this one has them already.
     flat = torch.cat([row[on] for row, on in zip(logits, known, strict=True)])
     given = iter(flat[at : at + len(logits)] for at in range(0, len(flat), len(logits)))
-    model: Any = _Given(logits.device, given)
+    model: Any = _Given(device=logits.device, parts=given)
     docs = [[""] * len(row) for row in kept]
     loss: Tensor = LambdaLoss(model)([[""] * len(docs), docs], [row.clamp(min=0) for row in kept])
     return loss
@@ -63,9 +61,6 @@ def lambda_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 class _Given(SimpleNamespace):
     num_labels = 1
-
-    def __init__(self, device: torch.device, parts: Any) -> None:
-        super().__init__(device=device, parts=parts)
 
     def preprocess(self, pairs: Sequence[Any], **_: Any) -> dict[str, Any]:
         return {}

@@ -4,8 +4,6 @@ Needs sentence-transformers and datasets (the extra `train`), no Spark and no co
 wherever the lists and a model folder are.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -156,7 +154,6 @@ def train(
     work: Path,
     settings: Settings,
     adapt: Callable[[Any], None] = lambda model: None,
-    callbacks: Sequence[Any] = (),
 ) -> tuple[CrossEncoder, Curve]:
     """Train on the rows whose `split` is train; keep what has the best nDCG@10 on the others.
 
@@ -179,9 +176,7 @@ def train(
         evaluator=ListEvaluator(lists[~is_train], settings.max_length),
         loss=MixedLoss(model, settings.losses, settings.scale),
         data_collator=collator,
-        callbacks=[
-            *([EarlyStoppingCallback(settings.patience)] if settings.patience else []), *callbacks
-        ],
+        callbacks=[EarlyStoppingCallback(settings.patience)] if settings.patience else None,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
     history = [row for row in trainer.state.log_history if f"eval_{METRIC}" in row]

@@ -5,8 +5,6 @@ whole numbers and agreements are rounded, so few distinct values have to be coun
 decimals do not depend on the order of the rows.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Final
 

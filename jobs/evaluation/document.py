@@ -11,8 +11,6 @@ which count 0): `queries` of them, without those that are `only_here` or `only_b
 are the baseline's means over them, `reranked` the table's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ A row a day: `previous` (the day before it that has results), `documents`, `quer
 distance) and `top1_change_rate` (lists of both days that have another first document).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """A few lists with their texts, before and after. Only for who asks: texts are private."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import chain, zip_longest
 from typing import Any, Final

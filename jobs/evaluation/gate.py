@@ -12,8 +12,6 @@ known, or rests on fewer judgements than `evaluation.min_queries` and `evaluatio
 for. The one exception is a baseline of `mlflow:EXPERIMENT` before the first passing run.
 """
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping

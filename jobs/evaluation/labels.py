@@ -4,8 +4,6 @@ Every rule comes down to cuts: the grade is the number of them that a logit reac
 probability never falls as the logit rises, so its thresholds are cuts as well.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence

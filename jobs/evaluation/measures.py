@@ -6,8 +6,6 @@ Reference: S. MacAvaney, C. Macdonald, I. Ounis, "Streamlining Evaluation with i
 ECIR 2022.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

@@ -12,8 +12,6 @@ Grades are whole numbers, also when written 1.0 or 1e0. A byte-order mark, Windo
 white space around an id are no part of the content. Error messages hold ids and positions only.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Final

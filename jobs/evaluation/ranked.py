@@ -1,7 +1,5 @@
 """Read ranked tables: those of `jobs.rerank`, or anybody's with the same columns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final

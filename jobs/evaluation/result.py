@@ -1,7 +1,5 @@
 """Tables, qrels and a plan -> the evaluation: document, gate and table per query."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path

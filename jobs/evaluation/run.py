@@ -4,8 +4,6 @@ What comes out is small: staged tables, values per list, counts. `jobs.evaluatio
 the result of them, and never sees a pair.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ Carterette, CIKM 2007) and a percentile bootstrap (Efron 1979; Sakai, SIGIR 2006
 t gives the same numbers in no time. Seeded, so that the same values give the same digits.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

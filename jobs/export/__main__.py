@@ -7,8 +7,6 @@ The input is the one that was ranked: it has the texts. Writes SET/training/spli
 split=dev, and SET/run.json.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Choose the documents of one query. Executors import it: it needs pandas alone."""
 
-from __future__ import annotations
-
 import hashlib
 import unicodedata
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A ranked table -> lists of positives and hard negatives -> the formats of other trainers."""
 
-from __future__ import annotations
-
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 

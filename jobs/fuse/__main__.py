@@ -4,8 +4,6 @@ python -m jobs.fuse --ranked.path a=A/ranked --ranked.path b=B/ranked --output.p
 spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/fuse/__main__.py ...
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from functools import partial, reduce

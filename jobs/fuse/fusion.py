@@ -3,8 +3,6 @@
 Reciprocal rank fusion: G. Cormack, C. Clarke, S. Buettcher, SIGIR 2009 (without weights, k is 60).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add

@@ -4,8 +4,6 @@ The checkpoint of a stream knows which files of a folder, or commits of a table,
 stream reads nothing of them but their days; a run then takes the rows of these days as ever.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from datetime import date as Day
 from datetime import timedelta

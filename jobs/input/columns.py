@@ -1,7 +1,5 @@
 """Columns of any type as ids, texts and numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Final
 

@@ -4,8 +4,6 @@ Every row of the input comes out as a row: with the key of its pair, or with the
 rejected.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Final

@@ -5,8 +5,6 @@ question mark, and say nothing. Such texts must be rejected, not scored, so both
 in a way that keeps the original bytes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final

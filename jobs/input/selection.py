@@ -1,7 +1,5 @@
 """Which rows of the input a run takes: those of some days, those that a condition holds for."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta

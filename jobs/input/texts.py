@@ -1,7 +1,5 @@
 """The texts of a row: its own, else those of other tables, found by id."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import and_, or_

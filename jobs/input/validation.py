@@ -4,8 +4,6 @@ The result holds no texts. It is written, again where ids repeat, and counts, ra
 are taken from what was written, so that they agree whatever the input does meanwhile.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -1,7 +1,5 @@
 """The ranked table as a table of a catalog, beside the output folder: one commit a run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce

@@ -1,7 +1,5 @@
 """Small files and renames on any file system Spark can reach (local, HDFS, ABFS, ...)."""
 
-from __future__ import annotations
-
 import fcntl
 import re
 import time

@@ -1,7 +1,5 @@
 """Check where results go: apart from what is read, into a folder of ours, and writable."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Names of everything in an output folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

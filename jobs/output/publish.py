@@ -1,7 +1,5 @@
 """Publish the results of a run, or keep them beside the published ones, and log the run."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

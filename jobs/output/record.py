@@ -1,7 +1,5 @@
 """`run.json`: what a run did, for people, MLflow and the next run."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

@@ -1,7 +1,5 @@
 """What the terminal shows: the closing summary, and the answer to `--dry-run`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 

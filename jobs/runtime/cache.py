@@ -3,8 +3,6 @@
 All but the records, which are copies of what is in OUT, can be made again.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable

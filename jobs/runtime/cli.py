@@ -4,8 +4,6 @@ Later wins: defaults, then each `--config` file in the order given, then `--sect
 pydantic-settings reads both and formats the help; environment variables are no source.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import json

@@ -1,7 +1,5 @@
 """The frame of every command: configuration in, exit code out, one sentence for what went wrong."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """What older releases of Spark and scipy lack. Each function names the last release without it."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any, Final
 

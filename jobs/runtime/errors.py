@@ -1,7 +1,5 @@
 """The errors a user can mend, the exit code each ends with, and how several are collected."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 

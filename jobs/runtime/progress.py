@@ -1,7 +1,5 @@
 """Show a progress bar for one Spark job, fed by what its running tasks report as written."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import uuid

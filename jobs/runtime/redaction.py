@@ -4,8 +4,6 @@ A secret is known by its shape (the user part or the query of a URI), by the nam
 (`password=...`), or by its value, if a variable or setting of a telling name holds it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

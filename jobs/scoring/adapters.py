@@ -1,7 +1,5 @@
 """LoRA adapters, merged into their base model on the driver, once, and kept in the user's cache."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Score the pairs that the store does not hold, and count what was written."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

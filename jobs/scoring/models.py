@@ -1,7 +1,5 @@
 """Resolve a model's name to a checked local folder: executors never read the network."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -4,8 +4,6 @@ The copy is a folder that takes the checkpoint's place: the tokenizer's files, a
 precision, and `parity.json`, which says how far its scores are from torch's.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """What the driver does for a model that is asked over HTTP."""
 
-from __future__ import annotations
-
 import json
 import math
 import uuid

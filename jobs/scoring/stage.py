@@ -1,7 +1,5 @@
 """The scorer of a run: its specification, how executors get its model, and which executors."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import zipfile

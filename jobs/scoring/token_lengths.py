@@ -1,7 +1,5 @@
 """Token lengths of a sample of the input. Loads the tokenizer, but no model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple

@@ -8,8 +8,6 @@
 On a cluster: spark-submit --py-files dist/spark-rerank-0.1.0.zip jobs/store/__main__.py ls ...
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """Read and append the scores of one fingerprint."""
 
-from __future__ import annotations
-
 import json
 import sys
 import uuid

@@ -1,7 +1,5 @@
 """Whether two scorers agree on a few pairs that fit into memory. Pure, on arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Final
 

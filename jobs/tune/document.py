@@ -1,7 +1,5 @@
 """Lay out what was found: tune.json, the recommended file, and the summary for a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

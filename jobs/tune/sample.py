@@ -1,7 +1,5 @@
 """Draw the pairs that settings are measured on: a few candidates each of some queries."""
 
-from __future__ import annotations
-
 import math
 from typing import Final
 

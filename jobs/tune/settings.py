@@ -1,7 +1,5 @@
 """Which settings are tried."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Measure settings for as long as there is time, and pick the one to use. Pure, without Spark."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence

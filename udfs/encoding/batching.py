@@ -1,7 +1,5 @@
 """Which pairs go through the model together: a pure function of their lengths."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """Long documents as windows over their tokens, each a pair with the query."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

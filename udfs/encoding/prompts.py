@@ -1,7 +1,5 @@
 """Pairs of texts to the prompts of a causal language model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final

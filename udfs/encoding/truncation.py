@@ -4,8 +4,6 @@ Each policy takes `query: int[N]` and `doc: int[N]` (token counts without specia
 limit `max_length` and `special` (special tokens of a pair), and returns the counts to keep.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Final
 

@@ -1,7 +1,5 @@
 """What every backend offers, and which one a spec names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol

@@ -1,7 +1,5 @@
 """What computes a score where a model of transformers has no classification head, in float32."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@ result first, and leaves the activation to another pass over memory. torch's com
 without these losses; as it takes a C++ compiler and half a minute, layers are exchanged by hand.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

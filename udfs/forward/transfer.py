@@ -1,7 +1,5 @@
 """To a device and back, without waiting for a GPU: it computes a batch while the next is made."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

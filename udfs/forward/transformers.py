@@ -1,7 +1,5 @@
 """A checkpoint run by torch and transformers."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ attention differs: a GPU has a kernel for rows of any length, a CPU needs a rect
 layer is computed for the first token of each pair only, as nothing else of it reaches the logit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final

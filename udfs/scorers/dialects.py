@@ -1,7 +1,5 @@
 """Remote rerank dialects as data: where requests go, the names of their and their answers' keys."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

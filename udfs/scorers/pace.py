@@ -1,7 +1,5 @@
 """When the next request may start: by the clock, by the server's wish, by the money left."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

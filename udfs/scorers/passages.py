@@ -1,7 +1,5 @@
 """A document's score from those of its windows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

@@ -4,8 +4,6 @@ Nothing is raised for what a server does: a task that ends with an error loses w
 for. Pairs without an answer stay `UNANSWERED`, and `Usage.ended` says why.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import threading

@@ -4,8 +4,6 @@ A page is one file without scripts and without references to the network. What i
 `templates/`; its headline is made in `verdict`, its warnings in `jobs.evaluation.result`.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence

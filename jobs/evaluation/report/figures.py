@@ -1,7 +1,5 @@
 """The plots of both pages: numbers of a document -> SVG. Without numbers nothing is drawn."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence

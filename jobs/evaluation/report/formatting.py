@@ -3,8 +3,6 @@
 Most take None, NaN and values that are not defined, and return a dash for them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime

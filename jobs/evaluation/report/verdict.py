@@ -1,7 +1,5 @@
 """The first screen of a page: one sentence that answers the question, and what supports it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

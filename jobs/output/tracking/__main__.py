@@ -5,8 +5,6 @@ Of a running job:
     --check EXPERIMENT              find out whether runs can be logged to it
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

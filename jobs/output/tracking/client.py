@@ -1,7 +1,5 @@
 """Ask MLflow, about runs from a process of its own with a time limit."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The MLflow run of a training, and its model in the registry."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What is logged of a run, and what is read back. Runs in the process that `client` starts."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
