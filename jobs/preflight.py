@@ -118,6 +118,7 @@ def check_tune(config: Config, watch: Stopwatch) -> Tune:
     can_score = partial(refuse_unscorable, model, config.batching, checkpoint)
     spark = start(errors, config, watch, can_score)
     with watch.part("preflight"):
+        errors.run(refuse_scoring, spark, config.scoring)
         pairs, qrels = read_inputs(errors, spark, config, checkpoint)
     errors.raise_if_any()
     assert checkpoint is not None and pairs is not None  # or it was refused

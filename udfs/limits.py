@@ -19,6 +19,7 @@ from udfs.devices import ask_driver
 _NO_MEMORY: Final = (
     "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory", "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # on a GPU that is full
 )  # fmt: skip
 _T = TypeVar("_T")
 
@@ -80,9 +81,15 @@ def catch_oom(run: Callable[[], _T]) -> _T | None:
     except RuntimeError as error:
         if not any(words in str(error) for words in _NO_MEMORY):
             raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_unused()
     return None
+
+
+def free_unused() -> None:
+    """Give memory of a GPU back that this process has released, for others to use."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

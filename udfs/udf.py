@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, replace
 from functools import cache
-from itertools import tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -88,8 +88,10 @@ def rerank_udf(
     """
 
     def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
+        if (first := next(batches, None)) is None:
+            return  # an empty partition needs no model
         loaded = _load(spec)
-        yield from score_batches(loaded.scorer, batches, spec.window)
+        yield from score_batches(loaded.scorer, chain([first], batches), spec.window)
         if peaks is not None:
             peaks.add(_needed(loaded))
         if usage is not None and spec.remote is not None:
@@ -109,8 +111,11 @@ def rerank_rows(
     """
 
     def score(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        frames = iter(frames)
+        if (first := next(frames, None)) is None:
+            return
         loaded = _load(spec)
-        frames, kept = tee(frames)
+        frames, kept = tee(chain([first], frames))
         texts = ((frame["query"], frame["doc"]) for frame in frames)
         scored = score_batches(loaded.scorer, texts, spec.window)
         for frame, scores in zip(kept, scored, strict=True):
@@ -145,7 +150,9 @@ def task_slot() -> TaskSlot:
     if context is None:
         return TaskSlot()
     given = context.resources().get("gpu")
-    return TaskSlot(context.cpus(), find_gpu(given.addresses[0]) if given else _share_gpu())
+    if given:
+        return TaskSlot(context.cpus(), find_gpu(given.addresses[0]), given=True)
+    return TaskSlot(context.cpus(), _share_gpu())
 
 
 @cache

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from udfs.devices import TaskSlot
+from udfs.limits import free_unused
 from udfs.scorers.base import PairScorer, StubScorer
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
@@ -43,6 +44,7 @@ def get_scorer(
             _loaded = None
             gc.unfreeze()
             gc.collect()
+            free_unused()
         start = time.perf_counter()
         if spec.remote is not None:
             from udfs.scorers.remote import RemoteScorer  # which needs a package of its own

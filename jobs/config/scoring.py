@@ -143,7 +143,7 @@ class ScoringConfig(Section):
     """its cores, shared out to its tasks [cores]"""
     memory: str = "4g"
     """its JVM's heap [bytes, or with k, m, g]"""
-    memory_overhead: str = "8g"
+    memory_overhead: str = "12g"
     """its memory beside the heap: model, torch, CUDA [bytes, or with k, m, g]"""
     discovery_script: str = ""
     """script on the executors that lists their GPUs as Spark wants it [path]"""

@@ -105,9 +105,9 @@ def is_local(master: str) -> bool:
     return master.startswith("local") and not master.startswith("local-cluster")
 
 
-def task_slots(spark: SparkSession) -> int:
-    """Return how many tasks can run at once, as far as the driver knows now."""
-    cores = int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
+def task_slots(spark: SparkSession, cores: int | None = None) -> int:
+    """Return how many tasks of so many cores can run at once, as far as the driver knows now."""
+    cores = cores or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
     return max(1, spark.sparkContext.defaultParallelism // cores)
 
 

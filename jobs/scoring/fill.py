@@ -33,6 +33,7 @@ _PAIRS_PER_GPU_TASK: Final = 65_536
 # Below it, tasks get smaller only to end at about the same time on slots of unlike speed.
 _FEW_PAIRS: Final = 1024
 _ROUNDS: Final = 3
+_WORTH_A_MODEL: Final = 256
 # Of a pair's size, for sorting: what is longer than 16 MB counts as that long.
 _SIZE_BITS: Final = 24
 
@@ -87,15 +88,20 @@ def fill_store(
     if count < validated.counts["input"]:  # else the input's rows are just these keys, each once
         texts = texts.join(missing, on="pair_key", how="left_semi").dropDuplicates(["pair_key"])
     limit_batches(texts)
-    slots = task_slots(spark)
     on_gpu = spec.backend == "torch" and spec.device != "cpu" and tasks_have_gpus(spark, scoring)
+    wanted = spec.remote is None and (on_gpu or scoring.gpus)
+    profile = scoring_profile(spark, scoring) if wanted else None
+    # Executors of `scoring.gpus` start with the stage, as many as its tasks ask for.
+    shared = profile if not scoring.gpus else None
+    slots = task_slots(spark, int(shared.taskResources["cpus"].amount) if shared else None)
     if spec.remote is not None:
         spec, texts = share_out(spec, texts, count, slots)
     else:
         most = _PAIRS_PER_GPU_TASK if on_gpu else _PAIRS_PER_TASK
-        texts = _spread(texts, batching.partitions or slots * _rounds(count / slots, most))
-    wanted = spec.remote is None and (on_gpu or scoring.gpus)
-    profile = scoring_profile(spark, scoring) if wanted else None
+        tasks = slots * _rounds(count / slots, most)
+        if on_gpu:  # or a model is loaded, and a machine started, for a few pairs
+            tasks = min(tasks, math.ceil(count / _WORTH_A_MODEL))
+        texts = _spread(texts, batching.partitions or tasks)
     with progress_bar(spark, count, title="scoring"):
         attempt, memory, spent = _append_scores(texts, spec, profile, store)
     if spent.refused:

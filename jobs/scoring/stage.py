@@ -134,6 +134,10 @@ def refuse_scoring(spark: SparkSession, config: ScoringConfig) -> None:
             f"scoring.gpus={config.gpus} cannot work with spark.master={master}, which has no "
             "executors; leave it out (the model finds a local GPU by itself)"
         )
+    if spark.conf.get("spark.speculation", "false") == "true":
+        raise RefusedError(
+            "spark.speculation=true would score the same pairs on two GPUs; set it to false"
+        )
     if not dynamic:
         raise RefusedError(
             f"scoring.gpus={config.gpus} needs {_DYNAMIC}=true, so that Spark can start executors "

@@ -53,11 +53,14 @@ class SampledLengths:
 def sample_lengths(pairs: InputTable, folder: Path, spec: ScorerSpec) -> SampledLengths | None:
     """Tokenise up to 5,000 pairs, chosen by their keys, so the same ones every time.
 
-    Of a longer text the first 20,000 characters count. None if no row of the input can be scored.
+    Of a longer text the first 20,000 characters are, and its tokens estimated by them. None if no
+    row of the input can be scored.
     """
+    starts = [F.substring(side, 1, _LONGEST) for side in ("query", "doc")]
+    times = [F.greatest(F.length(side) / _LONGEST, F.lit(1.0)) for side in ("query", "doc")]
     rows = (
         pairs.rows.where(F.isnotnull("pair_key"))
-        .select("pair_key", *(F.substring(side, 1, _LONGEST) for side in ("query", "doc")))
+        .select("pair_key", *starts, *times)
         .orderBy("pair_key")
         .limit(_SAMPLE)
         .collect()
@@ -65,5 +68,7 @@ def sample_lengths(pairs: InputTable, folder: Path, spec: ScorerSpec) -> Sampled
     if not rows:
         return None
     encoder = make_encoder(folder, spec)
-    _, queries, docs = zip(*rows, strict=True)
-    return SampledLengths(*encoder.count_tokens(queries, docs), encoder.special, spec.truncation)
+    _, queries, docs, *factors = zip(*rows, strict=True)
+    counted = zip(encoder.count_tokens(queries, docs), factors, strict=True)
+    of_queries, of_docs = ((found * np.array(factor)).astype(np.int64) for found, factor in counted)
+    return SampledLengths(of_queries, of_docs, encoder.special, spec.truncation)

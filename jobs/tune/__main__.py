@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+from pyspark.resource import ResourceProfile
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -26,7 +27,13 @@ from jobs.runtime.command import Command
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.session import task_slots
 from jobs.scoring.onnx_export import export, missing_packages
-from jobs.scoring.stage import make_spec, resolve_precision, ship_model, tasks_have_gpus
+from jobs.scoring.stage import (
+    make_spec,
+    resolve_precision,
+    scoring_profile,
+    ship_model,
+    tasks_have_gpus,
+)
 from jobs.scoring.token_lengths import sample_lengths
 from jobs.tune.document import closing_summary, make_document, recommended_yaml
 from jobs.tune.sample import draw_sample, first_queries
@@ -68,7 +75,8 @@ def main(config: Config) -> int:
     max_lengths = lengths_to_try(config.tune, lengths, checkpoint.positions)
     grid = make_grid(config.tune, config.batching, tried, max_lengths, on_gpu=on_gpu)
     with watch.part("preparing"):
-        trial = partial(measure, spark, ship_models(spark, config, checkpoint, tried))
+        profile = scoring_profile(spark, config.scoring) if on_gpu else None
+        trial = partial(measure, spark, profile, ship_models(spark, config, checkpoint, tried))
         trial(grid[0], first_queries(sample, 1))  # later ones do not wait for torch's import
     with watch.part("measuring"):
         rows, reference_at, measured_on = sweep(config.tune, grid, sample, trial)
@@ -111,13 +119,15 @@ def ship_models(
 
 
 def measure(
-    spark: SparkSession, specs: Mapping[Backend, ScorerSpec], setting: Setting, sample: pd.DataFrame
-) -> Trial:
-    """Run one trial in a process of its own, and print a line on stderr."""
+    spark: SparkSession, profile: ResourceProfile | None, specs: Mapping[Backend, ScorerSpec],
+    setting: Setting, sample: pd.DataFrame,
+) -> Trial:  # fmt: skip
+    """Run one trial in a process of its own, where scoring would, and print a line on stderr."""
     keys = {key: value for key, value in setting._asdict().items() if key != "of_batches"}
     spec = replace(specs[setting.backend], **keys)
     task = run_trial(spec, sample["query"].to_list(), sample["doc"].to_list())
-    trial: Trial = spark.sparkContext.parallelize([0], 1).mapPartitions(task).first()
+    trials = spark.sparkContext.parallelize([0], 1).mapPartitions(task)
+    trial: Trial = (trials.withResources(profile) if profile else trials).first()
     speed = f"{len(sample) / trial.seconds:8.1f} pairs/s" if trial.outcome == OK else ""
     sizes = ("max_length", "max_tokens", "max_pairs")
     values = "  ".join(f"{key} {keys[key]:>6}" for key in sizes)

@@ -12,10 +12,11 @@ from jobs.input.layouts import InputTable, pair_texts, read_input
 from jobs.input.texts import Rendering
 from jobs.scoring.fill import _longest_first
 from jobs.scoring.stage import tasks_have_gpus
+from jobs.scoring.token_lengths import sample_lengths
 from udfs.devices import has_gpu
 from udfs.scorers.base import OK
 from udfs.spec import ScorerSpec
-from udfs.udf import run_trial
+from udfs.udf import rerank_udf, run_trial
 
 
 def pairs_of(spark: SparkSession, rows: list[tuple[object, ...]], folder: Path) -> InputTable:
@@ -55,6 +56,25 @@ def test_texts_that_a_worker_cannot_read_are_left_out_and_keys_are_the_checked_o
     assert set(found) == {"a flea", "", "a dog"}
     checked = {row["doc_id"]: row["pair_key"] for row in pairs.rows.collect()}
     assert checked == {"1": found["a flea"], "2": None, "3": None, "4": None, "5": None}
+
+
+def test_an_empty_partition_loads_no_model(spark: SparkSession) -> None:
+    none = spark.range(4).selectExpr("'q' AS query", "'d' AS doc").where("rand() > 2")
+    scored = none.select(rerank_udf(ScorerSpec("/no/such/model", ""))("query", "doc"))
+    assert scored.collect() == []
+
+
+def test_lengths_of_long_texts_are_estimated_by_their_beginning(
+    spark: SparkSession, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """A dry run with a long max_length once said that texts of 60,000 characters are not cut."""
+    rows = [("q", b"fleas", "1", b"a flea " * 10_000), ("q", b"fleas", "2", b"a flea")]
+    spec = ScorerSpec(str(tiny_bert), "")
+    lengths = sample_lengths(pairs_of(spark, rows, tmp_path), tiny_bert, spec)
+    assert lengths is not None
+    short, long = sorted(lengths.docs)
+    assert abs(long / (short * 10_000) - 1) < 0.01
+    assert lengths.cut_at(8192).share == 0.5
 
 
 def test_a_trial_is_measured_in_a_task(spark: SparkSession, tiny_bert: Path) -> None:

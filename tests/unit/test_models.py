@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -108,3 +109,20 @@ def test_two_registered_models_never_share_a_folder(
     for uri, source in (("models:/a/1", tiny_bert), ("models:/b/1", tiny_xlmr)):
         found = resolve_model(ModelConfig(name=uri, max_length=64), copy)
         assert found.digest == inspect_checkpoint(source).digest
+
+
+def test_a_registered_model_is_told_by_all_of_its_files(tiny_bert: Path) -> None:
+    """Its next version may differ in a prompt alone, which is in no scoring file."""
+    prompts = iter(["one: ", "two: "])
+
+    def download(_uri: str, folder: Path) -> Path:
+        shutil.copytree(tiny_bert, folder / "model")
+        saved = {"default_prompt_name": "q", "prompts": {"q": next(prompts)}}
+        name = "config_sentence_transformers.json"
+        (folder / "model" / name).write_text(json.dumps(saved), encoding="utf-8")
+        return folder / "model"
+
+    config = ModelConfig(name="models:/ranker@champion", max_length=64, query_instruction="")
+    found = [resolve_model(config, download) for _ in range(2)]
+    assert [each.prompt for each in found] == ["one: ", "two: "]
+    assert found[0].digest == found[1].digest and found[0].path != found[1].path

@@ -19,12 +19,12 @@ from transformers import (
 
 from tests.conftest import SENTENCES
 from udfs.checkpoint import digest_of
-from udfs.devices import TaskSlot
+from udfs.devices import DeviceError, TaskSlot
 from udfs.encoding.pairs import EncodedPairs, PairEncoder
-from udfs.forward.base import BatchOutput, ModelError, load_model
+from udfs.forward.base import BatchOutput, LogitModel, ModelError, load_model
 from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY
 from udfs.scorers.cross_encoder import Scorer, check_model
-from udfs.spec import ScorerSpec
+from udfs.spec import Precision, ScorerSpec
 
 QUERIES = [SENTENCES[i % 3] for i in range(25)]
 DOCS = [SENTENCES[i % 8] * (1 + i % 4) for i in range(25)]
@@ -96,6 +96,13 @@ def test_a_pair_that_never_fits_is_marked_and_the_rest_scored(tiny_bert: Path) -
     assert (scores.status[~too_long] == OK).all()
 
 
+def test_memory_that_others_hold_ends_the_task_and_rejects_no_pair(tiny_bert: Path) -> None:
+    """Two workers share a GPU: a pair once lost its score because the other had taken it all."""
+    crowded = scorer(tiny_bert, Lengths(capacity=7), max_tokens=1000)
+    with pytest.raises(DeviceError, match="a pair of 8 tokens: other processes hold it"):
+        crowded.score(QUERIES, DOCS)
+
+
 def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> None:
     """torch has no error class for it: this is the true error of an allocation that is too big."""
 
@@ -118,6 +125,9 @@ def test_a_cpu_without_memory_is_a_device_without_memory(tiny_bert: Path) -> Non
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
         RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+        ),
         MemoryError(),
     ],
 )
@@ -187,6 +197,23 @@ def test_rows_lost_in_half_precision_are_scored_again_in_float32(tiny_bert: Path
     assert scorer.rescored == lost.mean() > 0
     assert (mixed.status == OK).all()
     np.testing.assert_allclose(mixed.logit[lost], real.logit[lost], atol=1e-4)
+
+
+def test_float32_without_memory_is_tried_once(tiny_bert: Path) -> None:
+    """Each window with a row to rescue once read all weights again, to fail again."""
+    given, loaded = spec(tiny_bert, precision="fp16"), []
+
+    def load(precision: Precision) -> LogitModel:
+        loaded.append(precision)
+        if precision == "fp32":
+            raise MemoryError
+        return Lengths(broken=frozenset({64}))
+
+    scorer = Scorer(PairEncoder(tiny_bert, given), load, given)
+    for _ in range(2):
+        scores = scorer.score(QUERIES, DOCS)
+        assert (scores.status[scores.n_tokens == 64] == NONFINITE).all()
+    assert loaded == ["fp16", "fp32"]
 
 
 def test_device_time_is_shared_out_by_tokens(tiny_bert: Path) -> None:

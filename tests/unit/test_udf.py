@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from tests.unit.test_scorer import Lengths
 from udfs.encoding.pairs import Ids, PairEncoder
 from udfs.scorers.cross_encoder import Scorer
 from udfs.spec import ScorerSpec
-from udfs.udf import model_folder, score_batches
+from udfs.udf import model_folder, rerank_rows, score_batches
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -50,6 +51,11 @@ def test_a_query_of_a_hundred_candidates_is_tokenised_once_per_window(
     assert all(seen[doc] == 1 for doc in docs)
     expected = encoder.encode(queries.tolist(), docs.tolist()).lengths
     np.testing.assert_array_equal(pd.concat(frames)["logit"].to_numpy(np.float32), expected)
+
+
+def test_an_empty_partition_loads_no_model() -> None:
+    peaks: Any = None
+    assert list(rerank_rows(ScorerSpec("/no/such/model", ""), peaks)(iter([]))) == []
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -37,6 +37,18 @@ def test_unpadded_and_padded_agree(tiny_model: Path, lengths: list[int]) -> None
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_text_that_spells_the_padding_token_is_scored_as_in_transformers(
+    tiny_model: Path,
+) -> None:
+    """RoBERTa and those after it do not count that token's position."""
+    padded = AutoModelForSequenceClassification.from_pretrained(tiny_model, dtype=torch.float32)
+    pairs = pairs_of([30, 5, 12], padded.config.pad_token_id, typed=False)
+    pairs.ids[[3, 4, 17, 29, 30, 40]] = pairs.pad_id
+    expected = PaddedModel(padded.eval(), CPU).forward(pairs).logits
+    found = unpadded.UnpaddedModel(padded).forward(pairs).logits
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def attention_of_a_gpu(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of_q: torch.Tensor, of_k: torch.Tensor,
     longest_q: int, longest_k: int,
@@ -107,3 +119,5 @@ def test_a_gpu_computes_what_its_attention_takes(
     config = AutoConfig.for_model("bert", **{**TINY, "num_attention_heads": heads}, vocab_size=60)
     model = AutoModelForSequenceClassification.from_config(config).to(dtype)
     assert unpadded.supports(model, torch.device("cuda")) is known
+    monkeypatch.setattr(unpadded, "find_spec", lambda _name: None)  # torch 2.9
+    assert not unpadded.supports(model, torch.device("cuda"))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from udfs import worker
@@ -48,6 +49,17 @@ def test_a_model_is_loaded_once_and_released_for_another() -> None:
     assert released() is None
     worker.get_scorer(PATH, first, SLOT, load=load)
     assert calls == [first, second, first]
+
+
+def test_what_is_released_is_free_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a model on the GPU before stayed with the process."""
+    calls: list[object] = []
+    load = loader(calls, lambda _path, _spec, slot: slot.gpu)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("free"))
+    for gpu in ("0", "1"):
+        worker.get_scorer(PATH, ScorerSpec("/m", "1"), TaskSlot(1, gpu), load=load)
+    assert calls == ["0", "free", "1"]
 
 
 def test_a_task_on_another_gpu_gets_the_model_there() -> None:

@@ -7,6 +7,7 @@ layer is computed for the first token of each pair only, as nothing else of it r
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +35,8 @@ _ROWS: Final = 64  # tokens
 def supports(model: Any, device: torch.device) -> bool:
     """Return whether `UnpaddedModel` can compute a model of transformers there.
 
-    On a GPU in half precision only, from Ampere on, heads of whole eights: as its kernel has it.
+    On a GPU in half precision only, from Ampere on, heads of whole eights: as its kernel has it,
+    which is in torch from 2.10 on.
     """
     config: Any = getattr(model, "config", None)
     if type(model).__name__ not in _ARCHITECTURES or getattr(config, "is_decoder", False):
@@ -45,7 +47,9 @@ def supports(model: Any, device: torch.device) -> bool:
         return False
     if device.type == "cpu":
         return True
-    recent = not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.version.hip or find_spec("torch.nn.attention.varlen") is None:
+        return False
+    recent = torch.cuda.get_device_capability(device) >= (8, 0)
     even = config.hidden_size // config.num_attention_heads % 8 == 0
     return recent and even and model.base_model.dtype != torch.float32
 
@@ -106,8 +110,7 @@ class UnpaddedModel:
         self._pooler = getattr(base, "pooler", None) or torch.nn.Identity()
         self._classifier: Any = model.classifier
         self._heads = int(config.num_attention_heads)
-        # RoBERTa and those after it count positions from behind the padding token's.
-        self._first = 0 if config.model_type == "bert" else int(config.pad_token_id) + 1
+        self._pad: int | None = None if config.model_type == "bert" else int(config.pad_token_id)
         self._device: torch.device = self._embeddings.word_embeddings.weight.device
         self._ragged = ragged
         self._add_and_normalise: Callable[..., torch.Tensor] = lambda x, y, norm: norm(x + y)
@@ -122,12 +125,13 @@ class UnpaddedModel:
         bounds = np.concatenate([[0], lengths.cumsum()])
         pair = np.repeat(np.arange(len(lengths)), lengths)[tokens]
         columns = tokens - bounds[pair]
+        positions = columns if self._pad is None else _behind_padding(batch, self._pad)[tokens]
         attend: _Rectangle | _Ragged = (
             _Ragged(self._send(bounds), int(lengths.max()))
             if self._ragged
             else _Rectangle(lengths, pair, columns)
         )
-        rows = self._embed(batch, tokens, columns)
+        rows = self._embed(batch, tokens, positions)
         for layer in self._layers[:-1]:
             rows = self._layer(layer, rows, attend)
         first = self._layer(self._layers[-1], rows, attend, self._send(bounds[:-1]))
@@ -138,13 +142,13 @@ class UnpaddedModel:
     def _send(self, array: NDArray[Any]) -> torch.Tensor:
         return send(array.astype(np.int32, copy=False), self._device)
 
-    def _embed(self, batch: EncodedPairs, tokens: Counts, columns: Counts) -> torch.Tensor:
+    def _embed(self, batch: EncodedPairs, tokens: Counts, positions: Counts) -> torch.Tensor:
         """[S, H]"""
         table = self._embeddings
         types = np.zeros(1, np.int32) if batch.types is None else batch.types[tokens]
         rows = table.word_embeddings(self._send(batch.ids[tokens]))
         rows = rows + table.token_type_embeddings(self._send(types))
-        rows = rows + table.position_embeddings(self._send(columns + self._first))
+        rows = rows + table.position_embeddings(self._send(positions))
         embedded: torch.Tensor = table.LayerNorm(rows)
         return embedded
 
@@ -184,6 +188,18 @@ class UnpaddedModel:
             row = torch.zeros_like(norm.weight)[None]
             add_and_normalise(row, row, norm)
             self._add_and_normalise = add_and_normalise
+
+
+def _behind_padding(batch: EncodedPairs, pad: int) -> Counts:
+    """Positions int64[S] as RoBERTa and those after it count them: from behind the padding token's.
+
+    That token itself, which a text may spell out, has its own number and is not counted.
+    """
+    real = batch.ids != pad
+    counted = np.cumsum(real)
+    starts = batch.lengths.cumsum() - batch.lengths
+    before = np.repeat(counted[starts] - real[starts], batch.lengths)
+    return np.where(real, counted - before, 0) + pad
 
 
 def _project(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from udfs.forward.base import BatchOutput, LogitModel, ModelError, load_model
 from udfs.limits import catch_oom, limited
 from udfs.scorers.base import NONFINITE, OK, OUT_OF_MEMORY, Scores, new_scores
 from udfs.spec import Precision, ScorerSpec
+
+_FEW_TOKENS: Final = 8
 
 
 class _Batch(NamedTuple):
@@ -86,11 +89,11 @@ class Scorer:
         #: Batches that did not fit into memory and were halved.
         self.halvings = 0
         self.encoder = encoder
-        self._load = load
         self._spec = spec
         self._scored = self._rescored = 0
         self._model = load(spec.precision)
-        self._in_float32: LogitModel | None = None
+        # None, for good, if there is no memory for it, too.
+        self._in_float32 = cache(lambda: catch_oom(lambda: load("fp32")))
 
     @classmethod
     def load(cls, path: Path, spec: ScorerSpec, slot: devices.TaskSlot) -> Scorer:
@@ -111,16 +114,22 @@ class Scorer:
         return self.encoder.encode(queries, docs)
 
     def score_encoded(self, pairs: EncodedPairs) -> Scores:
-        """Score N encoded pairs, batch by batch, longest first."""
+        """Score N encoded pairs, batch by batch, longest first.
+
+        Raises:
+            DeviceError: if the device has no memory left for a pair of a few tokens either: others
+                hold it, and the task is for another time or place.
+        """
         scores = new_scores(len(pairs.lengths))
         scores.n_tokens = pairs.lengths
         scores.truncated = pairs.truncated
         self._score_rows(self._model, pairs, np.arange(len(scores)), scores)
+        if (scores.status == OUT_OF_MEMORY).any():
+            self._refuse_full_device(pairs)
         lost = _nonfinite(scores)
-        if lost.size and self._in_float32 is None and self._spec.precision != "fp32":
-            self._in_float32 = catch_oom(lambda: self._load("fp32"))  # None: it does not fit, too
-        if lost.size and self._in_float32 is not None:
-            self._score_rows(self._in_float32, pairs, lost, scores)
+        in_float32 = self._in_float32() if lost.size and self._spec.precision != "fp32" else None
+        if in_float32 is not None:
+            self._score_rows(in_float32, pairs, lost, scores)
             self._rescored += lost.size
             lost = _nonfinite(scores)
         self._scored += len(scores)
@@ -132,6 +141,19 @@ class Scorer:
     def rescored(self) -> float:
         """Share of all pairs so far that were scored again in float32."""
         return self._rescored / max(self._scored, 1)
+
+    def _refuse_full_device(self, pairs: EncodedPairs) -> None:
+        shortest = pairs.take([int(pairs.lengths.argmin())])
+        few = slice(0, _FEW_TOKENS)
+        types = None if shortest.types is None else shortest.types[few]
+        ids, length = shortest.ids[few], np.minimum(shortest.lengths, _FEW_TOKENS)
+        few_tokens = replace(shortest, ids=ids, types=types, lengths=length)
+        if self._forward(self._model, few_tokens) is None:
+            raise devices.DeviceError(
+                f"no memory is left for a pair of {length[0]} tokens: other processes hold it; "
+                "give the device to fewer tasks (spark.task.resource.gpu.amount=1), or lower "
+                "batching.max_tokens"
+            )
 
     def _score_rows(
         self, model: LogitModel, pairs: EncodedPairs, rows: NDArray[np.intp], scores: Scores
