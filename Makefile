@@ -52,7 +52,7 @@ lint: $(VENV)/.test ## formatting, style, types
 matrix: setup ## the job on other releases of Spark (tests/platforms); ARGS='-e spark35'
 	rm -rf build/matrix
 	@$(WITH_JAVA) $(PY) -m tests.platforms.run build/matrix
-	@$(WITH_JAVA) $(PY) -m tox run $(ARGS)
+	@$(WITH_JAVA) $(PY) -m tox run-parallel -p 2 --parallel-no-spinner $(ARGS)
 
 bench: setup ## measure the throughput; ARGS='--model.name DIR --input.path IN'
 	@$(WITH_JAVA) $(PY) -m tests.benchmark $(ARGS)
