@@ -39,7 +39,6 @@ class TaskSlot:
 
     cpus: int = field(default_factory=usable_cores)  # one thread each
     gpu: str | None = None  # of `gpus`, see `find_gpu`
-    given: bool = False  # whether it was Spark that gave the task this GPU
 
 
 @cache
@@ -97,18 +96,14 @@ def choose(wanted: Device, slot: TaskSlot) -> torch.device:
     """Return the torch device of a task: the GPU Spark gave it, else the first one, else the CPU.
 
     Raises:
-        DeviceError: if CUDA was asked for by name, or Spark gave the task a GPU, and it cannot be
-            used; or if the GPU is none that this process, or this build of torch, can use.
+        DeviceError: if CUDA was asked for by name and cannot be used, or if the GPU is none that
+            this process, or this build of torch, can use.
     """
     import torch
 
     if wanted == "cpu" or not torch.cuda.is_available():
         if wanted == "cuda":
             raise DeviceError(f"model.device=cuda, but {_why_no_cuda()}; or set it to auto")
-        if wanted == "auto" and slot.given:
-            raise DeviceError(
-                f"Spark gave this task a GPU, but {_why_no_cuda()}; or set model.device=cpu"
-            )
         return torch.device("cpu")
     visible = os.environ.get(_VISIBLE, "").split(",")
     index = 0 if slot.gpu is None else [*visible, slot.gpu].index(slot.gpu)

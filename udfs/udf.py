@@ -150,9 +150,7 @@ def task_slot() -> TaskSlot:
     if context is None:
         return TaskSlot()
     given = context.resources().get("gpu")
-    if given:
-        return TaskSlot(context.cpus(), find_gpu(given.addresses[0]), given=True)
-    return TaskSlot(context.cpus(), _share_gpu())
+    return TaskSlot(context.cpus(), find_gpu(given.addresses[0]) if given else _share_gpu())
 
 
 @cache
