@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -109,13 +109,15 @@ def inspect_checkpoint(
     )  # fmt: skip
 
 
-def digest_of(path: Path, known: Mapping[Path, bytes] | None = None) -> str:
+def digest_of(
+    path: Path, known: Mapping[Path, bytes] | None = None, files: Iterable[Path] | None = None
+) -> str:
     """Return the SHA-256 [64 hex digits] over the names and contents of the scoring files.
 
-    Files whose own SHA-256 is known are not read again.
+    Files whose own SHA-256 is known are not read again. `files`: others of the folder instead.
     """
     digest = hashlib.sha256()
-    for file in scoring_files(path):
+    for file in scoring_files(path) if files is None else files:
         digest.update(file.relative_to(path).as_posix().encode() + b"\0")
         if known and file in known:
             digest.update(known[file])

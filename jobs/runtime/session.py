@@ -48,6 +48,7 @@ _QUIET: Final = {
 # How often a task is started in all, as on a cluster (spark.task.maxFailures); `local[n]` gives up
 # a whole run for one worker that died.
 _LOCAL_ATTEMPTS: Final = 4
+SPECULATES: Final = "spark.speculation=true would score the same pairs on two GPUs; set it to false"
 _LOCAL_MASTER: Final = re.compile(r"local(\[(?P<slots>\*|\d+)(, *\d+)?\])?")
 _FULL: Final = 2**20  # bytes free, below which a disk is full
 # Under local[*] there is no executor to hold a GPU: with these set, no task ever starts.
@@ -150,9 +151,7 @@ def _refuse_settings(settings: Mapping[str, str]) -> None:
             "no task would ever start. Remove them (the model finds a local GPU by itself)"
         )
     if gpu and settings.get("spark.speculation", "false") == "true":
-        findings.append(
-            "spark.speculation=true would score the same pairs on two GPUs; set it to false"
-        )
+        findings.append(SPECULATES)
     if "spark.executor.pyspark.memory" in settings:
         findings.append(
             "spark.executor.pyspark.memory limits virtual memory, which CUDA and torch reserve far "

@@ -1,6 +1,5 @@
 """Resolve a model's name to a checked local folder: executors never read the network."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -26,7 +25,7 @@ from jobs.scoring.prompts import (
     split_lead,
     with_instruction,
 )
-from udfs.checkpoint import Checkpoint, CheckpointError, inspect_checkpoint
+from udfs.checkpoint import Checkpoint, CheckpointError, digest_of, inspect_checkpoint
 from udfs.spec import Prompt
 
 EMBEDDED: Final = "embedded"
@@ -158,25 +157,18 @@ def _base_model(name: str, revision: str | None) -> Path:
 
 
 def _from_registry(uri: str, download: Callable[[str, Path], Path]) -> Path:
-    """Fetch into a new folder, then keep it under the digest of its content.
+    """Fetch into a new folder, then keep it under the digest of all of its files.
 
-    The same URI may mean another model tomorrow (`models:/NAME@champion`).
+    Prompts and chat templates are no scoring files, but count. The same URI may mean another model
+    tomorrow (`models:/NAME@champion`).
     """
     root = cache() / "registry"
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as fresh:
         folder = _assembled(download(uri, Path(fresh)))
-        return cached_folder(root / _digest_of_all(folder), partial(shutil.copytree, folder))
-
-
-def _digest_of_all(folder: Path) -> str:
-    """Return a digest of every file: prompts and chat templates are no scoring files, but count."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        digest = digest_of(folder, files=files)
+        return cached_folder(root / digest, partial(shutil.copytree, folder))
 
 
 def _from_hub(name: str, revision: str | None, with_code: bool) -> Path:

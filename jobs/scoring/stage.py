@@ -18,7 +18,7 @@ from jobs.config import BatchingConfig, ModelConfig, ScoringConfig
 from jobs.runtime.cache import cache
 from jobs.runtime.compat import has_profiles
 from jobs.runtime.errors import RefusedError
-from jobs.runtime.session import is_local
+from jobs.runtime.session import SPECULATES, is_local
 from jobs.scoring.models import EMBEDDED
 from udfs import devices
 from udfs.checkpoint import Checkpoint, scoring_files
@@ -135,9 +135,7 @@ def refuse_scoring(spark: SparkSession, config: ScoringConfig) -> None:
             "executors; leave it out (the model finds a local GPU by itself)"
         )
     if spark.conf.get("spark.speculation", "false") == "true":
-        raise RefusedError(
-            "spark.speculation=true would score the same pairs on two GPUs; set it to false"
-        )
+        raise RefusedError(SPECULATES)
     if not dynamic:
         raise RefusedError(
             f"scoring.gpus={config.gpus} needs {_DYNAMIC}=true, so that Spark can start executors "
