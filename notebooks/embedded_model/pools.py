@@ -100,5 +100,5 @@ class Bm25:
 
     def scores(self, query: str) -> np.ndarray:
         """Score every passage: float32[passages]."""
-        columns = [self.index[term] for term in set(terms(query)) if term in self.index]
+        columns = [self.index[term] for term in sorted(set(terms(query))) if term in self.index]
         return np.asarray(self.matrix[:, columns].sum(axis=1), dtype=np.float32).ravel()

@@ -21,7 +21,7 @@ def read_medquad(data: Path) -> Pool:
     frame, pool = pd.read_parquet(data / "train2/medquad.parquet"), Pool("medquad")
     for focus, rows in frame.groupby("focus"):
         added = pool.add(str(focus), (text[:_MOST] for text in rows["answer"]))
-        for question, kind in set(zip(rows["question"], rows["type"], strict=True)):
+        for question, kind in dict.fromkeys(zip(rows["question"], rows["type"], strict=True)):
             good = tuple(i for i, q in zip(added, rows["question"], strict=True) if q == question)
             other = tuple(i for i, k in zip(added, rows["type"], strict=True) if k != kind)
             text = re.sub(r"\(are\) |\s+(?=\?)", "", question)
@@ -33,6 +33,7 @@ def read_medquad(data: Path) -> Pool:
 def read_selqa(data: Path) -> Pool:
     """Questions over all sentences of a section of Wikipedia."""
     frame, pool = pd.read_parquet(data / "train2/selqa.parquet"), Pool("selqa")
+    frame = frame[frame["sentence"].str.strip() != ""]
     for question, rows in frame.groupby("question"):
         document = rows["sentence"].iloc[0]
         added = pool.add(document, rows["sentence"])
