@@ -91,9 +91,7 @@ def inspect_checkpoint(
     head = find_head(path, config, shapes, kind, label, errors)
     positions = _positions(config, errors)
     if not trust_remote_code:
-        _refuse_code("config.json", config, errors)
-        settings = _read_json(path / "tokenizer_config.json", errors)
-        _refuse_code("tokenizer_config.json", settings, errors)
+        errors += code_in(path)
     if not any(_matching(path, _VOCABULARIES)):
         errors.append(f"{path} has no tokenizer files; save the tokenizer beside the model")
     try:
@@ -107,6 +105,14 @@ def inspect_checkpoint(
         prompt=_default_prompt(saved), kind=head.kind, label=head.label,
         activation=_activation(config, saved),
     )  # fmt: skip
+
+
+def code_in(path: Path) -> list[str]:
+    """Return what speaks against loading a folder: files that ask transformers to run code."""
+    errors: list[str] = []
+    for name in ("config.json", "tokenizer_config.json"):
+        _refuse_code(name, _read_json(path / name, []), errors)
+    return errors
 
 
 def digest_of(

@@ -10,6 +10,7 @@ Kind = Literal["classifier", "modular", "llm"]
 
 _CLASSIFIER: Final = "ForSequenceClassification"
 _CAUSAL: Final = "ForCausalLM"
+_ENCODER: Final = ("Model", "ForMaskedLM", "ForPreTraining")
 _LOGIT_SCORE: Final = "LogitScore"
 #: Modules of sentence-transformers that can stand between a transformer and its scores.
 HEADS: Final = ("Pooling", "Dense", "LayerNorm")
@@ -63,6 +64,20 @@ def modules_behind(path: Path) -> list[Module]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return []
     return [module for module in found if module.name != "Transformer"]
+
+
+def is_encoder(path: Path) -> bool:
+    """Tell whether a folder holds an encoder without a head that scores pairs."""
+    try:
+        config, saved = (
+            json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            for file in map(path.joinpath, ("config.json", "config_sentence_transformers.json"))
+        )
+        return (
+            architecture_of(config).endswith(_ENCODER) and saved.get("model_type") != "CrossEncoder"
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def find_head(

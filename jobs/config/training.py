@@ -26,6 +26,9 @@ class DistillConfig(Section):
     (`train`, else held out) [local path]"""
     layers: list[NonNegativeInt] = []
     """layers of the model that are kept, from 0, may be repeated (none: all)"""
+    vocabulary: Literal["whole", "seen"] = "whole"
+    """pieces of the model's vocabulary that are kept: all, or those that the lists need (of Unigram
+    and WordPiece), which makes a multilingual model much smaller"""
     losses: dict[Loss, NonNegativeFloat] = {"listwise_kl": 1.0}
     """weights of the losses, LOSS=WEIGHT, may be repeated: listwise_kl and margin_mse follow the
     scores; contrastive, pointwise and lambda the labels (relevant above 0)"""

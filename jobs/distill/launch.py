@@ -31,19 +31,15 @@ def prepare(config: Config) -> TorchDistributor | None:
             f"distill.processes={count}; change one"
         )
     if not options.cluster:
-        if 0 < (gpus := torch.cuda.device_count()) < count:
+        if config.model.device != "cpu" and 0 < (gpus := torch.cuda.device_count()) < count:
             raise RefusedError(
                 f"distill.processes={count} is more than the {gpus} GPUs of this machine; lower "
                 "it, or set distill.cluster"
             )
         return None
-    here = resolve_uri(config.mlflow.tracking_uri).startswith(("sqlite:", "file:", "/", "."))
-    if config.mlflow.enabled and here and not is_local(config.spark.master):
-        raise RefusedError(
-            "mlflow.tracking_uri is on this machine, and distill.cluster trains on others; name a "
-            "server, or set mlflow.enabled=false"
-        )
+    _refuse_local_server(config, config.spark.master)
     spark = open_session(config.spark)
+    _refuse_local_server(config, str(spark.sparkContext.master))  # as spark-submit has set it
     share = spark.conf.get(_GPUS_OF_A_TASK, None) or "0"
     if float(share) % 1:
         raise RefusedError(
@@ -52,10 +48,20 @@ def prepare(config: Config) -> TorchDistributor | None:
     return TorchDistributor(count, local_mode=False, use_gpu=float(share) > 0)
 
 
+def _refuse_local_server(config: Config, master: str) -> None:
+    here = resolve_uri(config.mlflow.tracking_uri).startswith(("sqlite:", "file:", "/", "."))
+    if config.mlflow.enabled and here and not is_local(master):
+        raise RefusedError(
+            "mlflow.tracking_uri is on this machine, and distill.cluster trains on others; name a "
+            "server, or set mlflow.enabled=false"
+        )
+
+
 def launch(work: Training, config: Config, tasks: TorchDistributor | None, run_id: str) -> Curve:
     """Train in the processes asked for; the first one saves the model, and logs to the run."""
     count = config.distill.processes
-    if count == 1 and tasks is None:
+    # transformers would share the batches of a single process among all GPUs, and enlarge them.
+    if count == 1 and tasks is None and torch.cuda.device_count() < 2:
         return training.run(work)
     if run_id:
         work = replace(work, server=resolve_uri(config.mlflow.tracking_uri), run_id=run_id)

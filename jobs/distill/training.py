@@ -17,20 +17,21 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from safetensors.torch import save_file
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.cross_encoder import (
     CrossEncoder,
     CrossEncoderTrainer,
     CrossEncoderTrainingArguments,
 )
-from transformers import AutoConfig, EarlyStoppingCallback
+from transformers import EarlyStoppingCallback
 
 from jobs.distill.evaluator import METRIC, ListEvaluator
+from jobs.distill.folders import save
 from jobs.distill.losses import MixedLoss
 from udfs.checkpoint import digest_of
 
 _BUCKETS: Final = 40  # batches that are sorted by length together
+_FREE: Final = ("report_to", "workers")  # settings that may change when a training goes on
 Curve = list[dict[str, float]]  # step and nDCG@10 of the held-out lists
 
 
@@ -54,6 +55,8 @@ class Settings:
     patience: int = 0  # evaluations without progress until it ends; 0: never
     workers: int = 0  # processes that tokenise
     seed: int = 7
+    weights: str = "fp32"  # see `save`
+    cpu: bool = False  # also where there is a GPU
     report_to: tuple[str, ...] = ()
 
 
@@ -65,7 +68,6 @@ class Training:
     lists: str  # Parquet
     out: Path  # gets `checkpoints` and `model`
     settings: Settings
-    weights: str  # see `save`
     server: str = ""  # MLflow's, if another process has opened the run
     run_id: str = ""
 
@@ -77,11 +79,24 @@ def run(work: Training) -> Curve:
             raise FileNotFoundError(f"{place} is not on this machine; use a shared file system")
     if work.run_id:
         os.environ.update(MLFLOW_TRACKING_URI=work.server, MLFLOW_RUN_ID=work.run_id)
+    # Early stopping leaves no other sign that there is nothing to go on with.
+    done = work.out / "checkpoints" / "curve.json"
+    if done.exists() and (work.out / "model").exists():
+        ended: Curve = json.loads(done.read_text())
+        return ended
     lists = pd.read_parquet(work.lists)
     student, curve = train(work.start, lists, work.out / "checkpoints", work.settings)
     if os.environ.get("RANK", "0") == "0":
-        save(student, work.out / "model", work.weights)
+        save(student, work.out / "model", work.settings.weights)
+        _write(done, curve)
     return curve
+
+
+def _write(path: Path, content: object) -> None:
+    """Write JSON, whole or not at all."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(json.dumps(content))
+    beside.replace(path)
 
 
 def make_dataset(lists: pd.DataFrame) -> Dataset:
@@ -165,12 +180,15 @@ def train(
         OtherRunError: if `work` has checkpoints of other settings.
     """
     checkpoint = last_checkpoint(start, work, settings, lists)
+    is_train = lists["split"] == "train"
+    steps = math.ceil(is_train.sum() / settings.lists * settings.epochs)
+    if checkpoint and (state := _final_state(Path(checkpoint), steps, settings.patience)):
+        best = CrossEncoder(state["best_model_checkpoint"], model_kwargs={"dtype": torch.float32})
+        return best, _curve(state["log_history"])
     model = CrossEncoder(str(start), model_kwargs={"dtype": torch.float32})
     adapt(model.model)
-    is_train = lists["split"] == "train"
     dataset = make_dataset(lists[is_train])
     collator: Any = ListCollator(model.tokenizer, settings.max_length)
-    steps = math.ceil(len(dataset) / settings.lists * settings.epochs)
     trainer = CrossEncoderTrainer(
         model=model, args=_arguments(work, settings, steps), train_dataset=dataset,
         evaluator=ListEvaluator(lists[~is_train], settings.max_length),
@@ -179,25 +197,31 @@ def train(
         callbacks=[EarlyStoppingCallback(settings.patience)] if settings.patience else None,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
-    history = [row for row in trainer.state.log_history if f"eval_{METRIC}" in row]
-    return model, [{"step": row["step"], METRIC: row[f"eval_{METRIC}"]} for row in history]
+    return model, _curve(trainer.state.log_history)
+
+
+def _curve(history: Sequence[Mapping[str, Any]]) -> Curve:
+    rows = [row for row in history if f"eval_{METRIC}" in row]
+    return [{"step": row["step"], METRIC: row[f"eval_{METRIC}"]} for row in rows]
 
 
 def _arguments(work: Path, settings: Settings, steps: int) -> CrossEncoderTrainingArguments:
     every = max(1, steps // settings.evaluations)
+    with_gpu = torch.cuda.is_available() and not settings.cpu
     return CrossEncoderTrainingArguments(
         output_dir=str(work), max_steps=steps,
         per_device_train_batch_size=settings.lists // settings.processes,
         learning_rate=settings.rate, warmup_steps=max(1, steps // 15), lr_scheduler_type="cosine",
-        weight_decay=settings.weight_decay, bf16=torch.cuda.is_available(),
+        weight_decay=settings.weight_decay, bf16=with_gpu,
         # Or processes on CPUs do not find each other.
-        use_cpu=settings.processes > 1 and not torch.cuda.is_available(),
+        use_cpu=settings.cpu or (settings.processes > 1 and not with_gpu),
         batch_sampler=LengthSampler, dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
+        dataloader_pin_memory=with_gpu, remove_unused_columns=False,
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every,
         save_total_limit=2, load_best_model_at_end=True, metric_for_best_model=f"eval_{METRIC}",
         greater_is_better=True, logging_steps=max(1, steps // 50), logging_nan_inf_filter=False,
         seed=settings.seed, report_to=list(settings.report_to) or "none", disable_tqdm=True,
+        restore_callback_states_from_checkpoint=True,  # the count of early stopping
     )  # fmt: skip
 
 
@@ -206,52 +230,35 @@ def last_checkpoint(start: Path, work: Path, settings: Settings, lists: pd.DataF
     note, content = work / "settings.json", hashlib.sha256(lists.to_json().encode()).hexdigest()
     made_of = {"model": digest_of(start), "lists": content}
     ours = json.loads(json.dumps({**asdict(settings), **made_of}))
-    if note.exists() and json.loads(note.read_text()) != ours:
-        raise OtherRunError(
-            "has checkpoints of another model, other settings or lists; choose another folder"
-        )
+    for name in _FREE:
+        del ours[name]
     if not note.exists():  # or another process may be reading it
         work.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(ours))
-    # The state is written last; a folder without it is what a killed run has left.
-    done = [state.parent for state in work.glob("checkpoint-*/trainer_state.json")]
+        _write(note, ours)
+    theirs = json.loads(note.read_text())
+    if others := [name for name in ours if theirs.get(name) != ours[name]]:
+        raise OtherRunError(
+            f"has checkpoints of a training with other {', '.join(others)}; choose another folder, "
+            "or set output.overwrite"
+        )
+    done = [state.parent for state in work.glob("checkpoint-*/trainer_state.json") if _ended(state)]
     return str(max(done, key=lambda path: int(path.name.split("-")[1]))) if done else None
 
 
-def count_layers(folder: Path) -> int:
-    """Return how many layers a model has."""
-    return int(AutoConfig.from_pretrained(folder).num_hidden_layers)
+def _final_state(checkpoint: Path, steps: int, patience: int) -> dict[str, Any] | None:
+    """Return the state of a training that has ended there, though its process died, else None.
 
-
-def shorten(folder: Path, layers: Sequence[int], out: Path) -> Path:
-    """Write a copy of a model with some of its layers to OUT/start; return the folder."""
-    encoder = CrossEncoder(str(folder), model_kwargs={"dtype": torch.float32})
-    body = encoder.model.base_model
-    body.encoder.layer = torch.nn.ModuleList(body.encoder.layer[at] for at in layers)
-    encoder.model.config.num_hidden_layers = len(layers)
-    save(encoder, out / "start", "fp32")
-    return out / "start"
-
-
-def save(encoder: CrossEncoder, folder: Path, weights: str) -> None:
-    """Write model and tokenizer; matrices of the layers and embeddings as `weights` says.
-
-    transformers turns each into the precision that is asked for as it loads. Vectors, and for
-    float8 the head, stay as they are.
+    CrossEncoderTrainer would go on from it.
     """
-    model: Any = encoder.model
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder.tokenizer.save_pretrained(folder)
-    model.config.dtype = "float32"
-    model.save_pretrained(folder)
-    to = {"fp32": torch.float32, "fp16": torch.float16, "float8": torch.float8_e4m3fn}[weights]
-    tensors = {}
-    for name, value in model.state_dict().items():
-        is_large = value.dim() == 2 and any(part in name for part in ("encoder.", "word_emb"))
-        dtype = (
-            to if is_large else torch.float16 if weights != "fp32" and value.dim() == 2 else None
-        )
-        tensors[name] = value.to("cpu", dtype).contiguous() if dtype else value.cpu().contiguous()
-        if not torch.isfinite(tensors[name].float()).all():
-            raise ValueError(f"{name} does not fit into {weights}; choose another")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+    stopping = state["stateful_callbacks"].get("EarlyStoppingCallback", {"attributes": {}})
+    without = stopping["attributes"].get("early_stopping_patience_counter", 0)
+    return state if state["global_step"] >= steps or 0 < patience <= without else None
+
+
+def _ended(state: Path) -> bool:
+    """Whether a checkpoint is complete: its state is written last."""
+    try:
+        return bool(json.loads(state.read_text()))
+    except ValueError:  # of a run that was killed
+        return False

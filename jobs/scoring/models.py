@@ -45,16 +45,7 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
     Raises:
         RefusedError: with every reason why it cannot be used.
     """
-    name = str(config.name)
-    if name == EMBEDDED:
-        folder = embedded_model()
-    elif name.startswith(REGISTRY):
-        folder = _from_registry(name, download)
-    elif Path(name).expanduser().exists() or name.startswith(("/", ".", "~")):
-        folder = Path(name).expanduser().resolve()
-    else:
-        folder = _from_hub(name, config.revision, config.trust_remote_code)
-    folder = merge_adapter(folder, _base_model)
+    name, folder = str(config.name), find_model(config, download)
     try:
         checkpoint = inspect_checkpoint(folder, kind=config.kind, label=config.label,
                                         trust_remote_code=config.trust_remote_code)  # fmt: skip
@@ -87,6 +78,20 @@ def resolve_model(config: ModelConfig, download: Callable[[str, Path], Path]) ->
     if not errors:
         return checkpoint
     raise RefusedError(errors)
+
+
+def find_model(config: ModelConfig, download: Callable[[str, Path], Path]) -> Path:
+    """Find or fetch the folder of a model, whatever it holds; see `resolve_model`."""
+    name = str(config.name)
+    if name == EMBEDDED:
+        folder = embedded_model()
+    elif name.startswith(REGISTRY):
+        folder = _from_registry(name, download)
+    elif Path(name).expanduser().exists() or name.startswith(("/", ".", "~")):
+        folder = Path(name).expanduser().resolve()
+    else:
+        folder = _from_hub(name, config.revision, config.trust_remote_code)
+    return merge_adapter(folder, _base_model)
 
 
 def rendering(config: ModelConfig, checkpoint: Checkpoint | None) -> Rendering:

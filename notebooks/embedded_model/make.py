@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from transformers import BertModel
 
 from jobs.demo import FOLDER
-from jobs.distill import training
+from jobs.distill import folders, training
 from jobs.distill.evaluator import ListEvaluator
 from notebooks.embedded_model import compiler
 from notebooks.embedded_model.convert import convert
@@ -104,7 +104,7 @@ def main() -> None:
     start = compile_start(folder, lists, args.out / "start")
     print("compiled", dev(CrossEncoder(str(start))))
     model, _ = training.train(start, lists, args.out / "checkpoints", SETTINGS, train_content_only)
-    training.save(model, args.out / "model", "float8")
+    folders.save(model, args.out / "model", "float8")
     print("trained, float8", dev(CrossEncoder(str(args.out / "model"))))
 
 

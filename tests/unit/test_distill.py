@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,18 +17,24 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 pytest.importorskip("datasets")
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from jobs.config import ModelConfig
 from jobs.distill import losses
 from jobs.distill.__main__ import main
 from jobs.distill.evaluator import ndcg
+from jobs.distill.folders import make_start
 from jobs.output.tracking.client import fetch_model
-from jobs.runtime.errors import DONE, REFUSED, RefusedError
+from jobs.runtime.errors import DONE, NOT_TRACKED, REFUSED, RefusedError
 from jobs.scoring.models import resolve_model
 from tests.conftest import ROOT, SENTENCES, Database
 from udfs.checkpoint import inspect_checkpoint
+from udfs.kinds import is_encoder
 
 
 def make_lists(path: Path, count: int = 48) -> Path:
@@ -68,6 +75,7 @@ def test_a_shorter_model_learns_the_lists(tiny_bert: Path, tmp_path: Path) -> No
     words = options(lists, tiny_bert, out, **shorter)
     words += ["--distill.losses", "listwise_kl=0.6", "--distill.losses", "contrastive=0.4"]
     words += ["--distill.losses", "lambda=0.1", "--distill.losses", "pointwise=0.1"]
+    words += ["--distill.losses", "margin_mse=0.01"]
     assert main(words) == DONE
     assert max(curve(out)) > 0.75  # 0.64 by chance, 0.91 to 1 after training
     inspect_checkpoint(out / "model")
@@ -95,7 +103,115 @@ def test_what_cannot_be_trained_on_is_refused(
         assert said in capsys.readouterr().err
     frame.to_parquet(lists)
     assert main(options(lists, tiny_bert, tmp_path / "out", **{"distill.layers": 2})) == REFUSED
-    assert "has fewer layers" in capsys.readouterr().err
+    assert "has 2 layers; name some of 0 to 1" in capsys.readouterr().err
+    twice = options(lists, tiny_bert, tmp_path / "out", **{"distill.layers": 1})
+    assert main([*twice, "--distill.layers", "1"]) == REFUSED
+    assert "name some of 0 to 1, each once" in capsys.readouterr().err
+    for key, value in (("model.query_instruction", "Q: "), ("model.trust_remote_code", "true")):
+        assert main(options(lists, tiny_bert, tmp_path / "out", **{key: value})) == REFUSED
+        assert f"{key}: jobs.distill has no use for it" in capsys.readouterr().err
+
+
+def test_an_encoder_without_a_head_gets_one(tiny_bert: Path, tmp_path: Path) -> None:
+    """A bi-encoder of sentence-transformers, whose modules are no part of the cross-encoder."""
+    lists, folder = make_lists(tmp_path / "lists.parquet", 96), tmp_path / "encoder"
+    SentenceTransformer(
+        modules=[body := Transformer(str(tiny_bert)), Pooling(body.get_embedding_dimension())]
+    ).save(str(folder))
+    assert is_encoder(folder)
+    out = tmp_path / "out"
+    assert main(options(lists, folder, out, **{"distill.epochs": 12})) == DONE
+    assert max(curve(out)) > 0.75
+    whole, few = inspect_checkpoint(out / "model"), tmp_path / "few"
+    pd.read_parquet(lists).head(2).to_parquet(lists)
+    assert main(options(lists, folder, few, **{"distill.vocabulary": "seen"})) == DONE
+    assert inspect_checkpoint(few / "model").parameters < whole.parameters
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "modernbert"])
+def test_layers_are_taken_from_other_architectures(
+    kind: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    sizes = {
+        "distilbert": {"dim": 32, "n_heads": 2, "n_layers": 3, "hidden_dim": 64},
+        "modernbert": {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3,
+                       "intermediate_size": 64, "cls_token_id": 2, "sep_token_id": 3},
+    }  # fmt: skip
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes[kind]
+    )
+    whole = AutoModel.from_config(config)
+    whole.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    start = make_start(tmp_path / "whole", [0, 2], 7, tmp_path)
+    if kind == "modernbert":  # whose first layer has no norm before its attention
+        with pytest.raises(RefusedError, match="not like the others; start with 0"):
+            make_start(tmp_path / "whole", [1, 2], 7, tmp_path / "other")
+    shorter = AutoModelForSequenceClassification.from_pretrained(start)
+    assert shorter.config.num_hidden_layers == 2
+    layers = next(m for m in whole.modules() if isinstance(m, torch.nn.ModuleList))
+    kept = next(m for m in shorter.modules() if isinstance(m, torch.nn.ModuleList))
+    for mine, source in zip(kept, (layers[0], layers[2]), strict=True):
+        for name, value in mine.state_dict().items():
+            torch.testing.assert_close(value, source.state_dict()[name])
+
+
+def test_training_that_stopped_early_has_ended(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two measurements without progress, also across a kill; the same command changes nothing."""
+    lists, out = make_lists(tmp_path / "lists.parquet"), tmp_path / "out"
+    slow = {"distill.patience": 2, "distill.evaluations": 8, "distill.rate": 1e-12}
+    words = options(lists, tiny_bert, out, **slow)
+    assert main(words) == DONE
+    assert len(curve(out)) == 3
+    last, weights = out / "checkpoints" / "checkpoint-15", out / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    (out / "checkpoints" / "curve.json").unlink()  # as if killed before the third measurement
+    shutil.rmtree(last)
+    assert main(words) == DONE
+    assert len(curve(out)) == 3
+    assert weights.read_bytes() == whole
+    (out / "checkpoints" / "curve.json").unlink()  # as if killed behind it
+    assert main(words) == DONE
+    assert len(curve(out)) == 3
+    assert weights.read_bytes() == whole
+    files = {path: path.stat().st_mtime_ns for path in (out / "checkpoints").rglob("*")}
+    assert main(words) == DONE
+    assert files == {path: path.stat().st_mtime_ns for path in (out / "checkpoints").rglob("*")}
+    capsys.readouterr()
+    assert main([*words, "--distill.weights", "fp16"]) == REFUSED
+    assert main([*words, "--distill.rate", "0.001"]) == REFUSED
+    assert "a training with other rate; choose another folder" in capsys.readouterr().err
+    assert main([*words, "--distill.rate", "0.001", "--output.overwrite", "true"]) == DONE
+    assert weights.read_bytes() != whole
+
+
+def test_training_without_a_server_is_logged_later(
+    tiny_bert: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "unset")
+    lists, out = make_lists(tmp_path / "lists.parquet"), tmp_path / "out"
+    logged = {"mlflow.enabled": "true", "distill.register_as": "student", "distill.epochs": 1}
+    down = {"mlflow.tracking_uri": "http://127.0.0.1:9"}
+    try:
+        assert main(options(lists, tiny_bert, out, **logged, **down)) == NOT_TRACKED
+        assert "MLflow has not all of it: http://127.0.0.1:9" in capsys.readouterr().err
+        whole = (out / "model" / "model.safetensors").read_bytes()
+        uri = database(tmp_path / "mlflow.db")
+        up = {"mlflow.tracking_uri": uri}
+        assert main(options(lists, tiny_bert, out, **logged, **up)) == DONE
+        assert "models:/student/1" in capsys.readouterr().out
+        assert logged_curve(uri) == pytest.approx(curve(out))
+        assert (out / "model" / "model.safetensors").read_bytes() == whole
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""A vocabulary that is cut down to some texts reads them as before."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from jobs.distill.vocabulary import prune
+from jobs.runtime.errors import RefusedError
+from tests.conftest import SENTENCES
+
+
+def load(folder: Path) -> tuple:
+    return (
+        AutoModelForSequenceClassification.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+
+
+def test_the_texts_score_as_before(tiny_model: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(tiny_model)
+    texts = [*SENTENCES[:4], "▁ [SEP] <s>"]
+    pairs = ([texts[0]] * len(texts), texts)
+    inputs = tokenizer(*pairs, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        before = model(**inputs).logits
+    words = [tokenizer.convert_ids_to_tokens(row) for row in inputs["input_ids"]]
+    size, prunable = len(tokenizer), load(tiny_model)[0]
+    fewer = prune(prunable, tokenizer, texts, tmp_path)
+    prunable.save_pretrained(tmp_path)
+    model, tokenizer = load(tmp_path)
+    for found in (fewer, tokenizer):
+        assert len(found) == model.config.vocab_size < size
+        inputs = found(*pairs, padding=True, return_tensors="pt")
+        assert [found.convert_ids_to_tokens(row) for row in inputs["input_ids"]] == words
+        with torch.no_grad():
+            torch.testing.assert_close(model(**inputs).logits, before)
+    # Another text is spelled, not unknown.
+    other = tokenizer(SENTENCES[-1], add_special_tokens=False)["input_ids"]
+    assert tokenizer.unk_token_id not in other
+
+
+def test_merges_cannot_be_left_out(tiny_llm: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="seen: BPE makes pieces of each other"):
+        prune(*load(tiny_llm("qwen3")), SENTENCES, tmp_path)
