@@ -46,10 +46,14 @@ def main(config: Config) -> int:
             mined = out.stage("mined", mined, "parquet")
             counts = count(mined)
         if not counts[TRAIN]:
+            count_needed = options.negatives if options.format == "n-tuple" else 1
             raise RefusedError(
                 f"{config.ranked.path[0]} has no query to train on: none has both a text with a "
-                f"grade of at least export.positive={options.positive} and another one within "
+                f"grade of at least export.positive={options.positive} and {count_needed} within "
                 "export.rank_min, rank_max, max_score and the margins; change them, or its labels"
+                if not counts[HELD_OUT]
+                else f"export.held_out={options.held_out} leaves none of the {counts[HELD_OUT]} "
+                "queries to train on; lower it"
             )
         with watch.part("writing"):
             kind = "json" if options.format == "flagembedding" else "parquet"
@@ -79,11 +83,13 @@ def check(
         errors.add(f"ranked.path: jobs.export takes one table; leave out {', '.join(others)}")
     spark = start(errors, config, watch)
     with watch.part("reading"):
-        errors.run(refuse_locations, spark, config.output, [path])
-        plain = config.model_copy(update={"model": ModelConfig()})
+        errors.run(refuse_locations, spark, config.output, [path], source="")
+        given = config.input.model_copy(update={"instruction": None})
+        plain = config.model_copy(update={"model": ModelConfig(), "input": given})
         pairs, qrels = read_inputs(errors, spark, plain, None)
         graded = not config.evaluation.qrels
-        ranked = errors.run(read_rows, spark, path, config.export, graded=graded)
+        days = given.model_copy(update={"where": None})
+        ranked = errors.run(read_rows, spark, path, config.export, days, graded=graded)
     errors.raise_if_any()
     assert ranked is not None and pairs is not None  # or it was refused
     return spark, ranked, pairs.rows.where(F.isnull("reason")), qrels

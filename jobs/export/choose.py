@@ -50,7 +50,8 @@ class Choice:
             chosen.append(at)  # type: ignore[arg-type]
         if positives.empty or not chosen:
             return pd.DataFrame(columns=[part.split()[0] for part in SCHEMA.split(", ")])
-        docs = pd.concat([positives, by_score[by_score.index.isin(chosen)]])
+        negatives = by_score[by_score.index.isin(chosen)].assign(label=0)  # whatever its grade
+        docs = pd.concat([positives, negatives])
         query = known["query"].min()
         split_by = _hash(_normal(query))
         return pd.DataFrame([{

@@ -3,21 +3,35 @@
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from jobs.config import ExportConfig
+from jobs.config import ExportConfig, InputConfig
 from jobs.export.choose import SCHEMA, Choice
-from jobs.input.columns import id_text, quoted
+from jobs.input.columns import as_kind, id_text, quoted
 from jobs.input.readers import READ_ERROR, read_source
+from jobs.input.selection import select_rows
 from jobs.runtime.errors import RefusedError
 
 
-def read_rows(spark: SparkSession, path: str, config: ExportConfig, *, graded: bool) -> DataFrame:
+def read_rows(
+    spark: SparkSession, path: str, config: ExportConfig, days: InputConfig, *, graded: bool
+) -> DataFrame:
     """Read a ranked table: query_id, doc_id, score (float), rank, and label (null unless `graded`).
+
+    `days` are those of the input, which are taken of the table, too.
 
     Raises:
         RefusedError: naming missing and present columns.
     """
-    table = read_source(spark, path=path, otherwise="parquet").drop(READ_ERROR)
-    needed = ["query_id", "doc_id", "score", config.rank, *([config.label] if graded else [])]
+    expected = ("query_id", "doc_id", "score")
+    table = read_source(spark, path=path, otherwise="parquet", expected=expected)
+    if days.since or days.until:
+        if days.date not in table.columns:
+            raise RefusedError(
+                f"ranked table {path} has no column {days.date}, which input.since and input.until "
+                "are about; leave them out"
+            )
+        table = select_rows(table, days)
+    table = table.drop(READ_ERROR)
+    needed = [*expected, config.rank, *([config.label] if graded else [])]
     if missing := [name for name in needed if name not in table.columns]:
         raise RefusedError(
             f"ranked table {path} lacks {', '.join(missing)}; it has {', '.join(table.columns)}. "
@@ -25,9 +39,9 @@ def read_rows(spark: SparkSession, path: str, config: ExportConfig, *, graded: b
         )
     return table.select(
         *(id_text(table, name).alias(name) for name in ("query_id", "doc_id")),
-        quoted("score").cast("float"),
-        quoted(config.rank).cast("int").alias("rank"),
-        (quoted(config.label) if graded else F.lit(None)).cast("int").alias("label"),
+        as_kind(quoted("score"), "float").alias("score"),
+        as_kind(quoted(config.rank), "int").alias("rank"),
+        as_kind(quoted(config.label) if graded else F.lit(None), "int").alias("label"),
     )
 
 
@@ -62,7 +76,9 @@ def mine(
     )
     seed = config.seed if config.sampling == "random" else None
     choice = Choice(config.negatives, config.duplicates, config.held_out, seed)
-    return rows.groupBy("query_id").applyInPandas(lambda query: choice(query), SCHEMA)
+    mined = rows.groupBy("query_id").applyInPandas(lambda query: choice(query), SCHEMA)
+    negatives = F.size("docs") - F.col("positives")
+    return mined.where(negatives == config.negatives) if config.format == "n-tuple" else mined
 
 
 def _is_hard(score: Column, lowest: Column, config: ExportConfig) -> Column:
@@ -86,7 +102,9 @@ def formatted(mined: DataFrame, config: ExportConfig, files: int) -> DataFrame:
     if config.format == "labeled-pair":
         columns = ["docs AS doc", *(f"{name} AS {name[:-1]}" for name in config.targets)]
         pairs = rows.select("query", F.explode(F.arrays_zip("docs", *config.targets)).alias("pair"))
-        return pairs.selectExpr("query", *(f"pair.{column}" for column in columns))
+        pairs = pairs.selectExpr("query", *(f"pair.{column}" for column in columns))
+        one = F.least("label", F.lit(1))  # the target of a binary cross-entropy
+        return pairs.withColumn("label", one) if "labels" in config.targets else pairs
     if config.format == "flagembedding":
         sides = {"pos": "1, positives", "neg": "positives + 1, size(docs)"}
         docs = [f"slice(docs, {at}) AS {name}" for name, at in sides.items()]
@@ -97,7 +115,6 @@ def formatted(mined: DataFrame, config: ExportConfig, files: int) -> DataFrame:
         docs = ["docs[p - 1] AS positive", "docs[n - 1] AS negative"]
         scores = ["array(scores[p - 1], scores[n - 1]) AS scores"]
     else:
-        rows = rows.where(F.size("docs") - F.col("positives") == number)
         rows = rows.selectExpr("*", "explode(sequence(1, positives)) AS p")
         docs = ["docs[p - 1] AS positive"]
         docs += [f"docs[positives + {n}] AS negative_{n + 1}" for n in range(number)]

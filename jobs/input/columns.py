@@ -51,6 +51,14 @@ def is_blank(text: Column) -> Column:
     return text.isNull() | (first.rlike(f"^{BLANK}$") & text.rlike(f"^{BLANK}$"))
 
 
+def as_kind(column: Column, kind: str) -> Column:
+    """Return a column, of text perhaps, as another type; null where it has no such value.
+
+    The text `2.0` is the whole number 2.
+    """
+    return try_cast(column if kind == "boolean" else try_cast(column, "double"), kind)
+
+
 def id_text(rows: DataFrame, name: str) -> Column:
     """Return a column of ids as text, equal for equal ids of tables with other types.
 

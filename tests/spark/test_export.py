@@ -216,6 +216,32 @@ def test_ranked_tables_of_real_collections(
         assert good.sum() == (table["label"][table["query"] == row.query] > 0).sum()
 
 
+def test_a_negative_has_no_grade_and_days_are_those_of_the_input(
+    tmp_path: Path, spark: SparkSession
+) -> None:
+    """Grades below export.positive; a table of JSON by date, of which one day is taken."""
+    write(tmp_path)
+    ranked = pd.read_parquet(tmp_path / "ranked" / "date=1")
+    ranked["label"] = np.where(ranked["label"] == 2, 2, 1)
+    for day, more in (("2026-01-01", 0), ("2026-01-02", 100)):
+        folder = tmp_path / "graded" / f"date={day}"
+        folder.mkdir(parents=True)
+        rows = ranked.assign(score=ranked["score"] + more)
+        rows.to_json(folder / "part-0.json", orient="records", lines=True)
+    log = pd.read_parquet(tmp_path / "log.parquet")
+    log.assign(date="2026-01-01").to_parquet(tmp_path / "log.parquet")
+    keys = {"ranked__path": tmp_path / "graded", "export__positive": 2, "input__date": "date",
+            "input__until": "2026-01-01"}  # fmt: skip
+    out = tmp_path / "out"
+    assert run(tmp_path, out, **keys) == DONE
+    found = lists(out)
+    assert {*np.concatenate([*found["labels"]])} == {0, 2}
+    assert max(found["scores"].map(max)) < 50
+    pairs = {"export__format": "labeled-pair", "export__targets": "labels"}
+    assert run(tmp_path, out, **keys, **pairs) == DONE
+    assert {*lists(out)["label"]} == {0, 1}
+
+
 FORMATS: dict[str, list[str]] = {
     "triplet": ["query", "positive", "negative", "scores"],
     "n-tuple": ["query", "positive", "negative_1", "negative_2", "negative_3", "scores"],
@@ -309,6 +335,9 @@ def test_what_cannot_work_is_refused(
 
     assert "lacks grade; it has" in refused(export__label="grade")
     assert "no query to train on" in refused(export__positive=3)
+    few = {"export__format": "n-tuple", "export__negatives": 30}
+    assert "at least export.positive=1 and 30 within" in refused(**few)
+    assert "export.held_out=1.0 leaves none of the" in refused(export__held_out=1.0)
     assert "rank_min=9 is after export.rank_max=8" in refused(
         export__rank_min=9, export__rank_max=8
     )
