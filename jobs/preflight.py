@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import ArrayType, BinaryType, MapType, StructType
+from pyspark.sql import types as T
 
 from jobs.config import Config, OutputConfig
 from jobs.evaluation.document import Baseline
@@ -36,7 +36,8 @@ from jobs.scoring.remote import remote_model
 from jobs.scoring.stage import refuse_scoring, refuse_unscorable
 from udfs.checkpoint import Checkpoint
 
-_NESTED = (ArrayType, MapType, StructType, BinaryType)
+_NESTED = (T.ArrayType, T.MapType, T.StructType, T.BinaryType)
+_MOMENTS = (T.TimestampType, T.TimestampNTZType)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def check_evaluate(config: Config, watch: Stopwatch) -> Evaluate:
         )
     spark = start(errors, config, watch)
     with watch.part("reading"):
-        errors.run(refuse_locations, spark, config.output, list(paths.values()))
+        errors.run(refuse_locations, spark, config.output, list(paths.values()), source="")
         tables: dict[str, Table] = {}
         for name, path in paths.items():
             slices = evaluation.slices if name == first else ()
@@ -270,6 +271,16 @@ def _refuse_columns(pairs: InputTable, config: OutputConfig) -> None:
             f"output.partition_by: the input has no column {', '.join(missing)} that passes "
             f"through under its name; it has {', '.join(present) or 'none'}"
         )
+    for name in config.partition_by:
+        kind = pairs.rows.schema[f"{PASS_THROUGH}{name}"].dataType if name in present else None
+        if isinstance(kind, _NESTED):
+            errors.add(f"output.partition_by={name} is {kind.simpleString()}; name a plain column")
+        if isinstance(kind, _MOMENTS) and name == pairs.config.date:
+            errors.add(
+                f"output.partition_by={name} is {kind.simpleString()}, which would be a folder a "
+                "moment; add a column of its day to the input, and name that here, in input.group "
+                "and in input.date"
+            )
     errors.raise_if_any()
 
 

@@ -230,7 +230,9 @@ def outcome(
             f"{rate:.2%} of the rows were rejected, input.max_reject_rate allows {limit:.2%}; "
             "see the rejects, or raise the limit"
         )
-    if record["counts"]["input"] and not record["counts"]["ranked"]:
+    counts = record["counts"]
+    all_cut = config.output.partition_by and counts["cut"]  # then the days are empty
+    if counts["input"] and not counts["ranked"] and not all_cut:
         problems.append("no row was ranked")
     held_back = refused or (bool(problems) and published)
     return code, problems, held_back and config.output.publish == "if_passed"

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.fuse.fusion import FUSED
-from jobs.input.columns import id_text, quoted
+from jobs.input.columns import as_kind, id_text, quoted
 from jobs.input.readers import READ_ERROR, read_source
 from jobs.output.filesystem import Files
 from jobs.output.folder import published_record
@@ -82,9 +82,10 @@ def read_ranked(
     beside = published_record(Files(spark), path.rstrip("/").rpartition("/")[0] or ".")
     record = beside if beside and beside["kind"] in ("rerank", "fuse") else None
     group = tuple(group or setting_of(record, "input", "group") or ())
-    table = read_source(spark, path=path, otherwise="parquet")
+    expected = ("query_id", "doc_id", "score")
+    table = read_source(spark, path=path, otherwise="parquet", expected=expected)
     present = [column for column in table.columns if column != READ_ERROR]
-    needed = ("query_id", "doc_id", "score", *group, *slices)
+    needed = (*expected, *group, *slices)
     fused = FUSED in present and (record is None or is_fused(record))
     if missing := [column for column in needed if column not in present]:
         raise RefusedError(
@@ -94,7 +95,7 @@ def read_ranked(
     columns = {column: id_text(table, column) for column in ("query_id", "doc_id")}
     for column, kind in _COLUMNS.items():
         source = FUSED if fused and column == "score" else column
-        columns[column] = (quoted(source) if source in present else F.lit(None)).cast(kind)
+        columns[column] = as_kind(quoted(source) if source in present else F.lit(None), kind)
     # Grades made of the scores judge nothing.
     made = setting_of(record, "label", "thresholds") and setting_of(record, "label", "column")
     for column in (*(["label"] if made != "label" else []), *group, *slices):

@@ -84,7 +84,7 @@ def check(config: Config, watch: Stopwatch) -> tuple[Config, SparkSession, list[
         errors.add(f"ranking.fusion_scores has no weight of {', '.join(unused)}; give it one")
     spark = start(errors, config, watch)
     with watch.part("reading"):
-        errors.run(refuse_locations, spark, config.output, list(paths.values()))
+        errors.run(refuse_locations, spark, config.output, list(paths.values()), source="")
         read = partial(read_ranked, spark, group=given.group)
         found = [errors.run(read, name, path) for name, path in paths.items()]
         tables = [table for table in found if table]

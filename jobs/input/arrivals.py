@@ -84,7 +84,7 @@ def in_a_row(days: Iterable[Day]) -> list[tuple[Day, Day]]:
 
 def _days(spark: SparkSession, config: InputConfig) -> DataFrame:
     """Return the stream of the input's days."""
-    name, options = str(config.date), {**config.options}
+    name, options, kind = str(config.date), {**config.options}, ""
     try:
         with text_folders(spark):
             if config.table:
@@ -107,6 +107,11 @@ def _days(spark: SparkSession, config: InputConfig) -> DataFrame:
             f"{config.table or config.path} cannot be read as a stream ({condition_of(error)}); "
             "name a folder or a table that can, or leave input.checkpoint out"
         ) from None
+    if kind == "csv" and name not in there.columns:  # they may be texts, no header
+        raise RefusedError(
+            f"the first line of {config.path} does not name the column {name}; set input.date to "
+            "one that it names, or give the file a header"
+        )
     require(there.columns, "the input", {"date": name})
     refuse_days(there, name)
     return rows.select(day_of(quoted(name)).alias("day"))

@@ -119,17 +119,24 @@ def resolve_format(spark: SparkSession, path: str, given: str, otherwise: str | 
         raise RefusedError(f"{path} does not exist; check the path")
     names = [path]
     if there and there.is_folder:
-        names += [name for name in files.children(path) if not name.startswith(("_", "."))]
-        if "=" in names[-1]:
-            return "parquet"  # a partitioned folder; other formats have to be named
+        names += _first_files(files, path)
     for name in names:
         _, *endings = name.lower().rpartition("/")[2].split(".")
         found = [ending for ending in endings if ending not in _COMPRESSIONS][-1:]
         if found and found[0] in _ENDINGS:
             return _ENDINGS[found[0]]
+    if any("=" in name for name in names[1:]):
+        return "parquet"
     if otherwise:
         return otherwise
     raise RefusedError(f"the format of {path} does not show in its name; set input.format")
+
+
+def _first_files(files: Files, folder: str) -> list[str]:
+    """Return the names in a folder; where its last is a partition, also those in there."""
+    names = [name for name in files.children(folder) if not name.startswith(("_", "."))]
+    inside = names[-1:] if names and "=" in names[-1] else []
+    return names + [n for name in inside for n in _first_files(files, f"{folder}/{name}")]
 
 
 def refuse_internal_names(names: Iterable[str]) -> None:
@@ -206,9 +213,9 @@ def _read_csv(
         # Its fields are texts, and must not be printed.
         lengths = ", ".join(str(len(name)) for name in names)
         raise RefusedError(
-            f"{path}: none of the columns that input.query_id, input.query, input.doc_id and "
-            f"input.doc name is in its first line, which has {len(names)} fields of {lengths} "
-            "characters. If it is no header, set input.options header=false and name columns by "
+            f"{path}: its first line, of {len(names)} fields of {lengths} characters, has none of "
+            f"the columns {', '.join(sorted(filter(None, expected)))}. If it is no header, add "
+            "one; for an input, you can instead set input.options header=false and name columns by "
             "their places: input.query_id=_c0, input.query=_c1 and so on"
         )
     malformed = F.when(F.isnotnull(_RECORD), "malformed_record")
@@ -231,7 +238,7 @@ def csv_options(
 def _records_span_lines(spark: SparkSession, path: str, options: Mapping[str, str]) -> bool:
     """Whether as many lines leave a quote open as close one that an earlier line has opened.
 
-    Only then are lines read together: a single stray quote would swallow rows.
+    In every file: only then are lines read together. A single stray quote would swallow rows.
     """
     separator = re.escape(options.get("sep", options.get("delimiter", ",")))
     line = F.col("value")
@@ -239,8 +246,13 @@ def _records_span_lines(spark: SparkSession, path: str, options: Mapping[str, st
     opens = line.rlike(rf'(?:^|{separator})"(?:[^"]|"")*$')
     closes = line.rlike(rf'^(?:[^"]|"")*"(?:{separator}|$)')
     lines = _lines(spark, path, options).where(line.contains('"') & odd)
-    opened, closed = lines.agg(F.count_if(opens), F.count_if(closes)).collect()[0]
-    return bool(0 < opened == closed)
+    counts = lines.groupBy(F.input_file_name()).agg(
+        F.count_if(opens).alias("opened"), F.count_if(closes).alias("closed")
+    )
+    opened, uneven = counts.agg(
+        F.sum("opened"), F.count_if(F.col("opened") != F.col("closed"))
+    ).collect()[0]
+    return bool(opened and not uneven)
 
 
 def _as_utf8(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date as Day
 from datetime import timedelta
 from typing import Any, Final
 
@@ -103,7 +104,7 @@ def _of_days(rows: DataFrame, name: str, config: InputConfig) -> DataFrame:
     kind = rows.schema[name].dataType
     if config.since:
         rows = _kept(rows, quoted(name) >= _literal(config.since, kind))
-    if config.until:
+    if config.until and config.until < Day.max:
         rows = _kept(rows, quoted(name) < _literal(config.until + timedelta(days=1), kind))
     return rows
 

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from jobs.input.columns import quoted
 from jobs.input.layouts import PASS_THROUGH, InputTable
 from jobs.input.readers import INTERNAL_PREFIX
-from jobs.output.folder import OutputFolder
+from jobs.output.folder import WHOLE_TIMES, OutputFolder
 from jobs.runtime.compat import make_valid_utf8
 from jobs.runtime.errors import RefusedError
 
@@ -24,12 +24,7 @@ REJECTED: Final = "rejected"
 _CONTENT: Final = f"{INTERNAL_PREFIX}content"
 _ROWS: Final = f"{INTERNAL_PREFIX}rows"
 _COPY: Final = f"{INTERNAL_PREFIX}copy"
-# Whole values: by default microseconds are cut off, and nulls left out.
-_JSON: Final = {
-    "ignoreNullFields": "false",
-    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
-    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
-}
+_JSON: Final = {"ignoreNullFields": "false", **WHOLE_TIMES}
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,18 @@ _FORMER: Final = "_former"  # in the workspace: what is being replaced
 _NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 _STARTED: Final = "started"  # in the workspace: its time is that of the run's start
 _STALE: Final = 48 * 3600.0  # s since a run started, longer than any run takes
+#: By default microseconds are cut off.
+WHOLE_TIMES: Final = {
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+}
 # What is read back has to be what was written: line breaks, blanks and quotes in ids included.
-_CSV: Final = {
-    "header": "true", "multiLine": "true", "escape": '"', "emptyValue": "",
-    "ignoreLeadingWhiteSpace": "false", "ignoreTrailingWhiteSpace": "false",
+_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "csv": {
+        "header": "true", "multiLine": "true", "escape": '"', "emptyValue": "",
+        "ignoreLeadingWhiteSpace": "false", "ignoreTrailingWhiteSpace": "false", **WHOLE_TIMES,
+    },
+    "json": WHOLE_TIMES,
 }  # fmt: skip
 
 
@@ -103,7 +111,7 @@ class OutputFolder:
     def stage(self, name: str, table: DataFrame, output_format: str | None = None) -> DataFrame:
         """Write a table into the workspace and read it back, so that it is computed once."""
         path, kind = f"{self._work}/{name}", output_format or self._format
-        options = _CSV if kind == "csv" else {}
+        options = _OPTIONS.get(kind, {})
         by = self._partition_by if name in (*PARTITIONED, PARTITIONS) else []
         columns = {column: f"`{column.replace('`', '``')}`" for column in table.columns}
         if by:
@@ -199,7 +207,7 @@ class OutputFolder:
         if not (self._stays() and self._files.exists(path)):
             return None
         kind = output_format or self._format
-        options = _CSV if kind == "csv" else {}
+        options = _OPTIONS.get(kind, {})
         with text_folders(self.spark):
             return self.spark.read.format(kind).options(**options).load(literal(path))
 

@@ -31,7 +31,8 @@ def refuse_locations(
         config: `overwrite` allows to replace anything.
         sources: what is read [paths, URIs or patterns]; None is left out.
         store: the score store, None if it is OUT/scores.
-        source: the input as run.json names it; None: results of any input are replaced.
+        source: the input of jobs.rerank, as run.json names it; empty: of another command, which
+            publishes results; None: of one that replaces none.
     """
     files, out = Files(spark), str(config.path)
     targets = {"output.path": out, **({"store.path": store} if store else {})}
@@ -96,18 +97,29 @@ def _not_ours(
                 "project; choose another folder, or set output.overwrite"
             )
         return
-    if source is None or record["kind"] != "rerank":
+    if source is None or record["kind"] not in ("rerank", "fuse"):
         return
     remedy = "set output.partition_by, another output.path or output.overwrite"
-    given = record["config"].get("input", {})
-    before = named_source(given)
-    by, wanted = record["config"].get("output", {}).get("partition_by", []), config.partition_by
-    if by != wanted:
+    given, was = record["config"].get("input", {}), record["config"].get("output", {})
+    before, as_before = named_source(given), was.get("format", config.format)
+    by, wanted = was.get("partition_by", []), config.partition_by
+    if record["kind"] != ("rerank" if source else "fuse"):
+        if by:
+            yield (
+                f"output.path={config.path} holds partitions of jobs.{record['kind']}, which would "
+                "be replaced as a whole; choose another, or set output.overwrite"
+            )
+    elif by != wanted:
         yield (
             f"output.path={config.path} holds results partitioned by {', '.join(by) or 'nothing'}, "
             f"not by {', '.join(wanted) or 'nothing'}; {remedy}"
         )
-    elif not by and before != source and _undated(before) == _undated(source):
+    elif by and as_before != config.format:
+        yield (
+            f"output.path={config.path} holds partitions as {as_before}, and output.format is "
+            f"{config.format}; set it to {as_before}, another output.path or output.overwrite"
+        )
+    elif not by and source and before != source and _undated(before) == _undated(source):
         yield f"output.path={config.path} holds results of {before}; {remedy}"
 
 

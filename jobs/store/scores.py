@@ -1,6 +1,7 @@
 """Read and append the scores of one fingerprint."""
 
 import json
+import re
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ PASSAGES: Final = (
     .add("passage_end", "integer").add("first_logit", "float")
 )  # fmt: skip
 _FILES: Final = StructType([*SCHEMA.fields, *PASSAGES.fields]).add(ORIGIN, "string")
+_CANCELLED: Final = re.compile(r"SPARK_JOB_CANCELLED|Job \d+ (was )?cancelled")
 READ_ERRORS: Final = (PySparkException, Py4JJavaError)
 # Parquet keeps a checksum of each page, which readers ignore unless told otherwise.
 _READ: Final = {"parquet.page.verify-checksum.enabled": "true", "pathGlobFilter": "*.parquet"}
@@ -94,12 +96,19 @@ def _unreadable(spark: SparkSession, paths: list[str]) -> list[str]:
     try:
         if paths:
             verified(read_files(spark, paths)).agg(F.count(F.lit(1))).collect()
-    except READ_ERRORS:
+    except READ_ERRORS as error:
+        _refuse_cancelled(error)
         if len(paths) == 1:
             return paths if _is_at_fault(spark, paths[0]) else []
         half = len(paths) // 2
         return _unreadable(spark, paths[:half]) + _unreadable(spark, paths[half:])
     return []
+
+
+def _refuse_cancelled(error: Exception) -> None:
+    """Raise the error of a job that was cancelled (by a signal): it tells nothing of files."""
+    if _CANCELLED.search(str(error)):
+        raise error
 
 
 def _is_at_fault(spark: SparkSession, path: str) -> bool:
@@ -169,7 +178,8 @@ class ScoreStore:
             try:
                 self._set_aside([path for path, size in self._parts().items() if not size])
                 return _without_score(keys, verified(self._rows()))
-            except READ_ERRORS:
+            except READ_ERRORS as error:
+                _refuse_cancelled(error)
                 self._set_aside(damaged(self._spark, self._parts()))
             # Where nothing was damaged, another driver may have set the file aside.
             return _without_score(keys, verified(self._rows()))

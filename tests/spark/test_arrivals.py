@@ -111,6 +111,9 @@ def test_what_is_no_log_is_refused(spark: SparkSession, tmp_path: Path) -> None:
     assert "input.date=id is bigint" in refused(path=there, date="id")
     assert "has no column night" in refused(path=there, date="night")
     assert "cannot be read as a stream" in refused(table="no_such_table")
+    (tmp_path / "log.csv").write_text("q1,a secret,2026-01-31\n")
+    said = refused(path=str(tmp_path / "log.csv"))
+    assert "does not name the column day; set input.date" in said and "secret" not in said
     with pytest.raises(ValueError, match=r"input\.checkpoint needs input\.date"):
         InputConfig(path="log", checkpoint="c")
     log = {"path": "log", "date": "day", "group": ["day"], "checkpoint": "c"}

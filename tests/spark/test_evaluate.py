@@ -19,7 +19,7 @@ from scipy import stats
 from jobs import evaluate
 from jobs.evaluation.document import assemble, means, side_of
 from jobs.evaluation.measures import BEFORE
-from jobs.evaluation.ranked import Table
+from jobs.evaluation.ranked import Table, read_ranked
 from jobs.evaluation.run import evaluate_run
 from jobs.runtime.errors import DONE, GATE_NOT_PASSED, REFUSED, RefusedError
 from tests.conftest import shared_data
@@ -520,6 +520,18 @@ def test_what_cannot_be_evaluated_is_refused(
     assert command(tmp_path / "out", [ranked], *words, *OFF) == REFUSED
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_ranked_table_of_text(spark: SparkSession, tmp_path: Path) -> None:
+    """As pandas writes it; and one whose first line is none of names, and must not be printed."""
+    path = tmp_path / "ranked.csv"
+    path.write_text("query_id,doc_id,score,retrieval_rank\nq,a,1.5,2.0\nq,b,high,1.0\n")
+    found = read_ranked(spark, "x", str(path)).candidates.orderBy("doc_id").collect()
+    assert [(row["score"], row["retrieval_rank"]) for row in found] == [(1.5, 2), (None, 1)]
+    path.write_text("q,a secret,1.5\n")
+    with pytest.raises(RefusedError, match="has none of the columns doc_id, query_id, score") as e:
+        read_ranked(spark, "x", str(path))
+    assert "secret" not in str(e.value)
 
 
 def test_a_table_that_repeats_a_pair_is_refused(

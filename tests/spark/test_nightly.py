@@ -245,6 +245,9 @@ def test_days_of_which_nothing_is_left_go_and_others_stay(job: Job, tmp_path: Pa
                            **of(5))) == DONE  # fmt: skip
     assert set(table(out)["date"]) == {day(n) for n in (0, 1, 3)}
     assert set(table(out, "drift")["day"]) == {day(n) for n in (0, 1, 3)}
+    # A day whose rows were all cut.
+    assert job(out, **keys(tmp_path, ranking__min_score=1e6, **of(1))) == DONE
+    assert set(table(out)["date"]) == {day(n) for n in (0, 3)}
 
 
 @pytest.mark.parametrize("kind", ["folders", "date", "timestamp", "json", "json lines"])
@@ -278,6 +281,7 @@ def test_days_and_conditions(kind: str, spark: SparkSession, tmp_path: Path) -> 
     assert len(select()) == len(rows) + broken
     assert len(select(since=first, until=last)) == len(wanted) + broken
     assert len(select(since=last)) == (rows["date"] >= last).sum() + broken
+    assert len(select(since=last, until="9999-12-31")) == (rows["date"] >= last).sum() + broken
     assert len(select(until=first)) == (rows["date"] <= first).sum() + broken
     found = select(since=first, until=last, where="clicks > 1 AND doc_id != 'd1'")
     assert len(found) == ((wanted["clicks"] > 1) & (wanted["doc_id"] != "d1")).sum() + broken
@@ -329,7 +333,10 @@ def test_what_is_no_condition_or_no_day_is_refused_in_one_sentence(
 def test_settings_that_cannot_go_together(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_log(tmp_path)
+    rows = write_log(tmp_path)
+    rows["at"] = pd.to_datetime(rows["date"]).astype("datetime64[us]")
+    rows["tags"] = [["a"]] * len(rows)
+    rows.to_parquet(tmp_path / "typed.parquet")
     out = tmp_path / "out"
 
     def refused(**more: object) -> str:
@@ -343,6 +350,14 @@ def test_settings_that_cannot_go_together(
     assert "input.since='soon': input should be a valid date" in refused(input__since="soon")
     assert "label.column=clicks is a column of the ranked" in refused(label__column="clicks")
     assert "label.scale=platt is fitted to judgements" in refused(label__scale="platt")
+    typed = {"input__path": tmp_path / "typed.parquet"}
+    moments = dict.fromkeys(("input__date", "input__group", "output__partition_by"), "at")
+    assert "partition_by=at is timestamp" in refused(**typed, **moments)
+    both = {"config": tmp_path / "both.yaml"}
+    both["config"].write_text("output: {partition_by: [date, tags]}\n")
+    assert "partition_by=tags is array<string>; name a plain" in refused(
+        **typed, **both, output__partition_by=None
+    )
 
 
 @pytest.mark.slow

@@ -34,6 +34,14 @@ def publish(spark: SparkSession, path: Path | str) -> str:
     return out.run_id
 
 
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_microseconds_are_kept(kind: str, spark: SparkSession, tmp_path: Path) -> None:
+    table = spark.sql("SELECT timestamp'2026-01-01 00:00:12.000001' a,"
+                      " timestamp_ntz'2026-01-01 00:00:12.000002' b")  # fmt: skip
+    with OutputFolder(spark, OutputConfig(path=str(tmp_path))) as out:
+        assert out.stage("times", table, kind).collect() == table.collect()
+
+
 def seen(path: Path) -> set[str] | None:
     """The runs that the results are of, by a reader who looks for run.json first and last."""
     try:

@@ -138,7 +138,7 @@ def test_a_log_by_date(job: Job, spark: SparkSession, tmp_path: Path) -> None:
     assert {file: file.read_bytes() for file in first} == first
     assert json.loads((out / "run.json").read_text())["counts"]["ranked"] == 4
 
-    def refused(by: list[str], source: str, **keys: bool) -> str:
+    def refused(by: list[str], source: str | None, **keys: bool | str) -> str:
         config = OutputConfig(path=str(out), partition_by=by, **keys)  # type: ignore[arg-type]
         try:
             refuse_locations(spark, config, source=source)
@@ -147,8 +147,15 @@ def test_a_log_by_date(job: Job, spark: SparkSession, tmp_path: Path) -> None:
         return ""
 
     assert not refused(["date"], "log/d=3/p.parquet")
+    assert "holds partitions as parquet, and output.format is csv" in refused(
+        ["date"], "log/d=3/p.parquet", format="csv"
+    )
     assert "partitioned by date, not by nothing; set output.partition_by" in refused([], "x")
+    for by in ([], ["date"]):  # another command
+        assert "holds partitions of jobs.rerank, which would be replaced" in refused(by, "")
     assert not refused([], "x", overwrite=True)
+    assert not refused([], "", overwrite=True)
+    assert not refused([], None)
     record = json.loads((out / "run.json").read_text())
     record["config"]["output"]["partition_by"] = []
     record["config"]["input"]["path"] = "log/d=1/p-17.parquet"

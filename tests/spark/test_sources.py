@@ -122,10 +122,7 @@ def test_partitioned_json_keeps_its_folders_and_options_choose_files(
         folder.mkdir(parents=True)
         (folder / "a.jsonl").write_text(json.dumps({"id": f"{language}-1"}) + "\n")
         (folder / "notes.txt").write_text("no record\n")
-    table = read_source(
-        spark, path=str(tmp_path / "in"), source_format="json",
-        options={"pathGlobFilter": "*.jsonl"},
-    )  # fmt: skip
+    table = read_source(spark, path=str(tmp_path / "in"), options={"pathGlobFilter": "*.jsonl"})
     got = {(row["id"], row["lang"], row[READ_ERROR]) for row in table.collect()}
     assert got == {("en-1", "en", None), ("zh-1", "zh", None)}
 
@@ -154,6 +151,11 @@ def test_csv_records_that_span_lines_are_read_whole(spark: SparkSession, tmp_pat
     # A quote that nothing closes spoils its own row and swallows no other.
     (tmp_path / "stray.csv").write_text('id,doc\n1,"open\n2,x\n3,"fine"\n')
     assert [row["id"] for row in rows(spark, tmp_path / "stray.csv")] == ["1", "2", "3"]
+    # Nor does it where another file has one that nothing opens.
+    (tmp_path / "both").mkdir()
+    (tmp_path / "stray.csv").rename(tmp_path / "both" / "a.csv")
+    (tmp_path / "both" / "b.csv").write_text('id,doc\n4,monitor 27"\n')
+    assert sorted(row["id"] for row in rows(spark, tmp_path / "both")) == ["1", "2", "3", "4"]
 
 
 def test_a_json_document_is_refused_with_the_option_that_reads_it(

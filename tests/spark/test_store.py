@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -203,6 +204,29 @@ def test_files_out_of_reach_are_not_called_damaged(store: ScoreStore) -> None:
     files = parts(store).set_index("path")["size"].to_dict()
     shutil.move(store.folder, f"{store.folder}-elsewhere")
     assert not damaged(store._spark, files)
+
+
+def test_a_job_that_was_cancelled_sets_nothing_aside(
+    store: ScoreStore, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal does it, again and again."""
+    before, over = parts(store), threading.Event()
+
+    def cancel() -> None:
+        while not over.wait(0.001):
+            spark.sparkContext.cancelAllJobs()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    try:
+        with pytest.raises(READ_ERRORS):
+            store.missing(spark.createDataFrame([], "pair_key string"), 0)
+        with pytest.raises(READ_ERRORS):
+            damaged(spark, before.set_index("path")["size"].to_dict())
+    finally:
+        over.set()
+        canceller.join()
+    pd.testing.assert_frame_equal(parts(store), before)
 
 
 def test_the_same_command_heals_a_damaged_store(
