@@ -16,6 +16,7 @@ import subprocess
 from datetime import datetime, timedelta
 
 from airflow.exceptions import AirflowException, AirflowFailException
+from airflow.timetables.interval import CronDataIntervalTimetable
 
 try:
     from airflow.sdk import Variable, dag, task
@@ -66,7 +67,8 @@ def run(command: str, *arguments: str) -> int:
 
 
 @dag(
-    schedule="0 3 * * *",
+    # With a plain expression `ds` would be yesterday in Airflow 2, and today in 3.
+    schedule=CronDataIntervalTimetable("0 3 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,  # a night is compared with one before it

@@ -6,7 +6,7 @@
 #
 # Ends with the exit code of the command that ended the night: 2 refused, 3 too many rejects, 4 gate
 # not passed; with others the same night may be started again, and goes on. 5: all is published, and
-# MLflow was out of reach at every try. The environment replaces what follows.
+# MLflow was out of reach at every try, or refused. The environment replaces what follows.
 set -u
 day=${1:-$(date -d yesterday +%F)}
 # On a cluster: spark-submit --properties-file conf/cluster/yarn.conf ... jobs/rerank.py
@@ -38,7 +38,10 @@ run() {
 track() {
     left=$TRIES
     while [ "$left" -gt 0 ]; do
-        $TRACK "$1" && return
+        code=0
+        $TRACK "$1" || code=$?
+        [ "$code" -eq 0 ] && return
+        [ "$code" -eq 5 ] || return 1 # refused: it will be the next time, too
         left=$((left - 1))
         [ "$left" -eq 0 ] || sleep "$PAUSE"
     done

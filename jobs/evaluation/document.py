@@ -53,6 +53,7 @@ def assemble(
     before, after, ceiling = (side_of(values, side, names) for side in (BEFORE, AFTER, CEILING))
     compared, tested = judged.first_stage_order is not None, _tested(names)
     found = _comparison(before, after, tested) if compared else {}
+    baseline, apart = _aligned(judged, baseline) if baseline else (None, {})
     shared = _shared(values, baseline.values, judged.keys) if baseline else values
     return {
         "name": judged.name,
@@ -71,7 +72,9 @@ def assemble(
             "delta": found.get("intervals"),
         },
         "tests": found.get("tests"),
-        "baseline": _against(baseline, judged, shared, names) if baseline else None,
+        "baseline": (
+            {**_against(baseline, judged, shared, names), "apart": apart} if baseline else None
+        ),
         "systems": _systems(judged, others, baseline, shared, names),
         "per_query": _extremes(judged, tested[0]) if compared and tested else None,
         "slices": [_slice(values, column, names) for column in slices],
@@ -132,6 +135,22 @@ def _comparison(
     }  # fmt: skip
 
 
+def _aligned(judged: RunEvaluation, baseline: Baseline) -> tuple[Baseline, dict[str, list[str]]]:
+    """Let lists of two days, say, meet: where each side has one value of a column of the group.
+
+    Returns the baseline with the judged table's values, and both values of such columns.
+    """
+    theirs, apart = baseline.values.copy(), {}
+    answered = theirs["answered"].astype(bool)
+    for key in (key for key in judged.keys if key != "query_id" and key in theirs):
+        here = judged.values[judged.values["answered"]][key].unique()
+        there = theirs[answered][key].unique()
+        if len(here) == len(there) == 1 and here[0] != there[0]:
+            apart[key] = [str(here[0]), str(there[0])]
+            theirs.loc[answered, key] = here[0]
+    return Baseline(baseline.name, theirs), apart
+
+
 def _shared(values: pd.DataFrame, baseline: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Lists that both sides rank, or neither does, with `baseline M` beside `reranked M`."""
     if missing := set(keys) - set(baseline.columns):
@@ -140,10 +159,13 @@ def _shared(values: pd.DataFrame, baseline: pd.DataFrame, keys: Sequence[str]) -
     named["answered"] = "answered_before"
     both = values.merge(baseline[[*keys, *named]].rename(columns=named), on=list(keys))
     if not (both["answered"] & both["answered_before"]).any():
-        refuse_apart(
-            "evaluation.baseline and the ranked table",
-            *(side[side["answered"]]["query_id"].tolist() for side in (values, baseline)),
-        )
+        ids = [side[side["answered"]]["query_id"].tolist() for side in (values, baseline)]
+        if {*ids[0]} & {*ids[1]}:
+            raise RefusedError(
+                "evaluation.baseline and the ranked table share queries, but no list of "
+                f"({', '.join(keys)}); compare tables of the same ones, or of one value each"
+            )
+        refuse_apart("evaluation.baseline and the ranked table", *ids)
     both = both[both["answered"] == both["answered_before"]]
     return both.sort_values(list(keys), ignore_index=True)
 
@@ -240,12 +262,16 @@ def _grouped(column: pd.Series) -> pd.Series:
         order = sorted({*names}, key=lambda name: (name == "none", name))
         return names.astype(pd.CategoricalDtype(order))
     edges = np.unique(column.dropna())
-    labels = [f"{edge:g}" for edge in edges]
+    labels = [*map(_label, edges)]
     if len(edges) > _GROUPS:
         quarters = np.quantile(column.dropna(), [0.25, 0.5, 0.75], method="inverted_cdf")
         edges = np.append(np.unique(quarters), np.inf)
-        ends = [f"{edge:g}" for edge in edges[:-1]]
+        ends = [*map(_label, edges[:-1])]
         middle = [f"over {low} to {high}" for low, high in pairwise(ends)]
         labels = [f"up to {ends[0]}", *middle, f"over {ends[-1]}"]
     groups = pd.cut(column, [-np.inf, *edges], labels=labels, ordered=False)
     return groups.cat.add_categories("none").fillna("none").cat.remove_unused_categories()
+
+
+def _label(edge: float) -> str:
+    return f"{edge:.15g}" if float(edge).is_integer() else f"{edge:g}"

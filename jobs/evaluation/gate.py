@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from jobs.config import EvaluationConfig, ReportConfig
-from jobs.evaluation.measures import FACTS, parse_measure
+from jobs.evaluation.measures import ADDED, FACTS, parse_measure
 from jobs.runtime.errors import ErrorCollector
 
 _T = TypeVar("_T")
 
 REGISTERED: Final = "mlflow:"  # prefix of a baseline that is looked up in an experiment
 #: Columns of the table per query, which no slice can be named like.
-RESERVED: Final = frozenset({"query_id", *FACTS})
+RESERVED: Final = frozenset({"query_id", *ADDED, *FACTS})
 
 #: Names beside measures, and where their value stands in a document.
 OPERATIONS: Final[dict[str, str]] = {

@@ -24,6 +24,8 @@ AFTER: Final = "reranked "
 BEFORE: Final = "first_stage "
 CEILING: Final = "ceiling "
 
+#: Columns that measuring adds to the candidates.
+ADDED: Final = ("relevance", "before", "after")
 #: What is known of a list beside its measures, and its type in Spark.
 FACTS: Final = {
     "n_retrieved": "int",
@@ -58,6 +60,10 @@ def parse_measure(text: str) -> str:
             f"cannot read measure {text!r} ({error}); write NAME, NAME@k or NAME(rel=g)@k, for "
             "example RR(rel=2)@10"
         ) from None
+    if measure.NAME == "Accuracy":
+        raise ValueError(
+            f"measure {text!r} is undefined for lists without an irrelevant document; leave it out"
+        )
     known = measure.SUPPORTED_PARAMS
     if missing := [n for n, p in known.items() if p.required and n not in measure.params]:
         name = str(measure)
@@ -193,7 +199,7 @@ def _values(
     for side, column in {AFTER: "after", BEFORE: "before", CEILING: "best"}.items():
         run: dict[str, dict[str, float]] = {}
         some = rows[rows[column] <= depth]
-        scores = -some[column].astype(float)
+        scores = 1 / some[column].astype(float)  # Compat takes what was not retrieved for 0
         for number, doc, score in zip(
             some["number"].astype(str), some["doc_id"], scores, strict=True
         ):

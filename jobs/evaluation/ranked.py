@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -12,6 +13,7 @@ from jobs.input.columns import as_kind, id_text, quoted
 from jobs.input.readers import READ_ERROR, read_source
 from jobs.output.filesystem import Files
 from jobs.output.folder import published_record
+from jobs.output.names import RANKED
 from jobs.runtime.errors import RefusedError
 from jobs.runtime.redaction import masked
 
@@ -79,11 +81,15 @@ def read_ranked(
     Raises:
         RefusedError: naming missing and present columns.
     """
-    beside = published_record(Files(spark), path.rstrip("/").rpartition("/")[0] or ".")
+    above, parts = _partitions(path.rstrip("/"))
+    beside = published_record(Files(spark), above or ".")
     record = beside if beside and beside["kind"] in ("rerank", "fuse") else None
     group = tuple(group or setting_of(record, "input", "group") or ())
     expected = ("query_id", "doc_id", "score")
     table = read_source(spark, path=path, otherwise="parquet", expected=expected)
+    for column, value in parts.items():
+        if column not in table.columns:
+            table = table.withColumn(column, F.lit(value))
     present = [column for column in table.columns if column != READ_ERROR]
     needed = (*expected, *group, *slices)
     fused = FUSED in present and (record is None or is_fused(record))
@@ -103,6 +109,18 @@ def read_ranked(
             columns.setdefault(column, quoted(column))
     rows = table.select(*(value.alias(column) for column, value in columns.items()))
     return Table(name, rows, group, record)
+
+
+def _partitions(path: str) -> tuple[str, dict[str, str]]:
+    """Return the folder above a ranked table, and the values that lead to a partition of it."""
+    at, parts = path, list[str]()
+    while "=" in at.rpartition("/")[2]:
+        at, _, part = at.rpartition("/")
+        parts.insert(0, part)
+    if at.rpartition("/")[2] != RANKED:  # not one of this project
+        at, parts = path, []
+    values = dict(part.split("=", 1) for part in parts)
+    return at.rpartition("/")[0], {unquote(name): unquote(text) for name, text in values.items()}
 
 
 def refuse_other_lists(table: Table, other: Table) -> None:

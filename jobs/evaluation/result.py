@@ -219,6 +219,8 @@ def _warnings(document: Mapping[str, Any], run: RunEvaluation, plan: Plan) -> li
         )
     falls = [("first stage", mean_judged(run.values, BEFORE), document["judged"])]
     if baseline:
+        found += [f"The baseline's lists are of {key} {there}, those here of {here}."
+                  for key, (here, there) in baseline["apart"].items()]  # fmt: skip
         falls.append(("baseline", baseline["judged_before"], baseline["judged"]))
     for name, before, after in falls:
         if before is not None and after < before - _JUDGED_FALL:

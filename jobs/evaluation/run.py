@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import NumericType
 
-from jobs.evaluation.measures import BEFORE, FACTS, JUDGED, measure_bucket, value_columns
+from jobs.evaluation.measures import ADDED, BEFORE, FACTS, JUDGED, measure_bucket, value_columns
 from jobs.evaluation.ranked import Table
 from jobs.input.columns import quoted
 from jobs.runtime.errors import RefusedError
@@ -86,13 +86,15 @@ def evaluate_run(
     names = tuple(dict.fromkeys([*measures, JUDGED]))
     order, partial_order, count = _check(table)
     groups = {name: F.coalesce(quoted(name).cast("string"), F.lit("none")) for name in table.group}
-    labelled = table.candidates.withColumns(groups).join(qrels, ["query_id", "doc_id"], "left")
+    own = [name for name in ADDED if name not in keys]  # a table may have columns of these names
+    candidates = table.candidates.withColumns(groups).drop(*own)
+    labelled = candidates.join(qrels, ["query_id", "doc_id"], "left")
     rows = stage("candidates", _with_ranks(labelled, order, keys, tie_break))
     per_query = _measured(rows, qrels, keys, names, count + qrels.count())
     if order is None:
         per_query = per_query.drop(*(BEFORE + name for name in names))
-    if slices:
-        per_query = per_query.join(_slices(rows, keys, slices), on=list(keys), how="left")
+    if others := [name for name in slices if name not in keys]:
+        per_query = per_query.join(_slices(rows, keys, others), on=list(keys), how="left")
     per_query = stage("per_query", per_query)
     repeated = per_query.where("n_repeated > 0").agg(F.sum("n_repeated"), F.min("query_id"))
     if not table.own and (found := repeated.collect()[0])[0]:

@@ -59,10 +59,11 @@ def secrets_of(*settings: Mapping[str, str]) -> tuple[str, ...]:
 
 def known_secrets(config: Config) -> tuple[str, ...]:
     """Return values that the environment, Spark settings, reader options or `remote` name."""
+    named = (os.environ, config.spark.settings, config.input.options, config.remote.parameters)
     with suppress(ValueError):  # there is no key
         if key := read_key(config.remote.key_env, config.remote.key_file):
-            return (key, *secrets_of(os.environ, config.spark.settings, config.input.options))
-    return secrets_of(os.environ, config.spark.settings, config.input.options)
+            return (key, *secrets_of(*named))
+    return secrets_of(*named)
 
 
 def masked(text: str, known: tuple[str, ...] = ()) -> str:

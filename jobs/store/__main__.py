@@ -36,8 +36,8 @@ _TARGET: Final = 128 * 2**20  # bytes of a file that is neither small nor hard t
 Verb = Callable[[SparkSession, Config, pd.DataFrame], int]
 
 
-def take_inventory(files: Files, store: str) -> pd.DataFrame:
-    """Return everything in a store; no score is read.
+def take_inventory(files: Files, store: str, only: str = "") -> pd.DataFrame:
+    """Return everything in a store, or of one fingerprint; no score is read.
 
     Columns: fingerprint; folder: name of the attempt, or of what else is below the fingerprint;
     path; size [bytes]; modified [s since 1970]; is_part: a file of scores that a task published.
@@ -46,7 +46,7 @@ def take_inventory(files: Files, store: str) -> pd.DataFrame:
         (above.name.removeprefix(scores.FINGERPRINT), entry.path.removeprefix(f"{above.path}/"),
          entry.path, entry.size, entry.modified)
         for above in files.entries(store)
-        if above.is_folder and above.name.startswith(scores.FINGERPRINT)
+        if above.is_folder and above.name.startswith(f"{scores.FINGERPRINT}{only}")
         for entry in (above, *files.tree(above.path))
     ]  # fmt: skip
     found = pd.DataFrame(rows, columns=["fingerprint", "folder", "path", "size", "modified"])
@@ -143,7 +143,14 @@ def compact(spark: SparkSession, config: Config, inventory: pd.DataFrame) -> int
         elif config.dry_run:
             done = f"would merge {len(_small_files(found)[0]):,} files"
         else:
-            done = merge(spark, found)
+            # What was merged before took time: a run may have begun.
+            found = take_inventory(Files(spark), str(config.store.path), str(name))
+            if found.empty:
+                continue
+            if time.time() - found["modified"].max() < _seconds(config.store.settled):
+                done = "used since the command began, left alone"
+            else:
+                done = merge(spark, found)
         _say(f"{name}  {done}")
     return DONE
 
@@ -216,7 +223,7 @@ def _waste(inventory: pd.DataFrame, config: Config) -> Iterator[tuple[str, pd.Da
     now = time.time()
     for _, found in inventory.groupby("fingerprint"):
         age = now - found["modified"].max()
-        if age > _seconds(config.store.older_than):
+        if age > max(_seconds(config.store.older_than), _seconds(config.store.settled)):
             yield f"not used for {age / 86400:.0f} days", found
             continue
         for name, inside in found.groupby("folder"):

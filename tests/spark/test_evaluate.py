@@ -274,7 +274,7 @@ def test_a_list_is_its_group_and_its_query(
     words = ("--evaluation.qrels", str(evaluated / "qrels.txt"), *OFF)
     assert command(tmp_path / "1", [tmp_path / "log.parquet"], *words) == REFUSED
     assert "name the columns of a list in input.group" in capsys.readouterr().err
-    group = ("--input.group", "day")
+    group = ("--input.group", "day", "--evaluation.slices", "day")
     assert command(tmp_path / "1", [tmp_path / "log.parquet"], *words, *group) == DONE
     found, alone = document(tmp_path / "1"), document(evaluated / "same")
     assert (found["queries"], found["queries_unanswered"]) == (2 * QUERIES + 1, 1)
@@ -283,6 +283,8 @@ def test_a_list_is_its_group_and_its_query(
             2 * value * alone["queries"]
         )
     assert found["per_query"]["most_helped"][0]["day"] == "1"
+    (slices,) = found["slices"]
+    assert [row["value"] for row in slices["rows"]] == ["1", "2", "none"]
     per_query = pq.read_table(tmp_path / "1" / "per_query").to_pandas()
     assert len(per_query[["day", "query_id"]].dropna().drop_duplicates()) == 2 * QUERIES
 
@@ -520,6 +522,23 @@ def test_what_cannot_be_evaluated_is_refused(
     assert command(tmp_path / "out", [ranked], *words, *OFF) == REFUSED
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_grades_made_of_scores_judge_no_partition_either(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ranked" / "date=2026-01-31" / "lang=en"
+    folder.mkdir(parents=True)
+    rows = {"query_id": ["q"], "doc_id": ["a"], "score": [1.0], "label": [1]}
+    pd.DataFrame(rows).to_parquet(folder / "part-0.parquet")
+    config = {"label": {"thresholds": [0.5], "column": "label"}, "input": {"group": ["date"]}}
+    record = {"run_id": "1", "kind": "rerank", "config": config}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    for path in (folder, folder.parent, tmp_path / "ranked"):
+        found = read_ranked(spark, "x", f"{path}/")
+        assert found.own and "label" not in found.candidates.columns
+        assert found.group == ("date",)
+        assert [str(row["date"]) for row in found.candidates.collect()] == ["2026-01-31"]
 
 
 def test_a_ranked_table_of_text(spark: SparkSession, tmp_path: Path) -> None:

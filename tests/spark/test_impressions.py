@@ -136,3 +136,17 @@ def test_an_input_that_cannot_be_meant_is_refused_before_anything_is_written(
         assert job(out, **keys) == REFUSED
         assert said in capsys.readouterr().err
         assert not list(out.glob("*"))
+
+
+def test_columns_named_like_those_of_measuring_pass_through(job: Job, tmp_path: Path) -> None:
+    rows = log()[7:200].drop_duplicates(["query_id", "doc_id"])
+    rows = rows.assign(label=1, relevance="high", before=7, after="x").drop(columns="session")
+    rows.to_parquet(tmp_path / "log.parquet")
+    out = tmp_path / "out"
+    given = {**STUB, "input__path": tmp_path / "log.parquet", "input__label": "label"}
+    assert job(out, **given, input__group="date", evaluation__slices="date") == DONE
+    ranked = read(out)
+    assert {*ranked["relevance"]} == {"high"} and {*ranked["before"]} == {7}
+    assert {*ranked["after"]} == {"x"}
+    measured = json.loads((out / "metrics.json").read_text())
+    assert measured["queries_judged"] > 10 and len(measured["slices"][0]["rows"]) >= 1

@@ -370,6 +370,7 @@ def test_gc_drops_dead_attempts_and_what_is_out_of_use(
     assert "tasks that never ended" in capsys.readouterr().out
     pd.testing.assert_frame_equal(content(store), before)
     age(store, hours=24 * 31)
+    assert run("gc", store, "--older-than", "30d", "--store.settled", "32d") == DONE
     assert run("gc", store, "--older-than", "32d") == DONE
     pd.testing.assert_frame_equal(content(store), before)
     assert run("gc", store, "--older-than", "30d") == DONE

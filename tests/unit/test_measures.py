@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import ir_measures
 import numpy as np
 import pandas as pd
 import pytest
 
+from jobs.evaluation.document import Baseline, _aligned, _grouped, _shared
 from jobs.evaluation.measures import measure_bucket, parse_measure
 from jobs.runtime.cli import load_config
+from jobs.runtime.errors import RefusedError
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,7 @@ def test_every_measure_that_ir_measures_names_is_read(text: str, name: str) -> N
         ("RR(rel=0)@10", ["lowest rel is 1"]),
         ("StRecall@10", ["'StRecall@10'", "pip install"]),
         ("1+1", ["'1+1'"]),
+        ("Accuracy@5", ["undefined for lists without an irrelevant document"]),
     ],
 )
 def test_an_error_names_the_value_and_the_remedy(text: str, words: list[str]) -> None:
@@ -90,6 +96,49 @@ def test_a_list_is_its_group_and_query_and_an_impression_counts_once() -> None:
     assert not nobody["judged"] and np.isnan(nobody["reranked RR"])
     lost = found[~found["answered"]].iloc[0]
     assert (lost["reranked RR"], lost["n_relevant"], lost["n_retrieved"]) == (0.0, 1, 0)
+
+
+def test_what_was_not_retrieved_comes_last() -> None:
+    """Compat takes its score for 0, as ir_measures tells it with scores above."""
+    rows = pd.DataFrame(
+        [("q", "a", 3.0, 1, 1, False), ("q", "b", 2.0, 2, 2, False)],
+        columns=["query_id", "doc_id", "score", "after", "before", "truncated"],
+    )
+    qrels = pd.DataFrame({"query_id": "q", "doc_id": ["z", "a"], "relevance": 1})
+    measure = ir_measures.parse_measure("Compat(p=0.9)")
+    found = measure_bucket(rows, qrels, ["query_id"], [str(measure)])
+    run, truth = {"q": {"a": 3.0, "b": 2.0}}, {"q": {"z": 1, "a": 1}}
+    (known,) = ir_measures.iter_calc([measure], truth, run)
+    assert (
+        found[f"reranked {measure}"][0]
+        == pytest.approx(known.value)
+        == pytest.approx(0.763, abs=1e-3)
+    )
+
+
+def test_slices_by_days_that_are_numbers_stay_apart() -> None:
+    days = pd.Series([20260129, 20260130, 20260131, 20260201, None])
+    assert list(_grouped(days)) == ["20260129", "20260130", "20260131", "20260201", "none"]
+    many = _grouped(pd.Series(range(20260101, 20260131)))
+    assert next(iter(many.cat.categories)) == "up to 20260108" and many.nunique() == 4
+
+
+def test_a_baseline_of_another_day_is_met_query_by_query() -> None:
+    def side(day: str, **more: object) -> pd.DataFrame:
+        return pd.DataFrame(
+            {"date": day, "query_id": ["a", "b"], "answered": True, "reranked AP": [0.5, 1.0]}
+        ).assign(**more)
+
+    keys = ("date", "query_id")
+    judged: Any = SimpleNamespace(keys=keys, values=side("2026-01-02"))
+    met, apart = _aligned(judged, Baseline("b", side("2026-01-01")))
+    assert apart == {"date": ["2026-01-02", "2026-01-01"]}
+    assert len(_shared(judged.values, met.values, keys)) == 2
+    both = pd.concat([side("2026-01-01"), side("2026-01-03")])
+    met, apart = _aligned(judged, Baseline("b", both))
+    assert not apart
+    with pytest.raises(RefusedError, match=r"share queries, but no list of \(date, query_id\)"):
+        _shared(judged.values, met.values, keys)
 
 
 def test_nothing_at_all_is_no_list() -> None:

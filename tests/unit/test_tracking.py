@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -21,6 +22,7 @@ from jobs.output.tracking.client import (
     replay_command,
     track,
 )
+from jobs.output.tracking.runs import _metrics
 from jobs.runtime.errors import DONE, REFUSED, RefusedError
 from jobs.runtime.redaction import masked
 from tests.conftest import Database
@@ -84,11 +86,20 @@ def test_no_password_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
             "spark": {"settings": {"fs.s3a.secret.key": "secret-of-spark"}},
             "input": {"options": {"password": "secret"}, "path": "/in/secret-of-spark"},
             "output": {"path": "/out/secret-of-env"},
+            "remote": {"parameters": {"api_key": "secret-of-remote"}},
         }
     )
     said = json.dumps(public_config(config))
     assert "secret" not in said.replace("s3a.secret.key", "")
     assert public_config(config)["store"]["path"] == "abfss://***@box/scores"
+
+
+def test_names_of_measures_are_such_as_mlflow_takes() -> None:
+    measures = ("P(rel=2,judged_only=True)@10", "nDCG(dcg='exp-log2')@10", "nDCG(gains={1:3})@10")
+    found = _metrics({"metrics": {"reranked": dict.fromkeys(measures, 0.5)}})
+    assert len(found) == 3
+    for name in found:
+        assert re.fullmatch(r"[\w./ -]+", name), name
 
 
 def test_a_replay_asks_for_the_password_that_the_record_does_not_hold(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -161,9 +162,12 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
     measured = record.get("metrics") or {}
     tree = {group: record.get(group) or {} for group in groups}
     tree |= {k: measured.get(k) or {} for k in ("first_stage", "reranked", "delta", "ceiling")}
-    # MLflow allows no parentheses or equals signs, and `@` in no version's names.
+    # MLflow's names have no parentheses, commas, quotes or equals signs, and `@` in no version.
     table = str.maketrans({"@": "_at_", "(": "_", ")": "", "=": ""})
-    return {name.translate(table): value for name, value in _numbers(tree).items()}
+    return {
+        re.sub(r"[^\w./ -]", "_", name.translate(table)): value
+        for name, value in _numbers(tree).items()
+    }
 
 
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:
