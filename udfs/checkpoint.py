@@ -41,6 +41,9 @@ _OFFSET_POSITIONS: Final = (
 )  # fmt: skip
 
 
+_KERNELS: Final = ("attn_implementation", "experts_implementation")
+
+
 class CheckpointError(ValueError):
     """A model folder that cannot or must not be used for scoring; `messages` has every reason."""
 
@@ -90,8 +93,7 @@ def inspect_checkpoint(
     shapes = _read_shapes(path, errors)
     head = find_head(path, config, shapes, kind, label, errors)
     positions = _positions(config, errors)
-    if not trust_remote_code:
-        errors += code_in(path)
+    errors += code_in(path, trusted=trust_remote_code)
     if not any(_matching(path, _VOCABULARIES)):
         errors.append(f"{path} has no tokenizer files; save the tokenizer beside the model")
     try:
@@ -107,11 +109,14 @@ def inspect_checkpoint(
     )  # fmt: skip
 
 
-def code_in(path: Path) -> list[str]:
-    """Return what speaks against loading a folder: files that ask transformers to run code."""
+def code_in(path: Path, *, trusted: bool = False) -> list[str]:
+    """Return what speaks against loading a folder: files that ask transformers to run code.
+
+    `trusted`: code in the folder itself may run.
+    """
     errors: list[str] = []
     for name in ("config.json", "tokenizer_config.json"):
-        _refuse_code(name, _read_json(path / name, []), errors)
+        _refuse_code(name, _read_json(path / name, []), errors, trusted)
     return errors
 
 
@@ -235,15 +240,35 @@ def _activation(config: dict[str, Any], saved: dict[str, Any]) -> str:
     return str(named or saved.get("activation_fn") or "").rpartition(".")[2]
 
 
-def _refuse_code(name: str, content: dict[str, Any], errors: list[str]) -> None:
+def _refuse_code(name: str, content: dict[str, Any], errors: list[str], trusted: bool) -> None:
     """Refuse keys, at any depth, that make transformers fetch or run code (CVE-2026-4372)."""
-    keys: set[str] = set()
-    json.loads(json.dumps(content), object_hook=keys.update)
-    internal = {key for key in keys if key.startswith("_") and key.endswith("_internal")}
-    if code := sorted(internal | keys & {"auto_map"}):
+    code, foreign, kernels = set(), set(), set()
+
+    def look(part: dict[str, Any]) -> dict[str, Any]:
+        for key, value in part.items():
+            if key == "auto_map" or (key.startswith("_") and key.endswith("_internal")):
+                code.add(key)
+            if key == "auto_map" and "--" in str(value):
+                foreign.add(key)
+            if key.strip("_").removesuffix("_internal") in _KERNELS and "/" in str(value):
+                kernels.add(key)
+        return part
+
+    json.loads(json.dumps(content), object_hook=look)
+    if kernels:
         errors.append(
-            f"{name} asks for code of its own ({', '.join(code)}); choose another checkpoint, "
-            "or read the code and set model.trust_remote_code"
+            f"{name} names kernels of the hub ({', '.join(sorted(kernels))}), which may change "
+            "from run to run; remove the key"
+        )
+    if foreign:
+        errors.append(
+            f"{name} asks for code of another repository ({', '.join(sorted(foreign))}), which "
+            "may change from run to run; copy it into the folder and name it there"
+        )
+    elif (code := code - kernels) and not trusted:
+        errors.append(
+            f"{name} asks for code of its own ({', '.join(sorted(code))}); choose another "
+            "checkpoint, or read the code and set model.trust_remote_code"
         )
 
 

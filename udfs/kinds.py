@@ -103,6 +103,11 @@ def find_head(
         if label:
             errors.append(f"model.label={label} is for classifiers, {architecture} has no labels")
         return Head("llm")
+    if architecture.startswith("XLNet"):
+        errors.append(
+            f"{architecture} scores by the last position, which is padding beside a longer pair; "
+            "name another model"
+        )
     if modules and kind != "classifier":
         return Head("modular", _module_label(path, modules, label, errors))
     if not architecture.endswith(_CLASSIFIER):

@@ -47,9 +47,9 @@ def merge_adapter(folder: Path, find_base: Callable[[str, str | None], Path]) ->
         )
     except CheckpointError as error:
         raise RefusedError([f"base model of {folder}: {said}" for said in error.messages]) from None
-    digest = hashlib.sha256(base.digest.encode())
-    for file in (_CONFIG, _WEIGHTS):
-        digest.update((folder / file).read_bytes())
+    digest = hashlib.sha256(f"2 {base.digest}".encode())  # 2: with the adapter's other files
+    for file in (folder / _CONFIG, folder / _WEIGHTS, *_others(base.path), *_others(folder)):
+        digest.update(f"{file.name}\0".encode() + file.read_bytes())
     causal = base.architecture.endswith("ForCausalLM") and given.get("task_type") != "SEQ_CLS"
     make = partial(_merge, folder, base.path, causal)
     try:
@@ -89,6 +89,13 @@ def _merge(adapter: Path, base: Path, causal: bool, target: Path) -> None:
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(str(target))
     for source in (base, adapter):  # the adapter's tokenizer wins
-        for file in set(scoring_files(source)) - set(weight_files(source)):
-            if file.parent == source and file.name not in _SAVED:
-                shutil.copy2(file, target / file.name)
+        for file in _others(source):
+            shutil.copy2(file, target / file.name)
+
+
+def _others(source: Path) -> list[Path]:
+    """Return what goes along with weights: the tokenizer, and prompts of sentence-transformers."""
+    prompts = source / "config_sentence_transformers.json"
+    files = {*scoring_files(source), *([prompts] if prompts.is_file() else [])}
+    kept = (f for f in files - set(weight_files(source)) if f.parent == source)
+    return sorted(file for file in kept if file.name not in (*_SAVED, "modules.json"))

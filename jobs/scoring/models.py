@@ -111,6 +111,11 @@ def rendering(config: ModelConfig, checkpoint: Checkpoint | None) -> Rendering:
 def _prompt_of(config: ModelConfig, checkpoint: Checkpoint) -> tuple[Prompt, str]:
     """Return how a causal language model is asked, and what rows put before their queries."""
     instruction = config.query_instruction
+    if taken := [place for place in ("{query}", "{document}") if place in instruction]:
+        raise RefusedError(
+            f"model.query_instruction has {taken[0]}, which is where the prompt puts a text; leave "
+            "it out"
+        )
     if config.template:
         prompt: Prompt | None = read_template(config.template).prompt(instruction)
     else:

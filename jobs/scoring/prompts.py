@@ -146,13 +146,28 @@ def split_lead(prompt: Prompt) -> tuple[Prompt, str]:
     """
     lead, behind = prompt.query.split("{query}")
     pieces = (*prompt.before, behind, *prompt.between, prompt.document, *prompt.after)
-    if INSTRUCTION in lead and not any(INSTRUCTION in piece for piece in pieces):
+    if lead.count(INSTRUCTION) == 1 and not any(INSTRUCTION in piece for piece in pieces):
         return replace(prompt, query="{query}" + behind), lead
     raise RefusedError(
         "input.instruction needs a prompt with {instruction} in its text `query`, before {query}; "
         "set model.query_instruction for the whole job, or model.template to qwen3-reranker, "
         "mxbai-v2 or a YAML file"
     )
+
+
+def _chat_settings(folder: Path) -> dict[str, Any]:
+    """Return what sentence-transformers passes to a chat template (`add_generation_prompt`)."""
+    file = folder / "sentence_bert_config.json"
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    given = dict((saved.get("processing_kwargs") or {}).get("chat_template") or {})
+    given.pop("restore_suffix", None)  # its own
+    return given
+
+
+def _last_line(text: str) -> tuple[str, str]:
+    """Return a text without its last line, and that."""
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[:-1]), "".join(lines[-1:])
 
 
 def chat_prompt(folder: Path, instruction: str) -> Prompt | None:
@@ -170,18 +185,20 @@ def chat_prompt(folder: Path, instruction: str) -> Prompt | None:
     messages = [{"role": role, "content": text} for role, text in texts.items() if text]
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        before, between, after = re.split("<<query>>|<<document>>", text)
+        more = _chat_settings(folder)
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **more))
+        before, rest = text.split("<<query>>")
+        between, after = rest.split("<<document>>")
         given = json.loads(answers.read_text(encoding="utf-8"))
     except Exception as error:  # whatever the template raises
         raise RefusedError(
-            f"{folder} has no chat template for a query and a document ({type(error).__name__}); "
-            "set model.template"
+            f"{folder} has no chat template for a query and then a document "
+            f"({type(error).__name__}); set model.template"
         ) from None
-    *lines, lead = before.splitlines(keepends=True)
-    *tail, lead_of_document = between.splitlines(keepends=True)
+    lines, lead = _last_line(before)
+    tail, lead_of_document = _last_line(between)
     return Prompt(
-        before=("".join(lines),), query=lead + "{query}" + "".join(tail), between=(),
+        before=(lines,), query=lead + "{query}" + tail, between=(),
         document=lead_of_document + "{document}", after=(after,),
         positive=int(given["true_token_id"]), negative=given["false_token_id"],
     )  # fmt: skip

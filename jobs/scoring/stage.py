@@ -104,8 +104,15 @@ def ship_model(
     folder = checkpoint.path
     target = cache() / "archives" / f"{folder.name}-{os.getpid()}.zip"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(folder.iterdir()) if checkpoint.runtime else scoring_files(folder):
+    # What it says of modules decides which files score, though it is none of them.
+    more = [file for file in (folder / "config_sentence_transformers.json",) if file.is_file()]
+    files = (
+        sorted(folder.iterdir())
+        if checkpoint.runtime
+        else [*dict.fromkeys([*scoring_files(folder), *more])]
+    )
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
+        for file in files:
             archive.write(file, file.relative_to(folder))
     atexit.register(target.unlink, missing_ok=True)
     spark.sparkContext.addArchive(f"{target}#{name}")

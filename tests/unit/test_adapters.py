@@ -69,6 +69,19 @@ def test_an_adapter_of_an_encoder_brings_its_head(tiny_bert: Path, tmp_path: Pat
     found = scores(tmp_path / "lora", max_length=64)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert scores(tmp_path / "lora", max_length=64) == found  # from the cache
+    # What goes along with the adapter counts: its tokenizer, and prompts.
+    given = ModelConfig.model_validate({"name": str(tmp_path / "lora"), "max_length": 64})
+    merged = {resolve_model(given, never).path}
+    tokenizer.save_pretrained(tmp_path / "lora")
+    merged.add(resolve_model(given, never).path)
+    file = tmp_path / "lora" / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    merged.add(resolve_model(given, never).path)
+    assert len(merged) == 3
+    saved = {"model_type": "CrossEncoder", "prompts": {"q": "Q: "}, "default_prompt_name": "q"}
+    (tmp_path / "lora" / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    with pytest.raises(RefusedError, match=r'set model\.query_instruction="Q: "'):
+        resolve_model(given, never)
 
 
 def test_an_adapter_of_a_language_model(tiny_llm: Callable[[str], Path], tmp_path: Path) -> None:

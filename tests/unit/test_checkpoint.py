@@ -55,6 +55,8 @@ def test_an_encoder_without_a_head_is_refused(copy: Path) -> None:
         ({"auto_map": {"AutoModel": "modeling.Model"}}, "auto_map"),
         ({"_attn_implementation_internal": "x/y"}, "_attn_implementation_internal"),
         ({"text_config": {"layers": [{"auto_map": {}}]}}, "auto_map"),
+        ({"attn_implementation": "kernels-community/flash-attn2"}, "attn_implementation"),
+        ({"architectures": ["XLNetForSequenceClassification"]}, "by the last position"),
     ],
 )
 def test_a_config_that_is_no_plain_cross_encoder_is_refused(
@@ -68,6 +70,9 @@ def test_a_config_that_is_no_plain_cross_encoder_is_refused(
 def test_code_of_the_models_own_is_let_through_when_asked_for(copy: Path) -> None:
     edit_config(copy, auto_map={"AutoModel": "modeling.Model"})
     assert inspect_checkpoint(copy, trust_remote_code=True).positions == 128
+    edit_config(copy, auto_map={"AutoModel": "somebody/code--modeling.Model"})
+    with pytest.raises(CheckpointError, match=r"code of another repository \(auto_map\)"):
+        inspect_checkpoint(copy, trust_remote_code=True)
 
 
 def test_pickles_are_refused_and_the_remedy_named(copy: Path) -> None:

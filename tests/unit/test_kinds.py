@@ -203,6 +203,17 @@ def test_modules_set_to_what_is_not_supported_are_refused(
     assert said in refused(tmp_path / "m")
 
 
+def test_former_settings_of_pooling_are_read(backbone: Path, tmp_path: Path) -> None:
+    modular(backbone, tmp_path / "m", "cls")
+    before, file = score(tmp_path / "m").logit, tmp_path / "m" / "1_Pooling" / "config.json"
+    for key in ("cls_token", "weightedmean_tokens"):
+        old = {"word_embedding_dimension": 32, f"pooling_mode_{key}": True}
+        file.write_text(json.dumps({**old, "pooling_mode_mean_tokens": False}))
+        if key == "cls_token":
+            np.testing.assert_array_equal(score(tmp_path / "m").logit, before)
+    assert "weightedmean" in refused(tmp_path / "m")
+
+
 def test_an_unknown_module_is_refused_by_its_name(backbone: Path, tmp_path: Path) -> None:
     modular(backbone, tmp_path / "m", "cls")
     file = tmp_path / "m" / "modules.json"
@@ -236,6 +247,22 @@ def test_logit_score_is_asked_by_the_chat_template(
     np.testing.assert_allclose(scores.logit, expected, atol=1e-4)
     other = score(tmp_path / "saved", max_length=150, query_instruction="Another task.")
     assert np.abs(other.logit - scores.logit).max() > 1e-3
+    said = refused(tmp_path / "saved", max_length=150, query_instruction="Find {query}.")
+    assert "model.query_instruction has {query}" in said
+    # What the folder says of the template's settings holds, as in sentence-transformers.
+    start = CHAT.index("<|im_start|>assistant")
+    asked = f"{CHAT[:start]}{{% if add_generation_prompt %}}{CHAT[start:]}{{% endif %}}"
+    (tmp_path / "saved" / "chat_template.jinja").write_text(asked)
+    assert np.abs(score(tmp_path / "saved", max_length=150).logit - scores.logit).max() > 1e-3
+    settings = {"processing_kwargs": {"chat_template": {"add_generation_prompt": True}}}
+    edit(tmp_path / "saved" / "sentence_bert_config.json", **settings)
+    peer = peers.CrossEncoder(str(tmp_path / "saved"), device="cpu", max_length=150)
+    again = score(tmp_path / "saved", max_length=150)
+    np.testing.assert_allclose(again.logit, peer.predict(PAIRS, activation_fn=RAW), atol=1e-4)
+    turned = asked.replace("'query'", "'?'").replace("'document'", "'query'")
+    (tmp_path / "saved" / "chat_template.jinja").write_text(turned.replace("'?'", "'document'"))
+    said = refused(tmp_path / "saved", max_length=150)
+    assert "no chat template for a query and then a document" in said
 
 
 def test_a_language_model_without_a_template_is_refused(

@@ -85,6 +85,21 @@ def int8(tiny_bert: Path) -> Checkpoint:
     return export.export(inspect_checkpoint(tiny_bert), "int8")
 
 
+def test_int8_of_a_graph_that_scores_otherwise_is_refused(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export._compare
+
+    def compare(checkpoint: Checkpoint, copy: Checkpoint, precision: Precision) -> dict[str, Any]:
+        apart = {"max_abs_difference": 0.5} if precision == "fp32" else {}
+        return {**real(checkpoint, copy, precision), **apart}
+
+    monkeypatch.setattr(export, "_compare", compare)
+    monkeypatch.setattr(export, "_EXPORTER", "that fails")
+    with pytest.raises(RefusedError, match=r"scores by up to 0\.5 otherwise than torch"):
+        export.export(inspect_checkpoint(tiny_bert), "int8")
+
+
 @pytest.mark.slow
 def test_the_report_of_the_export_says_what_int8_costs() -> None:
     """The embedded model is none for int8: flags of 256 leave activations few of its steps."""

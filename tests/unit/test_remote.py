@@ -91,8 +91,8 @@ def test_a_probability_comes_out_as_the_server_gave_it() -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        "429", "429 after 1", "429 after date", "503", "503 after 1", "500", "502", "408", "reset",
-        "slow", "broken off", "garbage", "cut", "index", "twice", "beyond",
+        "429", "429 after 1", "429 after date", "503", "503 after 1", "500", "502", "524", "408",
+        "reset", "slow", "broken off", "garbage", "cut", "index", "twice", "beyond",
         "fewer", "nan", "null", "huge", "text",
     ],
 )  # fmt: skip
@@ -206,6 +206,13 @@ def test_a_document_that_breaks_the_server_is_isolated(others: int) -> None:
     assert scores.status[-1] == "remote_refused" and (scores.status == OK).sum() == others
     del server.paid["a", "a"]  # asked to see whether the server is well
     assert len(server.paid) == others and set(server.paid.values()) <= {1}
+
+
+def test_units_are_not_spent_on_answers_without_scores() -> None:
+    with serving("cohere", lambda number, _: "429" if number < 4 else None) as server:
+        assert_exact(
+            score(RemoteScorer(spec_of(server, max_units=4.0, planned=4.0, concurrency=1)))
+        )
 
 
 def test_a_document_that_never_gets_a_score_is_asked_for_once_more() -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BartConfig,
     GPT2Config,
     ModernBertConfig,
     PreTrainedConfig,
@@ -60,6 +61,26 @@ def test_scores_come_back_in_the_order_of_the_rows(tiny_bert: Path) -> None:
     scores = scorer(tiny_bert, Lengths(), max_tokens=200).score(QUERIES, DOCS)
     np.testing.assert_array_equal(scores.logit, scores.n_tokens.astype(np.float32))
     assert (scores.status == OK).all()
+
+
+def test_texts_that_spell_out_the_end_are_scored_apart(tiny_xlmr: Path, tmp_path: Path) -> None:
+    """BART wants as many </s> in each row of a batch."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_xlmr)
+    torch.manual_seed(3)
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, num_labels=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, max_position_embeddings=128, eos_token_id=2, pad_token_id=1,
+        bos_token_id=0, decoder_start_token_id=2, forced_eos_token_id=None,
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    docs = [f"{doc}</s>" if at % 3 == 1 else doc for at, doc in enumerate(DOCS)]
+    real = Scorer.load(tmp_path, spec(tmp_path), TaskSlot(cpus=1))
+    scores = real.score(QUERIES, docs)
+    assert (scores.status == OK).all()
+    alone = [real.score([query], [doc]).logit[0] for query, doc in zip(QUERIES, docs, strict=True)]
+    np.testing.assert_allclose(scores.logit, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 5])

@@ -22,6 +22,15 @@ _POOLS: Final[dict[str, _Pool]] = {
 }
 
 
+# Former keys of sentence-transformers, in its order.
+_OLD_POOLS: Final = {
+    "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken",
+}  # fmt: skip
+
+
 def _last(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return rows[torch.arange(len(rows), device=rows.device), mask.sum(1) - 1]
 
@@ -73,7 +82,8 @@ class ModularModel(torch.nn.Module):
         super().__init__()
         first, *others = modules_behind(path)
         self._model, given = model, _settings(path, first)
-        modes = given.get("pooling_mode", "mean")
+        old = [mode for key, mode in _OLD_POOLS.items() if given.get(key)]
+        modes = given.get("pooling_mode", old or "mean")
         modes = [modes] if isinstance(modes, str) else modes
         if first.name != "Pooling" or not {*modes} <= {*_POOLS} or not given.get(
             "include_prompt", True

@@ -25,7 +25,8 @@ _REFUSED: Final = "remote_refused"
 _MALFORMED: Final = "remote_malformed"
 _NO_ANSWER: Final = 0  # in place of a status: a reset, a timeout, an answer cut short
 _BUSY: Final = (429, 503, 529)  # all requests wait
-_FAILING: Final = (_NO_ANSWER, 408, 409, 500, 502, 504)  # this one waits
+# This one waits; 520 to 527 are Cloudflare's.
+_FAILING: Final = (_NO_ANSWER, 408, 409, 500, 502, 504, *range(520, 528))
 _REFUSING: Final = (400, 413, 422, 424)  # some document is to blame; 424 is TEI's NaN
 # Failures of one request after which its documents are to blame, if the server is well.
 _TRIES: Final = 6
@@ -166,7 +167,11 @@ class RemoteScorer(TextScorer):
             answer = self._client.post(self._keys.path, content=body)
             used = _usage_of(answer)
             self._count(used)
-            cost = dialects.billed(self._spec.dialect, 1, used.units, used.tokens)
+            status, by_answer = answer.status_code, self._keys.bills in ("search unit", "token")
+            if status == httpx.codes.OK or not by_answer:
+                cost = dialects.billed(self._spec.dialect, 1, used.units, used.tokens)
+            elif status in _BUSY or answer.is_client_error:  # nothing was computed
+                cost = 0.0
         except httpx.RequestError:
             answer = httpx.Response(_NO_ANSWER)
         finally:
