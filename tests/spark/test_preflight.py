@@ -239,7 +239,7 @@ def evil(kind: str, folder: Path) -> str:
     (folder / "config.json").write_text(json.dumps(config))
     return {
         "auto_map": "asks for code of its own (auto_map)",
-        "internal": "asks for code of its own (_attn_implementation_internal)",
+        "internal": "names kernels of the hub (_attn_implementation_internal)",
         "pickle": "which can run code",
         "index": "none of this folder's weight files",
     }[kind]
