@@ -81,7 +81,10 @@ def test_no_value_beside_a_telling_name_survives(name: str, value: str) -> None:
         assert value not in masked(said)
 
 
-@given(st.dictionaries(WORDS.filter(lambda w: not is_secret(w)), PASSWORDS), PASSWORDS, st.recursive(
+HARMLESS = st.dictionaries(WORDS.filter(lambda word: not is_secret(word)), PASSWORDS)
+
+
+@given(HARMLESS, PASSWORDS, st.recursive(
     st.text(), lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=8
 ))  # fmt: skip
 def test_a_known_value_is_found_wherever_it_is(
