@@ -101,8 +101,14 @@ def _shrink(model: Any, old: list[int], new: dict[int, int]) -> None:
     config, before = model.config, model.get_input_embeddings()
     padding = config.pad_token_id
     if padding is not None and new.get(padding) != padding:  # positions may start behind it
-        raise ValueError(
-            f"distill.vocabulary=seen: its padding is piece {padding}, not a first one"
+        raise RefusedError(
+            f"distill.vocabulary=seen: the id {padding} of the padding would change, and positions "
+            "may start behind it; set it to whole"
+        )
+    if old[-1] >= before.num_embeddings:
+        raise RefusedError(
+            f"distill.vocabulary=seen: the model has {before.num_embeddings} embeddings, and its "
+            f"tokenizer the id {old[-1]}; set it to whole, or mend the model"
         )
     after = torch.nn.Embedding(len(old), before.embedding_dim, before.padding_idx)
     after.weight.data = before.weight.data[torch.tensor(old)].clone()

@@ -42,6 +42,17 @@ def test_the_texts_score_as_before(tiny_model: Path, tmp_path: Path) -> None:
     assert tokenizer.unk_token_id not in other
 
 
+def test_ids_that_do_not_fit_the_model_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(tiny_bert)
+    tokenizer.add_tokens(["newword"])
+    with pytest.raises(RefusedError, match=r"has \d+ embeddings, and its tokenizer the id \d+"):
+        prune(model, tokenizer, SENTENCES[:2], tmp_path)
+    model, tokenizer = load(tiny_bert)
+    model.config.pad_token_id = len(tokenizer) - 1
+    with pytest.raises(RefusedError, match=r"the id \d+ of the padding would change"):
+        prune(model, tokenizer, SENTENCES[:2], tmp_path)
+
+
 def test_merges_cannot_be_left_out(tiny_llm: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="seen: BPE makes pieces of each other"):
         prune(*load(tiny_llm("qwen3")), SENTENCES, tmp_path)
